@@ -1,0 +1,51 @@
+# Everything runs from a bare clone: each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.longtake-setup
+
+.PHONY: setup demo test check format kills bench long clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Longtake needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Renders a film in three shots with the embedded demo model on two workers.
+demo: setup
+	$(BIN)/python -m benchmarks.demo
+
+# Unit layer, real Ray, a handful of kills: under ten minutes on two cores.
+test: setup
+	$(BIN)/python -m pytest -m "not long"
+
+# Format, lint, types, fast tests.
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not long and not ray" -x
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# At least fifty seeded kills of real renders, and a kill at every commit point.
+kills: setup
+	$(BIN)/python -m pytest -m long tests/ray/test_kills.py -s
+
+# Everything that takes minutes.
+long: setup
+	$(BIN)/python -m pytest -m long -s
+
+# Every figure that the README claims.
+bench: setup
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) demo-store demo.mp4 demo.png

@@ -1,0 +1,1 @@
+"""Accelerations: one technique a file, applied to a model from outside."""

@@ -1,0 +1,134 @@
+"""What the benchmarks share: renders through the real command, times from the workers' logs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import yaml
+
+from jobs.store import Store
+from jobs.units import Unit
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json
+
+RESULTS = Path(__file__).resolve().parent / "results"
+LONGTAKE = Path(sys.executable).parent / "longtake"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A finished render and what its workers logged."""
+
+    plan: Plan
+    store: Path
+    job: str
+    elapsed_s: dict[Unit, float]
+    ended_s: dict[Unit, float]  # wall clock
+    peak_rss_bytes: dict[str, int]  # by kind of process
+
+    @property
+    def span_s(self) -> float:
+        """From the first unit's start to the last unit's end: start-up is not in it."""
+        first = min(end - self.elapsed_s[unit] for unit, end in self.ended_s.items())
+        return max(self.ended_s.values()) - first
+
+    def median_step_s(self) -> float:
+        return median(
+            seconds
+            for unit, seconds in self.elapsed_s.items()
+            if unit.kind == "step" and not self.plan.is_last_step(unit)
+        )
+
+
+def render(job: Mapping[str, Any], *, workers: int, watch_memory: bool = False) -> Rendered:
+    """Render a job in a fresh store."""
+    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
+    spec, store = folder / "job.yaml", folder / "store"
+    spec.write_text(yaml.safe_dump({"version": 1, **job}))
+    command = [
+        str(LONGTAKE), "render", str(spec), "--store", str(store), "--json",
+        "--out", str(folder / "film.mp4"), "--workers", str(workers),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        peaks = _watch(process) if watch_memory else {}
+        out, err = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"the render failed with {process.returncode}:\n{err.decode()}")
+    job_id = json.loads(out)["id"]
+    opened = Store.open(store, create=False)
+    elapsed, ended = _read_logs(opened.job(job_id).logs)
+    return Rendered(plan_from_json(opened.job(job_id).plan()), store, job_id, elapsed, ended, peaks)
+
+
+def _read_logs(folder: Path) -> tuple[dict[Unit, float], dict[Unit, float]]:
+    elapsed, ended = {}, {}
+    for log in folder.glob("*.jsonl"):
+        for line in log.read_text().splitlines():
+            row = json.loads(line)
+            unit = Unit(row["kind"], row["shot"], row["stage"], row["index"], 0, row["step"])
+            elapsed[unit], ended[unit] = row["elapsed_s"], row["at_s"]
+    return elapsed, ended
+
+
+def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
+    """Highest resident memory of the driver and of any worker, private pages only."""
+    peaks: dict[str, int] = {}
+    while process.poll() is None:
+        try:
+            leader = psutil.Process(process.pid)
+            _note(peaks, "driver", leader)
+            for child in leader.children(recursive=True):
+                if child.name().startswith("ray::LongtakeW"):
+                    _note(peaks, "worker", child)
+                elif child.name().startswith("ray::LongtakeK"):
+                    _note(peaks, "keeper", child)
+            process.wait(timeout=0.5)
+        except psutil.Error:
+            continue
+        except subprocess.TimeoutExpired:
+            continue
+    return peaks
+
+
+def _note(peaks: dict[str, int], kind: str, process: psutil.Process) -> None:
+    peaks[kind] = max(peaks.get(kind, 0), process.memory_info().rss)
+
+
+def machine() -> dict[str, Any]:
+    import diffusers
+    import ray
+    import torch
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "ray": ray.__version__,
+        "weights": "the trained demo model, on CPU",
+    }
+
+
+def write_result(name: str, figures: Mapping[str, Any]) -> Path:
+    """Write a dated result beside the scripts; one file per benchmark and day."""
+    RESULTS.mkdir(exist_ok=True)
+    facts = machine()
+    path = RESULTS / f"{name}_cpu_{facts['date']}.json"
+    path.write_text(json.dumps({"machine": facts, **figures}, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+    print(f"written to {path}")
+    return path

@@ -1,0 +1,63 @@
+"""``make demo``: render a film with the embedded model, and say what happened.
+
+Running it again after an interruption goes on where it stopped: results are found by recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jobs.spec_file import load_spec
+from orchestrator.prepare import prepare
+from workers.contact_sheet import Row, contact_sheet
+
+ROOT = Path(__file__).resolve().parent.parent
+FILM, OUT, SHEET = ROOT / "examples" / "demo.yaml", Path("demo.mp4"), Path("demo.png")
+STORE = Path("demo-store")
+
+
+def main() -> int:
+    plan = prepare(load_spec(FILM)).plan
+    begun = time.monotonic()
+    command = [
+        str(Path(sys.executable).parent / "longtake"), "render", str(FILM),
+        "--workers", "2", "--store", str(STORE), "--out", str(OUT), "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        return done.returncode
+    job = json.loads(done.stdout)["id"]
+    rows = [
+        Row(
+            shot.render.prompt,
+            shot.first_pixel_frame,
+            shot.first_pixel_frame + shot.render.pixel_frames,
+        )
+        for shot in plan.shots
+    ]
+    contact_sheet(OUT, rows, SHEET)
+    windows = [len(shot.stages[-1].windows) for shot in plan.shots]
+    print(
+        f"""
+Rendered {plan.pixel_frames / plan.fps:.0f} s in {len(plan.shots)} shots, as {sum(windows)} \
+overlapping windows ({", ".join(map(str, windows))}) on 2 workers, in \
+{time.monotonic() - begun:.0f} s.
+  {OUT}   the film
+  {SHEET}   the film at a glance
+
+Next:
+  . .venv/bin/activate
+  longtake verify {job} --store {STORE}     read every frame and hash again
+  longtake show {job} --store {STORE}
+  longtake render --prompt "a blue star bounces on a red background" --seconds 8
+  Press Ctrl-C while it renders, then `longtake ls` and `longtake resume JOB`: same bits."""
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The film itself, on the trained demo model: how visible window borders are, and how early the
+first seconds can be watched. Both on one-shot films; the second also simulated at 60 windows.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from statistics import median
+from typing import Any
+
+from benchmarks.common import LONGTAKE, Rendered, render, write_result
+from jobs.spec_file import spec_from_flags
+from jobs.units import Unit
+from orchestrator.prepare import prepare
+from orchestrator.roster import Policy
+from orchestrator.simulator import Simulation
+
+PROMPTS = (
+    "a red circle bounces on a blue background",
+    "a yellow star moves right on a purple background",
+    "a green square circles on a gray background",
+)
+
+
+def seams() -> dict[str, Any]:
+    """Frame difference at window borders over the difference inside windows."""
+    films = []
+    for prompt in PROMPTS:
+        run = render({"model": "demo", "prompt": prompt, "seconds": 10.0}, workers=2)
+        report = _verify(run)
+        ratios = sorted(seam["ratio"] for seam in report["seams"])
+        films.append(
+            {
+                "prompt": prompt,
+                "windows": len(run.plan.shots[0].stages[0].windows),
+                "borders": len(ratios),
+                "median": report["seam_median"],
+                "worst": ratios[-1],
+            }
+        )
+    return {"films": films, "median_of_medians": median(film["median"] for film in films)}
+
+
+def _verify(run: Rendered) -> dict[str, Any]:
+    command = [str(LONGTAKE), "verify", run.job, "--store", str(run.store), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def first_seconds() -> dict[str, Any]:
+    """When the first piece was finished, as a share of the wall time."""
+    run = render({"model": "demo", "prompt": PROMPTS[0], "seconds": 32.0, "steps": 8}, workers=2)
+    begun = max(run.ended_s.values()) - run.span_s
+    real = (run.ended_s[Unit("decode", 0, index=0)] - begun) / run.span_s
+    seconds = prepare(spec_from_flags({"prompt": "a", "seconds": 60.0})).plan
+    spec = {"prompt": "a", "seconds": 60.0}
+    while len(seconds.shots[0].stages[0].windows) != 60:
+        spec["seconds"] += 0.25 if len(seconds.shots[0].stages[0].windows) < 60 else -0.25
+        seconds = prepare(spec_from_flags(spec)).plan
+    simulated = Simulation(seconds, Policy(workers=2)).run()
+    return {
+        "real": {
+            "windows": len(run.plan.shots[0].stages[0].windows),
+            "steps": 8,
+            "first_piece_share": real,
+        },
+        "simulated": {
+            "windows": 60,
+            "steps": seconds.shots[0].render.steps,
+            "workers": 2,
+            "first_piece_share": simulated.first_piece_s / simulated.wall_s,
+        },
+    }
+
+
+def main() -> None:
+    write_result("film", {"seams": seams(), "first_seconds": first_seconds()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The geometry of a model: how pixels map to latents. Read from config files alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelGeometry:
+    """Latent geometry and limits of a model. ``r`` below is ``temporal_scale``."""
+
+    family: str  # "wan"
+    latent_channels: int
+    spatial_scale: int  # pixels per latent pixel
+    temporal_scale: int  # r: 1 + r * (n - 1) pixel frames for n latent frames
+    size_multiple: int  # width and height in pixels must be multiples of it
+    window_latent_frames: int  # what the model was trained for
+    overlap_latent_frames: int
+    decode_context_latent_frames: int  # latent frames before a piece that its pixels depend on
+    experts: int  # number of denoisers; guidance has one value per expert
+    text_tokens: int
+    text_dim: int
+
+    def latent_frames(self, pixel_frames: int) -> int:
+        """The least n with 1 + r * (n - 1) >= pixel_frames: the one rounding rule."""
+        return 1 + -(-(pixel_frames - 1) // self.temporal_scale)
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        return 1 + self.temporal_scale * (latent_frames - 1)
+
+    def pixel_range(self, start: int, stop: int) -> tuple[int, int]:
+        """Pixel frames ``[a, b)`` that latent frames ``[start, stop)`` decode to."""
+        first = 0 if start == 0 else self.pixel_frames(start)
+        return first, self.pixel_frames(stop)

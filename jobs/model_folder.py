@@ -1,0 +1,331 @@
+"""Finds a model's folder, and checks that it is whole and of a family that is built.
+
+Reads configs, file headers and hashes only: no torch, no diffusers, no weight is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import BadJob, CannotRunHere
+from jobs.geometry import ModelGeometry
+from jobs.model_geometry import ModelDefaults, wan_geometry
+from jobs.model_hashes import hash_files, identity
+from jobs.model_tensors import Shapes, check_tensors, expected_tensors
+
+FAMILIES = {"WanPipeline": "wan"}
+WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+SIDECAR = "longtake.json"
+
+#: What is fetched from Hugging Face: nothing that could hold code.
+DOWNLOAD_PATTERNS = [
+    "model_index.json",
+    SIDECAR,
+    *(f"{each}/*.{end}" for each in WEIGHT_COMPONENTS for end in ("json", "safetensors")),
+    "scheduler/*.json",
+    *(f"tokenizer/*.{end}" for end in ("json", "txt", "model")),
+]
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MAX_HEADER_BYTES = 100_000_000
+_DTYPE_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What a model folder holds. ``identity`` changes whenever a byte of what is loaded does."""
+
+    folder: Path
+    family: str
+    geometry: ModelGeometry
+    defaults: ModelDefaults
+    weights: dict[str, str]  # file within the folder -> sha256
+    identity: str  # sha256 over configs, weights and tokenizer
+    parameters: dict[str, int]  # component -> number of its parameters
+    parameters_bytes: dict[str, int]  # component -> size of its tensors, as stored
+    configs: dict[str, dict[str, Any]]  # component -> its config; "scheduler" among them
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of ``demo``, of a path, or of a Hugging Face id ``org/name[@revision]``.
+
+    A relative path counts from the current folder. Raises BadJob for a name that can be none of
+    them, CannotRunHere where a model cannot be fetched.
+    """
+    if name == "demo":
+        return _demo_folder()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    found = _HUB_ID.fullmatch(name)
+    if folder.exists() or found is None or name.startswith(("./", "../", "~", "/")):
+        what = "is a file" if folder.exists() else "is no folder here"
+        valid = "'demo', the folder of a model, or a Hugging Face id like org/name"
+        raise BadJob(f"model: {name!r} {what}; valid: {valid}")
+    return _download(found["id"], found["revision"])
+
+
+def _demo_folder() -> Path:
+    package = importlib.util.find_spec("workers")
+    for place in (package.submodule_search_locations or []) if package else []:
+        if (Path(place) / "demo_model" / "model_index.json").is_file():
+            return (Path(place) / "demo_model").resolve()
+    raise CannotRunHere("the demo model is missing from this installation; install longtake again")
+
+
+def pinned_name(name: str, folder: Path) -> str:
+    """The name under which a job keeps its model: it means the same files later, from any folder.
+
+    ``folder`` is what `resolve_model` gave for ``name``. A Hugging Face id gets the commit that
+    was fetched, since its main branch may move on.
+    """
+    if name == "demo":
+        return name
+    found = _HUB_ID.fullmatch(name)
+    if Path(name).expanduser().is_dir() or found is None:
+        return str(folder)
+    fetched = folder.parent.name == "snapshots" and _COMMIT.fullmatch(folder.name)
+    return f"{found['id']}@{folder.name}" if fetched else name
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """Fetches the index first, so that a model of another family costs no weights."""
+    folder = _snapshot(repository, revision, ["model_index.json"])
+    _family(_read_json(folder, "model_index.json"))
+    return _snapshot(repository, revision, DOWNLOAD_PATTERNS)
+
+
+def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client lets errors of several libraries through
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        named = repository + (f"@{revision}" if revision else "")
+        raise CannotRunHere(
+            f"model {named!r} is no folder here and could not be had from Hugging Face: {reason}\n"
+            "Valid: 'demo', the folder of a model, or a Hugging Face id like org/name. Without a "
+            "network, fetch it once with one, or copy its folder here and give the path"
+        ) from error
+
+
+def inspect_model(folder: Path) -> ModelInfo:
+    """Check a diffusers folder and describe it. Raises CannotRunHere naming file and tensor."""
+    index = _read_json(folder, "model_index.json")
+    family = _family(index)
+    configs = {name: _read_json(folder, f"{name}/config.json") for name in WEIGHT_COMPONENTS}
+    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
+    _check_tokenizer(folder)
+    defaults = read_defaults(folder)
+    geometry = wan_geometry(configs["transformer"], configs["vae"], defaults)
+    files = {name: weight_files(folder, name) for name in WEIGHT_COMPONENTS}
+    headers = {name: _read_headers(folder, files[name]) for name in WEIGHT_COMPONENTS}
+    _check_weights(configs, files, headers)
+    weights = hash_files(folder, [file for each in files.values() for file in each])
+    return ModelInfo(
+        folder=folder,
+        family=family,
+        geometry=geometry,
+        defaults=defaults,
+        weights=weights,
+        identity=identity(folder, weights),
+        parameters={name: header.parameters for name, header in headers.items()},
+        parameters_bytes={name: header.data_bytes for name, header in headers.items()},
+        configs=configs | {"scheduler": scheduler},
+    )
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        fix = "it must be a folder in diffusers format" if name == "model_index.json" else "copy it"
+        raise CannotRunHere(f"model {folder}: {name} is missing; {fix}") from None
+    except (OSError, ValueError) as error:
+        raise CannotRunHere(f"model {folder}: {name} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CannotRunHere(f"model {folder}: {name} must hold a JSON object")
+    return value
+
+
+def _family(index: Mapping[str, Any]) -> str:
+    found = str(index.get("_class_name"))
+    if found not in FAMILIES:
+        built = ", ".join(FAMILIES)
+        raise CannotRunHere(f"model_index.json: pipeline {found!r} is not built; built: {built}")
+    if index.get("boundary_ratio") is not None or (index.get("transformer_2") or [None])[0]:
+        raise CannotRunHere("model_index.json: two experts (transformer_2) are not built yet")
+    if index.get("expand_timesteps"):
+        raise CannotRunHere("model_index.json: expand_timesteps (Wan 2.2 5B) is not built yet")
+    return FAMILIES[found]
+
+
+def _check_tokenizer(folder: Path) -> None:
+    _read_json(folder, "tokenizer/tokenizer_config.json")
+    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
+        needed = " or ".join(TOKENIZER_FILES)
+        raise CannotRunHere(f"model {folder}: tokenizer/ lacks {needed}; copy it")
+
+
+def read_defaults(folder: Path) -> ModelDefaults:
+    """Wan's defaults, with what the folder's sidecar says. Raises CannotRunHere."""
+    defaults = ModelDefaults()
+    if not (folder / SIDECAR).is_file():
+        return defaults
+    said = _read_json(folder, SIDECAR)
+    if said.pop("format", None) != 1:
+        raise CannotRunHere(f"{SIDECAR}: format must be 1")
+    values = {name: _sidecar_value(name, value) for name, value in said.items()}
+    defaults = replace(defaults, **values)
+    if not 0 <= defaults.overlap_latent_frames < defaults.window_latent_frames:
+        raise CannotRunHere(f"{SIDECAR}: overlap_latent_frames must be less than the window")
+    return defaults
+
+
+def _sidecar_value(name: str, value: Any) -> Any:
+    numbers = value if isinstance(value, list) else [value]
+    whole = ("fps", "steps", "text_tokens", "window_latent_frames")
+    if name in (*whole, "overlap_latent_frames"):
+        valid = type(value) is int and value >= (1 if name in whole else 0)
+    elif name == "size":
+        valid = len(numbers) == 2 and all(type(each) is int and each > 0 for each in numbers)
+    elif name in ("guidance", "flow_shift"):
+        valid = all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
+        valid = valid and bool(numbers) and (name == "guidance" or not isinstance(value, list))
+    else:
+        valid_names = ["format", *ModelDefaults.__dataclass_fields__]
+        valid_names.remove("negative")
+        raise CannotRunHere(f"{SIDECAR}: unknown {name!r}; valid: {', '.join(valid_names)}")
+    if not valid:
+        raise CannotRunHere(f"{SIDECAR}: {name} cannot be {value!r}")
+    if name == "size":
+        return tuple(numbers)
+    if name == "guidance":
+        return tuple(float(each) for each in numbers)
+    return value
+
+
+def weight_files(folder: Path, component: str) -> list[str]:
+    """The safetensors files of a component, within the folder. Raises CannotRunHere."""
+    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    single = f"{component}/{stem}.safetensors"
+    index = f"{component}/{stem}.safetensors.index.json"
+    if (folder / single).is_file() and (folder / index).is_file():
+        raise CannotRunHere(f"model {folder}: {single} and {index} both exist; remove one")
+    if (folder / single).is_file():
+        return [single]
+    if (folder / index).is_file():
+        return _shards(folder, component, index)
+    pickled = [path.name for path in (folder / component).glob("*.bin")]
+    if pickled:
+        raise CannotRunHere(
+            f"model {folder}: {component}/ has only pickled weights ({pickled[0]}), which can run "
+            "code when they are loaded; convert them to safetensors"
+        )
+    raise CannotRunHere(f"model {folder}: {single} is missing; copy it")
+
+
+def _shards(folder: Path, component: str, index: str) -> list[str]:
+    mapping = _read_json(folder, index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise CannotRunHere(f"model {folder}: {index} lists no weights")
+    names = sorted(set(map(str, mapping.values())))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CannotRunHere(f"model {folder}: {index} names {outside[0]!r}, outside its folder")
+    missing = [name for name in names if not (folder / component / name).is_file()]
+    if missing:
+        raise CannotRunHere(f"model {folder}: {component}/ lacks {', '.join(missing)}; copy it")
+    return [f"{component}/{name}" for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The tensors of safetensors files."""
+
+    shapes: Shapes
+    data_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def _read_headers(folder: Path, files: Iterable[str]) -> Header:
+    shapes: Shapes = {}
+    total = 0
+    for file in files:
+        header = read_header(folder / file)
+        shapes |= header.shapes
+        total += header.data_bytes
+    return Header(shapes, total)
+
+
+def read_header(path: Path) -> Header:
+    """The tensors' shapes of a safetensors file that is whole. Raises CannotRunHere."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise _damaged(path, f"its header says {length} bytes, the file has {size}")
+        try:
+            entries = json.loads(file.read(length))
+        except ValueError as error:
+            raise _damaged(path, f"its header is not JSON: {error}") from error
+    if not isinstance(entries, dict):
+        raise _damaged(path, "its header is not a JSON object")
+    entries.pop("__metadata__", None)
+    data_bytes = size - 8 - length
+    _check_offsets(path, entries, data_bytes)
+    return Header({name: tuple(each["shape"]) for name, each in entries.items()}, data_bytes)
+
+
+def _check_offsets(path: Path, entries: Mapping[str, Any], data_bytes: int) -> None:
+    """Tensors must follow one another without gaps and fill the file exactly."""
+    try:
+        spans = sorted((*each["data_offsets"], name) for name, each in entries.items())
+        position = 0
+        for start, stop, name in spans:
+            bits = math.prod(entries[name]["shape"]) * _DTYPE_BITS[entries[name]["dtype"]]
+            if start != position or (stop - start) * 8 != bits:
+                raise _damaged(path, f"tensor {name} has the wrong place or length")
+            position = stop
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"its header cannot be understood: {error!r}") from error
+    if position != data_bytes:
+        raise _damaged(path, f"it should hold {position} bytes of weights, but has {data_bytes}")
+
+
+def _damaged(path: Path, reason: str) -> CannotRunHere:
+    return CannotRunHere(f"{path} is damaged or not copied whole: {reason}; copy it again")
+
+
+def _check_weights(
+    configs: Mapping[str, Any], files: Mapping[str, list[str]], headers: Mapping[str, Header]
+) -> None:
+    """Every component has the tensors that its config implies, and no others."""
+    expected = expected_tensors(configs)
+    width, text_dim = configs["text_encoder"]["d_model"], configs["transformer"]["text_dim"]
+    if width != text_dim:
+        raise CannotRunHere(
+            f"text_encoder and transformer do not fit: d_model is {width}, text_dim is {text_dim}"
+        )
+    for name in WEIGHT_COMPONENTS:
+        file = files[name][0] if len(files[name]) == 1 else f"{name}/*.safetensors"
+        check_tensors(name, file, headers[name].shapes, expected[name])

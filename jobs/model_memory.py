@@ -1,0 +1,79 @@
+"""How much memory a Wan model needs, estimated from its configs and parameter counts. Pure.
+
+Estimates, for planning: a worker measures what it really has left, and what runs out is retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+
+#: Bytes per parameter of what a worker loads.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+#: The VAE is always loaded, and decodes, in float32.
+_VAE_BYTES = 4
+
+#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward.
+_TOKEN_COPIES = 16
+
+#: Live copies of a decoder level's features while a residual block runs: the block's input, the
+#: normalised one, that with its past and padding, and the convolution's result. A CPU's libraries
+#: take workspace besides: peaks measured there were about one and a half times the estimate.
+_LEVEL_COPIES = 4
+
+#: Frames of its past that a causal convolution keeps.
+_PAST_FRAMES = 2
+
+#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
+_PIXEL_BYTES = 16
+
+
+def loaded_bytes(parameters: Mapping[str, int], dtype: str) -> int:
+    """Estimate of the weights held at once, in the larger of a worker's two phases.
+
+    A worker holds the denoiser from its start. While it encodes prompts it holds the text encoder
+    too, and frees it; after that comes the VAE.
+    """
+    width = DTYPE_BYTES[dtype]
+    encoding = parameters["text_encoder"] * width
+    decoding = parameters["vae"] * _VAE_BYTES
+    return parameters["transformer"] * width + max(encoding, decoding)
+
+
+def denoise_bytes(transformer: Config, latent_size: tuple[int, int, int], dtype: str) -> int:
+    """Estimate of a tile's activations in the denoiser; ``latent_size`` is (frames, height,
+    width). Attention is counted as fused: its matrix is never held."""
+    frames, height, width = latent_size
+    _, patch_height, patch_width = transformer["patch_size"]
+    tokens = frames * (height // patch_height) * (width // patch_width)
+    features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    return int(tokens * features * _TOKEN_COPIES * DTYPE_BYTES[dtype])
+
+
+def decode_bytes(vae: Config, height_px: int, width_px: int, pixel_frames: int) -> int:
+    """Estimate of what decoding a piece of ``pixel_frames`` needs.
+
+    The decoder takes one latent frame at a time, so its activations don't grow with the piece:
+    they are the past that every causal convolution keeps, and the largest level at work.
+    """
+    patch = vae.get("patch_size") or 1
+    base = vae.get("decoder_base_dim") or vae.get("base_dim") or 96
+    widths = [base * multiple for multiple in reversed(vae["dim_mult"])]
+    doubles = [*reversed(vae["temperal_downsample"]), False]
+    resnets = 2 * ((vae.get("num_res_blocks") or 2) + 1)  # convolutions of a level
+    past = work = 0
+    frames = 1
+    for level, width in enumerate(widths):
+        last = level == len(widths) - 1
+        area = (height_px // patch) * (width_px // patch) // 4 ** (len(widths) - 1 - level)
+        convolutions = resnets + (5 if level == 0 else 0) + doubles[level] + last
+        past += convolutions * _PAST_FRAMES * width * area
+        work = max(work, _LEVEL_COPIES * (frames + _PAST_FRAMES) * width * area)
+        frames *= 2 if doubles[level] else 1
+        if not last:  # upsampled with all its channels, then halved
+            work = max(work, frames * (width + width // 2) * 4 * area)
+    pixels = pixel_frames * height_px * width_px * 3
+    return int((past + work) * _VAE_BYTES + pixels * _PIXEL_BYTES)

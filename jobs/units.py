@@ -1,0 +1,143 @@
+"""The units of work of a render, and the tasks that workers receive for them.
+
+A unit is a pure function of its inputs: whoever computes it, however often, gets the same
+arrays. Three kinds exist:
+
+``encode``  the embeddings of a shot's prompts
+``step``    one denoising step of a tile. The unit of step *s* first settles step *s - 1*: it
+            blends the predictions of all tiles that cover its window and lets the scheduler
+            step the range. Then, unless *s* is the last (``steps``), the model predicts.
+            So the unit of the last step yields the finished latents and calls no model.
+``decode``  pixel frames of a piece of a shot, encoded as a playable video segment
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+UnitKind = Literal["encode", "step", "decode"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Unit:
+    """Names one unit of work. ``index`` is the window of a step, or the piece of a decode."""
+
+    kind: UnitKind
+    shot: int
+    stage: int = 0
+    index: int = 0
+    region: int = 0
+    step: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == "encode":
+            return f"shot {self.shot + 1} prompts"
+        if self.kind == "decode":
+            return f"shot {self.shot + 1} piece {self.index + 1}"
+        return f"shot {self.shot + 1} window {self.index + 1} step {self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A run of latent frames ``[start, stop)`` of a shot's stage."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def latent_frames(self) -> int:
+        return self.stop - self.start
+
+    def overlaps(self, other: Window) -> bool:
+        return self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShotRender:
+    """All that a worker must know of a shot to compute any of its units."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    guidance: tuple[float, ...]  # one per expert; 1.0 or less switches guidance off
+    steps: int
+    scheduler: str  # "auto" (as the model folder says), "unipc", "euler" or "dpm++"
+    flow_shift: float | None  # None: as the model folder says
+    text_tokens: int  # prompt embeddings are padded to this many tokens
+    latent_frames: int  # of the whole shot
+    latent_height: int
+    latent_width: int
+    pixel_frames: int  # of the whole shot, after trimming
+    fps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeTask:
+    """Encode a shot's prompts. Inputs: none. Output arrays: ``cond`` and, with guidance,
+    ``uncond``, each [1, text_tokens, text_dim]."""
+
+    unit: Unit
+    attempt: int
+    shot: ShotRender
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTask:
+    """Advance a tile by one step.
+
+    Inputs, in this order: the shot's embeddings (only if ``unit.step < shot.steps``), then, if
+    ``unit.step > 0``, the previous step's outputs of every window in ``covering``, in order.
+    ``covering`` holds all windows of the stage that overlap ``window``, itself included, by
+    rising index.
+
+    Output arrays (latent range of the window): ``latents`` [1, C, T, H, W], ``prediction`` of
+    the same shape, and the scheduler's history ``history.<name>``. The last step yields
+    ``latents`` only.
+    """
+
+    unit: Unit
+    attempt: int
+    shot: ShotRender
+    window: Window
+    covering: tuple[Window, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeTask:
+    """Decode latent frames ``[start, stop)`` of a shot into a playable segment.
+
+    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)``.
+    ``owned`` gives the half-open latent range that each of them contributes. A worker that
+    holds the shot's live decoder context at ``start`` goes on from it; any other warms up from
+    ``warm_start``. Both give the same bits.
+
+    Output: bytes of the segment, and the sha256 of every RGB frame.
+    """
+
+    unit: Unit
+    attempt: int
+    shot: ShotRender
+    start: int
+    stop: int
+    warm_start: int
+    windows: tuple[Window, ...]
+    owned: tuple[tuple[int, int], ...]
+    codec: str
+    quality: int
+
+
+Task = EncodeTask | StepTask | DecodeTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskReport:
+    """What a worker says of a finished unit, beside its output."""
+
+    unit: Unit
+    attempt: int
+    worker: str
+    elapsed_s: float  # wall time until the device had finished
+    output_bytes: int
+    numerics: str  # digest of the worker's numerics class

@@ -1,0 +1,18 @@
+"""Versions of our own code that a film's bits depend on: each is part of the recipes.
+
+Raise one whenever the same job would give other bits. Results of the old version then stay in the
+store under their old recipes, and a job that was planned with it is refused, not mixed.
+"""
+
+from __future__ import annotations
+
+#: How a job becomes stages, windows, steps and pieces.
+PLANNER_VERSION = 1
+
+#: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
+NOISE_VERSION = 1
+
+#: How pixels become the bytes of a decoded piece: conversion to the codec's format, the codec and
+#: its settings. The version of the codec's library is not known at planning, where no recipe may
+#: depend on who renders; raise this when a library that we ship with encodes otherwise.
+ENCODER_VERSION = 1

@@ -1,0 +1,1 @@
+"""Planning, the state of a render, placement, the driver, the command line."""

@@ -1,0 +1,122 @@
+"""Plain classes made Ray actors, in one place.
+
+Our packages have common names (``jobs``, ``workers``), and Ray puts the driver's folder first in
+its workers' path, so a stranger's package of the same name could be found instead of ours. The
+shells below are therefore local classes: Ray sends them by value, and they put our own folder
+first before anything of ours is imported or unpickled.
+
+No exception crosses the border: a shell returns what happened as plain data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def worker_shell() -> type:
+    """The actor around ``workers.worker.Worker``."""
+
+    class LongtakeWorker:
+        def __init__(self, root: str) -> None:
+            import sys
+
+            sys.path.insert(0, root)
+            self.worker: Any = None
+
+        def join(self, setup: Any, identity: str) -> tuple[str, Any]:
+            """Load the model; ("joined", profile), ("refused", why) or ("failed", why)."""
+            from jobs.errors import LongtakeError
+
+            try:
+                from workers.joining import join
+
+                self.worker = join(setup, identity)
+                return "joined", self.worker.profile()
+            except LongtakeError as error:
+                return "refused", str(error)
+            except Exception as error:
+                return "failed", f"{type(error).__name__}: {error}"
+
+        def run(self, task: Any, *inputs: Any) -> tuple[Any, Any]:
+            """Compute a unit; (("finished", report), output) or (("failed", kind, why), None)."""
+            from jobs.errors import UnitError
+
+            try:
+                report, output = self.worker.run(task, inputs)
+                return ("finished", report), output
+            except UnitError as error:
+                return ("failed", error.kind, error.message), None
+
+    return LongtakeWorker
+
+
+def keeper_shell() -> type:
+    """The actor around ``jobs.keeper.StoreKeeper``, on the store's host."""
+
+    class LongtakeKeeper:
+        def __init__(self, root: str, store_uri: str) -> None:
+            import sys
+
+            sys.path.insert(0, root)
+            from jobs.keeper import StoreKeeper
+
+            self.keeper = StoreKeeper(store_uri)
+
+        def store(
+            self, recipe: str, kind: str, numerics: str, writer: str, pinned: bool, output: Any
+        ) -> tuple[str, Any]:
+            """("stored", record) or ("refused", message)."""
+            from jobs.errors import StoreError
+
+            try:
+                record = self._commit(recipe, kind, numerics, writer, output)
+                if pinned and record.numerics != numerics:
+                    self.keeper.set_aside(recipe, force=True)
+                    record = self._commit(recipe, kind, numerics, writer, output)
+                return "stored", record
+            except StoreError as error:
+                return "refused", str(error)
+
+        def _commit(self, recipe: str, kind: str, numerics: str, writer: str, output: Any) -> Any:
+            if kind != "decode":
+                return self.keeper.store_bundle(recipe, output, kind, numerics, writer)
+            data = output.arrays["segment"].tobytes()
+            ext = "mkv" if output.meta["codec"] == "ffv1" else "mp4"
+            return self.keeper.store_bytes(recipe, data, kind, numerics, writer, output.meta, ext)
+
+        def load(self, recipe: str) -> tuple[tuple[str, str], Any]:
+            """(("loaded", ""), bundle) or (("damaged", message), None)."""
+            import contextlib
+
+            from jobs.errors import StoreError
+
+            try:
+                return ("loaded", ""), self.keeper.load_bundle(recipe)
+            except StoreError as error:
+                with contextlib.suppress(StoreError):  # what cannot be moved is computed anew
+                    self.keeper.set_aside(recipe)
+                return ("damaged", str(error)), None
+
+        def delete(self, recipes: list[str]) -> None:
+            self.keeper.delete(recipes)
+
+        def stitch(
+            self, recipes: list[str], out: str, fps: int, codec: str, metadata: dict[str, Any]
+        ) -> tuple[str, Any]:
+            """("stitched", facts), ("damaged", recipes) or ("failed", message)."""
+            from pathlib import Path
+
+            from jobs.errors import LongtakeError
+            from workers.video import stitch
+
+            bad = self.keeper.damaged(recipes)
+            if bad:
+                return "damaged", bad
+            try:
+                paths = [self.keeper.path(recipe) for recipe in recipes]
+                facts = stitch(paths, Path(out), fps=fps, codec=codec, metadata=metadata)
+                return "stitched", facts
+            except (LongtakeError, OSError) as error:
+                return "failed", f"{out}: {error}"
+
+    return LongtakeKeeper

@@ -1,0 +1,353 @@
+"""The ``longtake`` command. Data goes to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs import errors
+from orchestrator import inspect_job, show
+from orchestrator.export import save_latents as export_latents
+from orchestrator.prepare import (
+    Prepared,
+    check_same_model,
+    new_job_id,
+    plan_from_json,
+    plan_to_json,
+    prepare,
+)
+
+app = typer.Typer(
+    name="longtake",
+    help="Render long AI videos on the GPUs you already own. Kill it at any time: `longtake "
+    "resume` goes on to the same bits.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+#: What a command line that cannot be understood raises. Typer has carried a copy of Click of its
+#: own since it stopped using the package, so the class is found through one that Typer exports.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
+
+DEFAULT_STORE = "~/.longtake"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+StoreOption = Annotated[
+    str, typer.Option("--store", metavar="URI", envvar="LONGTAKE_STORE", help="where jobs live")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, max=1024, help="default: one per GPU, or core")
+]
+AddressOption = Annotated[
+    str | None, typer.Option("--address", help="a Ray cluster to join; default: start one here")
+]
+DeviceOption = Annotated[Device, typer.Option("--device", help="what workers compute on")]
+TimeoutOption = Annotated[
+    float | None, typer.Option("--timeout", min=0.1, help="stop, resumable, after so many seconds")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="the film; default: JOB.mp4")]
+LatentsOption = Annotated[
+    Path | None, typer.Option("--save-latents", help="also write the finished latents there")
+]
+FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
+
+
+def _spec_options(
+    prompt: str | None,
+    negative: str | None,
+    seconds: float | None,
+    size: str | None,
+    fps: int | None,
+    seed: int | None,
+    steps: int | None,
+    model: str | None,
+    preset: str | None,
+) -> dict[str, Any]:
+    return {
+        "prompt": prompt,
+        "negative": negative,
+        "seconds": seconds,
+        "size": size,
+        "fps": fps,
+        "seed": seed,
+        "steps": steps,
+        "model": model,
+        "preset": preset,
+    }
+
+
+def _prepare(file: Path | None, flags: dict[str, Any]) -> Prepared:
+    from jobs.spec_file import load_spec, spec_from_flags
+
+    if file is None and flags["prompt"] is None:
+        raise errors.BadJob("give a job file, or --prompt and --seconds")
+    return prepare(load_spec(file, flags) if file else spec_from_flags(flags))
+
+
+@app.command("render")
+def render_command(
+    file: FileArgument = None,
+    prompt: Annotated[str | None, typer.Option(help="what the film shows (one shot)")] = None,
+    negative: Annotated[str | None, typer.Option(help="what it must not show")] = None,
+    seconds: Annotated[float | None, typer.Option(help="how long it is")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="in pixels")] = None,
+    fps: Annotated[int | None, typer.Option(help="frames per second")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="'demo', a diffusers folder, or a Hugging Face id")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="accelerations: exact")] = None,
+    workers: WorkersOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    out: OutOption = None,
+    save_latents: LatentsOption = None,
+    address: AddressOption = None,
+    timeout: TimeoutOption = None,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Render a film from a job file, or from flags (flags win over the file)."""
+    from jobs.store import Store
+    from orchestrator.render import check_out
+
+    flags = _spec_options(prompt, negative, seconds, size, fps, seed, steps, model, preset)
+    prepared = _prepare(file, flags)
+    job_id = new_job_id(prepared.spec)
+    film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
+    _check_latents_path(save_latents)
+    opened = Store.open(Path(store).expanduser() if "://" not in store else store)
+    folder = opened.create_job(job_id, prepared.spec.canonical(), plan_to_json(prepared.plan))
+    _render(
+        opened, folder, prepared.plan, film, as_json, save_latents,
+        workers=workers, address=address, timeout_s=timeout, device=device.value,
+    )  # fmt: skip
+
+
+@app.command("resume")
+def resume_command(
+    job: Annotated[str, typer.Argument(help="a job id, see `longtake ls`")],
+    store: StoreOption = DEFAULT_STORE,
+    out: OutOption = None,
+    workers: WorkersOption = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="take the job from the driver that has it")
+    ] = False,
+    save_latents: LatentsOption = None,
+    address: AddressOption = None,
+    timeout: TimeoutOption = None,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with an interrupted render, to the same bits."""
+    from jobs.model_folder import inspect_model, resolve_model
+    from orchestrator.render import check_out
+
+    opened = _open(store)
+    folder = opened.job(job)
+    plan = plan_from_json(folder.plan())
+    model = inspect_model(resolve_model(plan.model))
+    check_same_model(plan, model)
+    known = inspect_job.film_path(folder)
+    film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
+    _check_latents_path(save_latents)
+    _render(
+        opened, folder, plan, film, as_json, save_latents,
+        workers=workers, address=address, timeout_s=timeout, device=device.value,
+        take_over=take_over,
+    )  # fmt: skip
+
+
+def _render(
+    store: Any,
+    folder: Any,
+    plan: Any,
+    out: Path,
+    as_json: bool,
+    latents: Path | None,
+    **options: Any,
+) -> None:
+    """Render, say how it ended, and exit with its code."""
+    from orchestrator.events import EndRender
+    from orchestrator.progress import RenderProgress
+    from orchestrator.render import RenderOptions, render_job
+
+    with RenderProgress(plan) as progress:
+        progress.say(f"job {folder.id} in {store.root}")
+        try:
+            ended = render_job(
+                store,
+                folder,
+                plan,
+                RenderOptions(out=out, **options),
+                progress,
+                progress.say,
+            )
+        except errors.StoreConflict:
+            raise
+        except errors.StoreError as error:
+            ended = EndRender("store_failed", str(error))
+        except errors.CannotRunHere as error:
+            ended = EndRender("cannot_run", str(error))
+    if ended.outcome == "done" and latents is not None:
+        export_latents(store, plan, latents)
+    ending = show.Ending(folder.id, store.root, out, plan, ended)
+    if as_json:
+        print(json.dumps(ending.as_json()))
+    print(ending.text(), file=sys.stderr)
+    raise typer.Exit(ending.exit_code)
+
+
+@app.command("plan")
+def plan_command(
+    file: FileArgument = None,
+    prompt: Annotated[str | None, typer.Option()] = None,
+    negative: Annotated[str | None, typer.Option()] = None,
+    seconds: Annotated[float | None, typer.Option()] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH")] = None,
+    fps: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    steps: Annotated[int | None, typer.Option()] = None,
+    model: Annotated[str | None, typer.Option()] = None,
+    preset: Annotated[str | None, typer.Option()] = None,
+    workers: WorkersOption = None,
+    step_seconds: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e6, help="seconds per step, measured before: gives a time"),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how a film would be rendered, without rendering it."""
+    flags = _spec_options(prompt, negative, seconds, size, fps, seed, steps, model, preset)
+    prepared = _prepare(file, flags)
+    report = show.plan_report(prepared.plan, workers or 1, step_seconds)
+    print(json.dumps(report) if as_json else show.plan_text(report))
+
+
+@app.command("ls")
+def ls_command(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """List the jobs of a store."""
+    opened = _open(store, writable=False)
+    rows = [inspect_job.summary(opened.job(job)) for job in opened.jobs()]
+    print(json.dumps(rows) if as_json else show.job_table(rows))
+
+
+@app.command("show")
+def show_command(
+    job: Annotated[str, typer.Argument()],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a job: its shots, how far it is, how it ended."""
+    opened = _open(store, writable=False)
+    report = inspect_job.report(opened, opened.job(job))
+    print(json.dumps(report) if as_json else show.job_text(report))
+
+
+@app.command("verify")
+def verify_command(
+    job: Annotated[str, typer.Argument()],
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a finished job again: every hash, every numerics class, every frame of the film."""
+    from orchestrator.verify import verify
+
+    opened = _open(store, writable=False)
+    report = verify(opened, opened.job(job))
+    print(json.dumps(report) if as_json else show.verify_text(report))
+    if report["problems"]:
+        raise typer.Exit(errors.EXIT_VERIFY_MISMATCH)
+
+
+def _open(store: str, *, writable: bool = True) -> Any:
+    from jobs.store import Store
+
+    place = store if "://" in store else Path(store).expanduser()
+    return Store.open(place, create=False, writable=writable)
+
+
+def _ending(codec: str) -> str:
+    return ".mkv" if codec == "ffv1" else ".mp4"
+
+
+def _check_latents_path(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        raise errors.BadJob(f"--save-latents {path}: the file's name must end in .safetensors")
+    if path.expanduser().is_dir():
+        raise errors.BadJob(f"--save-latents {path}: is a folder; give a file name")
+    if not path.expanduser().absolute().parent.is_dir():
+        raise errors.BadJob(f"--save-latents {path}: the folder does not exist; create it first")
+
+
+def main() -> None:
+    """Run the command; every error becomes one message and one exit code."""
+    command = typer.main.get_command(app)
+    code = None
+    try:
+        with command.make_context("longtake", sys.argv[1:]) as context:
+            code = command.invoke(context)
+    except errors.LongtakeError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except _USAGE_ERROR as error:
+        _fail(_usage(error), errors.EXIT_BAD_JOB)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", errors.EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.exit(errors.EXIT_INTERNAL)
+    except Exception as error:
+        _fail(_internal(error), errors.EXIT_INTERNAL)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"longtake: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, what is valid, and where to read on."""
+    context = error.ctx
+    path = context.command_path if context else "longtake"
+    if len(sys.argv) == 1 and context:
+        return f"say what to do\n{context.get_help()}"
+    said = str(error.format_message()).rstrip(".")
+    commands = getattr(context.command, "commands", None) if context else None
+    valid = f"; valid: {', '.join(commands)}" if commands else ""
+    return f"{said}{valid}\nSee: {path} --help"
+
+
+def _internal(error: Exception) -> str:
+    """A bug of ours: the trace goes to a file, the person gets a line."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="longtake-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        traceback.print_exception(error, file=log)
+    return (
+        f"internal error: {type(error).__name__}: {error}\nThis is a bug; {log.name} says where. "
+        "What was rendered is in the store: `longtake ls`, then `longtake resume JOB`"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Ray, started on this machine or joined: closed by default, and disposable.
+
+A Ray that we start listens with a token, on loopback where Ray allows it, without dashboard or
+usage reports. When one of its processes dies, the render goes on in a new one: the store is the
+truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs.errors import CannotRunHere
+
+#: Memory for outputs in flight on a Ray that we start: at least this, at most a share of what is
+#: free. What does not fit is spilled to disk by Ray.
+OBJECT_STORE_BYTES = 512 * 2**20
+OBJECT_STORE_SHARE = 0.3
+
+#: A machine under load may miss Ray's own time limit for a start, which is 30 s.
+START_TRIES = 3
+
+#: The processes of a local Ray without which nothing runs.
+_VITAL = ("raylet", "gcs_server")
+
+
+class ClusterLost(Exception):
+    """Ray itself is gone: a raylet or the control service died."""
+
+
+@dataclass
+class Cluster:
+    """A Ray that this process is connected to."""
+
+    local: bool
+    gpus: int
+    node_id: str
+    cpus: int
+    vital: list[psutil.Process] = field(default_factory=list)
+    _workers: list[psutil.Process] = field(default_factory=list)
+
+    def note_process(self, pid: int) -> None:
+        """Remember a worker's process on this host: it must not outlive a Ray that died."""
+        if self.local:
+            with contextlib.suppress(psutil.Error):
+                self._workers.append(psutil.Process(pid))
+
+    def check(self) -> None:
+        """Raise ClusterLost if a vital process is gone. Costs microseconds."""
+        for process in self.vital:
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise ClusterLost(f"{process.pid} of the local Ray died")
+
+    def stop(self) -> None:
+        """Disconnect; a Ray that we started is shut down, and nothing of it is left."""
+        import ray
+
+        leftovers = psutil.Process().children(recursive=True) if self.local else []
+        leftovers += [process for process in self._workers if process.is_running()]
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        for process in leftovers:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def open_cluster(address: str | None, workers: int, output_bytes: int = 0) -> Cluster:
+    """Join the Ray at ``address``, or start one here with room for ``output_bytes``.
+
+    Raises CannotRunHere.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # What fails is told by the driver, once; Ray would print its own traces beside that.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    if address is None:
+        return _start(workers, output_bytes)
+    return _join(address)
+
+
+def _start(workers: int, output_bytes: int) -> Cluster:
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray  # reads these when it is first imported
+
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    for attempt in range(1, START_TRIES + 1):
+        try:
+            _init(ray, workers, output_bytes)
+            break
+        except Exception as error:
+            _clear(ray, before)
+            if attempt == START_TRIES:
+                raise CannotRunHere(
+                    f"Ray could not be started here: {_first_line(error)} Check free memory, "
+                    "the load, and the disk space in /tmp"
+                ) from error
+    started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
+    vital = [process for process in started if process.name() in _VITAL]
+    assert len(vital) == len(_VITAL), f"Ray's processes are named otherwise: {started}"
+    return Cluster(
+        local=True,
+        gpus=_resource(ray, "GPU"),
+        cpus=_resource(ray, "CPU"),
+        node_id=ray.get_runtime_context().get_node_id(),
+        vital=vital,
+    )
+
+
+def _init(ray: Any, workers: int, output_bytes: int) -> None:
+    with _quiet():
+        ray.init(
+            address="local",
+            num_cpus=workers + 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            object_store_memory=_store_bytes(output_bytes),
+            _node_ip_address="127.0.0.1",
+        )
+
+
+def _clear(ray: Any, before: set[int]) -> None:
+    """Whatever a start that failed left running."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    for process in psutil.Process().children(recursive=True):
+        if process.pid not in before:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+
+
+def _store_bytes(output_bytes: int) -> int:
+    most = int(psutil.virtual_memory().available * OBJECT_STORE_SHARE)
+    return max(OBJECT_STORE_BYTES, min(output_bytes, most))
+
+
+def _join(address: str) -> Cluster:
+    import ray
+
+    if address.startswith("ray://"):
+        raise CannotRunHere(
+            f"{address}: a Ray client cannot hold a film's outputs; run longtake on a machine of "
+            "the cluster, with --address auto"
+        )
+    if not _has_token():
+        print(
+            f"warning: joining the Ray at {address} without a token: whoever can reach it can "
+            "run code there. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node",
+            file=sys.stderr,
+        )
+    try:
+        with _quiet():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except Exception as error:
+        raise CannotRunHere(f"no Ray at {address} to join: {_first_line(error)}") from error
+    return Cluster(
+        local=False,
+        gpus=_resource(ray, "GPU"),
+        cpus=_resource(ray, "CPU"),
+        node_id=ray.get_runtime_context().get_node_id(),
+    )
+
+
+def _has_token() -> bool:
+    """Whether this process talks to Ray with a token."""
+    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    kept = (Path.home() / ".ray" / "auth_token").is_file()
+    return os.environ.get("RAY_AUTH_MODE") == "token" and bool(given or kept)
+
+
+def _resource(ray: Any, name: str) -> int:
+    return int(ray.cluster_resources().get(name, 0))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Ray's start-up chatter is not for the person in front of the film."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def install_root() -> str:
+    """The folder that our packages were imported from."""
+    import jobs
+
+    return str(Path(jobs.__file__).resolve().parent.parent)

@@ -1,0 +1,305 @@
+"""The driver: the only place that waits on Ray.
+
+It feeds what happens on the cluster into the state as events, and carries the state's commands
+out. It owns every object reference, and looks into none: tensors stay on the workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError
+
+from jobs.journal import Journal
+from jobs.units import Unit
+from orchestrator import actors
+from orchestrator.cluster import Cluster, ClusterLost, install_root
+from orchestrator.events import (
+    Command,
+    DeleteResult,
+    DropOutput,
+    EndRender,
+    Event,
+    LoadOutput,
+    Outcome,
+    RenderStarted,
+    RunUnit,
+    StartWorker,
+    StitchFilm,
+    StopRequested,
+    StopWorker,
+    StoreOutput,
+    TimePassed,
+    UnitFailed,
+    UnitFinished,
+    WorkerJoined,
+    WorkerLost,
+    WorkerRefused,
+)
+from orchestrator.keeping import KeeperLink
+from orchestrator.plan import Plan
+from orchestrator.ray_errors import in_words, lost_object, meaning
+from orchestrator.recipes import Recipes
+from orchestrator.state import RenderState
+from workers.setup import WorkerSetup
+
+#: How long the loop waits for something to happen before it looks at deadlines.
+TICK_S = 0.25
+
+#: Journal records are gathered for so long: results are found without them.
+JOURNAL_EVERY_S = 1.0
+
+
+class Watcher(Protocol):
+    """Whoever shows the render to a person. Sees everything, decides nothing."""
+
+    def saw(self, event: Event, state: RenderState) -> None: ...
+
+    def did(self, command: Command, state: RenderState) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What a driver works with, beside the state."""
+
+    plan: Plan
+    recipes: Recipes
+    cluster: Cluster
+    journal: Journal
+    setup: WorkerSetup  # without worker id; its model as the person named it
+    gpu_per_worker: int
+    store_uri: str
+    out: str
+    provenance: dict[str, Any]
+    watcher: Watcher
+    stop_reason: Callable[[float], tuple[Outcome, str] | None]  # Ctrl-C, lease, timeout
+
+
+class Driver:
+    """One session of a render, on one cluster. Raises ClusterLost if that cluster dies."""
+
+    def __init__(self, session: Session, state: RenderState) -> None:
+        self._session = session
+        self._state = state
+        self._root = install_root()
+        self._workers: dict[str, Any] = {}
+        self._outputs: dict[tuple[Unit, int], Any] = {}
+        self._numerics: dict[tuple[Unit, int], tuple[str, str]] = {}  # digest, worker
+        self._pending: dict[Any, Callable[[Any], Event | None]] = {}
+        self._records: list[dict[str, Any]] = []
+        self._flushed_s = time.monotonic()
+        self._ended: EndRender | None = None
+        self._stopping = False
+        self._pinned = state.roster.pinned
+        self._keeper = KeeperLink(
+            self._root,
+            session.store_uri,
+            session.cluster,
+            session.plan,
+            session.recipes,
+            self._watch,
+            self._note,
+            lambda unit, output: self._outputs.__setitem__((unit, 0), output),
+        )
+
+    def _watch(self, ref: Any, handler: Callable[[Any], Event | None]) -> None:
+        self._pending[ref] = handler
+
+    # -- the loop
+
+    def run(self) -> EndRender:
+        self._feed(RenderStarted(at_s=time.monotonic()))
+        while self._ended is None:
+            for event in self._wait():
+                self._feed(event)
+            self._write_journal()
+        self._write_journal(now=True)
+        return self._ended
+
+    def _feed(self, event: Event) -> None:
+        self._session.watcher.saw(event, self._state)
+        commands = self._state.handle(event)
+        self._pin()
+        for command in commands:
+            self._session.watcher.did(command, self._state)
+            self._execute(command)
+
+    def _wait(self) -> Iterator[Event]:
+        """What happened since the last look; at least that time passed."""
+        self._session.cluster.check()
+        ready: list[Any] = []
+        if self._pending:
+            refs = list(self._pending)
+            ready, _ = ray.wait(refs, num_returns=1, timeout=TICK_S)
+            if ready:
+                ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        else:
+            time.sleep(TICK_S)
+        for ref in ready:
+            handler = self._pending.pop(ref, None)
+            event = handler(ref) if handler is not None else None
+            if event is not None:
+                yield event
+        now_s = time.monotonic()
+        reason = self._session.stop_reason(now_s)
+        if reason is not None and not self._stopping:
+            self._stopping = True
+            yield StopRequested(at_s=now_s, outcome=reason[0], message=reason[1])
+        yield TimePassed(at_s=now_s)
+
+    def _execute(self, command: Command) -> None:
+        match command:
+            case StartWorker(worker):
+                self._start_worker(worker)
+            case StopWorker(worker, _):
+                self._stop_worker(worker)
+            case RunUnit():
+                self._run_unit(command)
+            case StoreOutput(unit, attempt):
+                output, facts = self._outputs[unit, attempt], self._numerics[unit, attempt]
+                self._keeper.store(unit, attempt, output, *facts)
+            case LoadOutput(unit):
+                self._keeper.load(unit)
+            case DropOutput(unit, attempt):
+                self._outputs.pop((unit, attempt), None)
+                self._numerics.pop((unit, attempt), None)
+            case DeleteResult(unit):
+                self._keeper.delete(unit)
+            case StitchFilm():
+                self._keeper.stitch(self._session.out, self._session.provenance)
+            case EndRender(outcome, message):
+                self._ended = command
+                self._note({"type": "ended", "outcome": outcome, "message": message})
+
+    # -- workers
+
+    def _start_worker(self, worker: str) -> None:
+        gpus = self._session.gpu_per_worker
+        shell: Any = ray.remote(actors.worker_shell())
+        actor = self._workers[worker] = shell.options(
+            num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0, max_task_retries=0
+        ).remote(self._root)
+        setup = replace(self._session.setup, worker=self._writer(worker))
+        joined = actor.join.remote(setup, self._session.plan.model_identity)
+        self._watch(joined, partial(self._on_joined, worker))
+
+    def _writer(self, worker: str) -> str:
+        """A worker's name that no other session of the job has."""
+        return f"{worker}.{self._session.journal.epoch}"
+
+    def _on_joined(self, worker: str, ref: Any) -> Event:
+        now_s = time.monotonic()
+        try:
+            what, answer = ray.get(ref, timeout=0)
+        except RayError as error:
+            return self._gone(worker, error)
+        if what == "joined":
+            self._session.cluster.note_process(answer.process)
+            self._note({"type": "joined", "worker": worker, "numerics": answer.numerics.digest()})
+            return WorkerJoined(at_s=now_s, worker=worker, profile=answer)
+        self._stop_worker(worker)
+        if what == "refused":
+            return WorkerRefused(at_s=now_s, worker=worker, message=answer)
+        return WorkerLost(at_s=now_s, worker=worker, message=answer)
+
+    def _pin(self) -> None:
+        """A job that pins its numerics keeps the first class that took part, at once."""
+        pinned = self._state.roster.pinned
+        if pinned is not None and self._pinned is None:
+            self._pinned = pinned
+            self._session.journal.append([{"type": "pinned", "key": "pinned", "numerics": pinned}])
+
+    def _stop_worker(self, worker: str) -> None:
+        actor = self._workers.pop(worker, None)
+        if actor is not None:
+            with contextlib.suppress(RayError):
+                ray.kill(actor, no_restart=True)
+
+    def _gone(self, worker: str, error: Exception) -> Event:
+        """A worker's process died or cannot be reached: it is killed, to be sure."""
+        self._session.cluster.check()
+        if meaning(error) == "cluster":
+            raise ClusterLost(in_words(error))
+        self._stop_worker(worker)
+        return WorkerLost(at_s=time.monotonic(), worker=worker, message=in_words(error))
+
+    # -- units
+
+    def _run_unit(self, command: RunUnit) -> None:
+        task = self._session.plan.task(command.unit, command.attempt)
+        inputs = [self._outputs[key] for key in command.inputs]
+        actor = self._workers[command.worker]
+        report, output = actor.run.options(num_returns=2).remote(task, *inputs)
+        self._outputs[command.unit, command.attempt] = output
+        self._pending[report] = partial(self._on_report, command)
+
+    def _on_report(self, command: RunUnit, ref: Any) -> Event:
+        try:
+            report = ray.get(ref, timeout=0)
+        except RayError as error:
+            return self._on_error(command, error)
+        if report[0] == "failed":
+            return self._failed(command, report[1], report[2])
+        facts = report[1]
+        key = (command.unit, command.attempt)
+        self._numerics[key] = (facts.numerics, self._writer(command.worker))
+        return UnitFinished(
+            at_s=time.monotonic(),
+            unit=command.unit,
+            attempt=command.attempt,
+            worker=command.worker,
+            elapsed_s=facts.elapsed_s,
+        )
+
+    def _on_error(self, command: RunUnit, error: RayError) -> Event:
+        """Ray, not the unit, had trouble; or our own code did."""
+        what = meaning(error)
+        if what == "object":
+            return self._failed(command, "cluster", in_words(error), self._lost(command, error))
+        if what == "task":
+            return self._failed(command, "worker", in_words(error))
+        if what == "disk":
+            return StopRequested(
+                at_s=time.monotonic(), outcome="cannot_run", message=in_words(error)
+            )
+        self._outputs.pop((command.unit, command.attempt), None)
+        return self._gone(command.worker, error)
+
+    def _failed(
+        self, command: RunUnit, kind: Any, message: str, lost: tuple[Unit, ...] = ()
+    ) -> UnitFailed:
+        self._outputs.pop((command.unit, command.attempt), None)
+        return UnitFailed(
+            at_s=time.monotonic(),
+            unit=command.unit,
+            attempt=command.attempt,
+            worker=command.worker,
+            kind=kind,
+            message=message,
+            lost=lost,
+        )
+
+    def _lost(self, command: RunUnit, error: RayError) -> tuple[Unit, ...]:
+        """The inputs that the cluster cannot deliver: the one that it names, or else all."""
+        name = lost_object(error)
+        inputs = {key[0]: self._outputs.get(key) for key in command.inputs}
+        named = tuple(unit for unit, ref in inputs.items() if ref is None or ref.hex() == name)
+        return named or tuple(inputs)
+
+    # -- the journal
+
+    def _note(self, record: dict[str, Any]) -> None:
+        self._records.append(record)
+
+    def _write_journal(self, *, now: bool = False) -> None:
+        due = now or time.monotonic() - self._flushed_s >= JOURNAL_EVERY_S
+        if self._records and due:
+            self._session.journal.append(self._records)
+            self._records = []
+            self._flushed_s = time.monotonic()

@@ -1,0 +1,47 @@
+"""Writing finished latents to a file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.arrays import decode_bundle
+from jobs.errors import StoreFull
+from jobs.results import Results
+from jobs.store import Store
+from jobs.units import Unit
+from orchestrator.plan import Plan
+from orchestrator.recipes import Recipes
+
+
+def save_latents(store: Store, plan: Plan, path: Path) -> None:
+    """Write the finished latents of every shot as ``shot_000``...: [1, C, T, H, W]."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from workers.bundles import to_tensor
+    from workers.tiles import assemble
+    from workers.video import part_beside
+
+    recipes, results = Recipes(plan), Results(store)
+    tensors = {}
+    for number, shot in enumerate(plan.shots):
+        stage = shot.stages[-1]
+        parts = []
+        for window in stage.windows:
+            last = Unit("step", number, len(shot.stages) - 1, window.index, 0, shot.render.steps)
+            bundle = decode_bundle(results.read(recipes.key(last)))
+            parts.append((window.start, to_tensor(bundle, "latents")))
+        owned = [stage.owned(window.index) for window in stage.windows]
+        tensors[f"shot_{number:03}"] = assemble(parts, owned).contiguous()
+    out = path.expanduser()
+    part = part_beside(out)
+    try:
+        save_file(tensors, str(part))
+        os.replace(part, out)
+    except (OSError, SafetensorError) as error:
+        raise StoreFull(
+            f"{out} cannot be written: {error}; the film is done, see its job"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

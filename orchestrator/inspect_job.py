@@ -1,0 +1,133 @@
+"""What the store knows of a job: for ``ls``, ``show`` and ``resume``. Reads only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jobs.errors import CannotRunHere, DamagedRecord, StoreError
+from jobs.journal import Journal
+from jobs.lease import is_held
+from jobs.results import ResultRecord, Results
+from jobs.store import JobFolder, Store
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json
+from orchestrator.recipes import Recipes
+
+#: How a render's outcome reads as the state of its job.
+_STATES = {"done": "done", "failed": "failed", "cannot_run": "failed", "store_failed": "failed"}
+
+
+def journal_records(folder: JobFolder) -> list[dict[str, Any]]:
+    return Journal.open(folder, "reader").records()
+
+
+def job_state(folder: JobFolder, records: list[dict[str, Any]]) -> str:
+    """planned, rendering, interrupted, failed or done."""
+    if is_held(folder.lease_path):
+        return "rendering"
+    last: dict[str, Any] = {}
+    for record in records:
+        if record["type"] in ("epoch", "ended"):
+            last = record
+    if not last:
+        return "planned"
+    if last["type"] == "epoch":
+        return "interrupted"
+    return _STATES.get(last["outcome"], "interrupted")
+
+
+def film_path(folder: JobFolder) -> Path | None:
+    """Where the film was last to be written."""
+    paths = [r["path"] for r in _readable(folder) if r["type"] == "out"]
+    return Path(paths[-1]) if paths else None
+
+
+def _readable(folder: JobFolder) -> list[dict[str, Any]]:
+    try:
+        return journal_records(folder)
+    except StoreError:
+        return []
+
+
+def summary(folder: JobFolder) -> dict[str, Any]:
+    """A line of ``ls``. A job that cannot be read is listed as such, and hides no other."""
+    try:
+        plan = plan_from_json(folder.plan())
+        state = job_state(folder, journal_records(folder))
+    except DamagedRecord as damage:
+        return {"id": folder.id, "state": "damaged", "problem": str(damage)}
+    except StoreError as error:
+        return {"id": folder.id, "state": "unreadable", "problem": str(error)}
+    except CannotRunHere as other:
+        return {"id": folder.id, "state": "other version", "problem": str(other)}
+    return {
+        "id": folder.id,
+        "state": state,
+        "title": plan.title or plan.shots[0].render.prompt,
+        "seconds": plan.pixel_frames / plan.fps,
+        "size": [plan.width_px, plan.height_px],
+        "shots": len(plan.shots),
+    }
+
+
+def piece_records(plan: Plan, results: Results) -> list[ResultRecord | None]:
+    """The records of the film's pieces, in film order."""
+    recipes = Recipes(plan)
+    return [results.lookup(recipes.key(goal)) for goal in plan.goals()]
+
+
+def frames_digest(records: list[ResultRecord | None]) -> str | None:
+    """sha256 over the sha256 of every RGB frame before encoding; None if any is missing."""
+    digest = hashlib.sha256()
+    for record in records:
+        if record is None:
+            return None
+        for frame in json.loads(record.extra["frame_sha256"]):
+            digest.update(bytes.fromhex(frame))
+    return digest.hexdigest()
+
+
+def computed_units(folder: JobFolder) -> Counter[str]:
+    """How often each unit was computed for this job, by the workers' own logs."""
+    counts: Counter[str] = Counter()
+    for log in sorted(folder.logs.glob("*.jsonl")):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            try:
+                counts[json.loads(line)["unit"]] += 1
+            except (json.JSONDecodeError, KeyError):
+                continue  # a worker was killed while it wrote this line
+    return counts
+
+
+def report(store: Store, folder: JobFolder) -> dict[str, Any]:
+    """All that ``show`` says."""
+    plan = plan_from_json(folder.plan())
+    records = journal_records(folder)
+    pieces = piece_records(plan, Results(store))
+    counts = computed_units(folder)
+    ended = [record for record in records if record["type"] == "ended"]
+    return summary(folder) | {
+        "model": plan.model,
+        "fps": plan.fps,
+        "steps": plan.shots[0].render.steps,
+        "pieces": len(pieces),
+        "pieces_done": sum(record is not None for record in pieces),
+        "playable": _playable(store, pieces),
+        "frames_sha256": frames_digest(pieces),
+        "units_computed": sum(counts.values()),
+        "units_repeated": sum(count - 1 for count in counts.values()),
+        "message": ended[-1]["message"] if ended else "",
+        "out": str(film_path(folder) or ""),
+        "prompts": [shot.render.prompt for shot in plan.shots],
+        "store": str(store.root),
+    }
+
+
+def _playable(store: Store, pieces: list[ResultRecord | None]) -> list[str]:
+    """Files of the finished pieces, in film order: each plays by itself."""
+    results = Results(store)
+    return [str(results.path(record.recipe)) for record in pieces if record is not None]

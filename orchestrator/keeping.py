@@ -1,0 +1,186 @@
+"""The driver's link to the store keeper: writes, reads and stitching on the store's host.
+
+A keeper that dies is replaced, once for all that it had in hand; one that dies again and again
+without finishing anything ends the render.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.units import Unit
+from orchestrator import actors
+from orchestrator.cluster import Cluster
+from orchestrator.events import (
+    Event,
+    FilmStitched,
+    LoadFailed,
+    OutputLoaded,
+    OutputLost,
+    OutputStored,
+    StitchFailed,
+    StopRequested,
+    StoreFailed,
+)
+from orchestrator.plan import Plan
+from orchestrator.ray_errors import in_words, meaning
+from orchestrator.recipes import Recipes
+
+#: Keepers that may die one after the other without finishing anything.
+MAX_BARREN_KEEPERS = 5
+
+#: Registers what is to be done when a reference is ready.
+Watch = Callable[[Any, Callable[[Any], Event | None]], None]
+
+
+class KeeperLink:
+    """``watch`` is the driver's; ``note`` takes journal records; ``hold`` takes loaded outputs."""
+
+    def __init__(
+        self,
+        root: str,
+        store_uri: str,
+        cluster: Cluster,
+        plan: Plan,
+        recipes: Recipes,
+        watch: Watch,
+        note: Callable[[dict[str, Any]], None],
+        hold: Callable[[Unit, Any], None],
+    ) -> None:
+        self._root, self._store_uri, self._cluster = root, store_uri, cluster
+        self._plan, self._recipes = plan, recipes
+        self._watch, self._note, self._hold = watch, note, hold
+        self._deaths = 0
+        self._keeper = self._start()
+
+    def _start(self) -> Any:
+        here = NodeAffinitySchedulingStrategy(self._cluster.node_id, soft=False)
+        shell: Any = ray.remote(actors.keeper_shell())
+        return shell.options(num_cpus=0, scheduling_strategy=here).remote(
+            self._root, self._store_uri
+        )
+
+    def _replace(self, dead: Any, error: Exception) -> StopRequested | None:
+        """Start a new keeper, unless the dead one has been replaced already."""
+        self._cluster.check()
+        if self._keeper is dead:
+            self._deaths += 1
+            ray.kill(dead, no_restart=True)
+            self._keeper = self._start()
+        if self._deaths <= MAX_BARREN_KEEPERS:
+            return None
+        return StopRequested(
+            at_s=time.monotonic(),
+            outcome="store_failed",
+            message=f"the store keeper dies again and again: {in_words(error)}",
+        )
+
+    # -- writing
+
+    def store(self, unit: Unit, attempt: int, output: Any, numerics: str, writer: str) -> None:
+        keeper = self._keeper
+        pinned = self._plan.numerics == "pinned"
+        ref = keeper.store.remote(
+            self._recipes.key(unit), unit.kind, numerics, writer, pinned, output
+        )
+        self._watch(ref, partial(self._on_stored, unit, attempt, keeper))
+
+    def _on_stored(self, unit: Unit, attempt: int, keeper: Any, ref: Any) -> Event:
+        now_s = time.monotonic()
+        try:
+            what, answer = ray.get(ref, timeout=0)
+        except RayError as error:
+            if meaning(error) == "object":
+                return OutputLost(at_s=now_s, unit=unit, attempt=attempt)
+            return self._replace(keeper, error) or StoreFailed(
+                at_s=now_s, unit=unit, attempt=attempt, message=in_words(error), transient=True
+            )
+        self._deaths = 0
+        if what == "refused":
+            return StoreFailed(at_s=now_s, unit=unit, attempt=attempt, message=answer)
+        self._note(
+            {
+                "type": "stored",
+                "key": answer.recipe,
+                "unit": str(unit),
+                "kind": unit.kind,
+                "sha256": answer.sha256,
+                "length": answer.length,
+                "numerics": answer.numerics,
+                "writer": answer.writer,
+            }
+        )
+        return OutputStored(at_s=now_s, unit=unit, attempt=attempt)
+
+    def delete(self, unit: Unit) -> None:
+        """Delete a settled checkpoint; if that fails, a later resume tries again."""
+        keeper = self._keeper
+        ref = keeper.delete.remote([self._recipes.key(unit)])
+        self._watch(ref, partial(self._on_deleted, keeper))
+
+    def _on_deleted(self, keeper: Any, ref: Any) -> Event | None:
+        try:
+            ray.get(ref, timeout=0)
+        except RayError as error:
+            if meaning(error) != "task":
+                return self._replace(keeper, error)
+        return None
+
+    # -- reading
+
+    def load(self, unit: Unit) -> None:
+        keeper = self._keeper
+        status, output = keeper.load.options(num_returns=2).remote(self._recipes.key(unit))
+        self._watch(status, partial(self._on_loaded, unit, output, keeper))
+
+    def _on_loaded(self, unit: Unit, output: Any, keeper: Any, ref: Any) -> Event | None:
+        now_s = time.monotonic()
+        try:
+            what, message = ray.get(ref, timeout=0)
+        except RayError as error:
+            stop = self._replace(keeper, error)
+            if stop is None:
+                self.load(unit)
+            return stop
+        self._deaths = 0
+        if what == "damaged":
+            self._note({"type": "damaged", "unit": str(unit), "message": message})
+            return LoadFailed(at_s=now_s, unit=unit, message=message)
+        self._hold(unit, output)
+        return OutputLoaded(at_s=now_s, unit=unit)
+
+    # -- the film
+
+    def stitch(self, out: str, provenance: dict[str, Any]) -> None:
+        goals = {self._recipes.key(goal): goal for goal in self._plan.goals()}
+        recipes = [self._recipes.key(goal) for goal in self._plan.goals()]
+        keeper = self._keeper
+        ref = keeper.stitch.remote(recipes, out, self._plan.fps, self._plan.codec, provenance)
+        self._watch(ref, partial(self._on_stitched, goals, out, provenance, keeper))
+
+    def _on_stitched(
+        self, goals: dict[str, Unit], out: str, provenance: dict[str, Any], keeper: Any, ref: Any
+    ) -> Event | None:
+        now_s = time.monotonic()
+        try:
+            what, answer = ray.get(ref, timeout=0)
+        except RayError as error:
+            if meaning(error) == "task":
+                return StitchFailed(at_s=now_s, message=in_words(error))
+            stop = self._replace(keeper, error)
+            if stop is None:
+                self.stitch(out, provenance)
+            return stop
+        if what == "damaged":
+            lost = tuple(goals[recipe] for recipe in answer)
+            return StitchFailed(at_s=now_s, message="a stored piece is damaged", lost=lost)
+        if what == "failed":
+            return StitchFailed(at_s=now_s, message=answer)
+        return FilmStitched(at_s=now_s, path=out)

@@ -1,0 +1,172 @@
+"""From a job spec to a stored plan: find the model, fill in defaults, lay the film out."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
+from jobs.model_memory import decode_bytes, denoise_bytes, loaded_bytes
+from jobs.model_scheduler import choose_scheduler
+from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
+from jobs.spec_errors import Problem, bad_job
+from jobs.units import ShotRender
+from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from orchestrator.plan import Plan, lay_shot
+
+_PLAN = TypeAdapter(Plan)
+
+#: Models with less weights than this render in float32 unless told otherwise.
+SMALL_MODEL_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job that has passed every check that needs no worker."""
+
+    spec: JobSpec
+    model: ModelInfo
+    plan: Plan
+
+
+def prepare(spec: JobSpec) -> Prepared:
+    """Check a job against its model and plan it. Raises BadJob, CannotRunHere."""
+    model = inspect_model(resolve_model(spec.model))
+    job = resolve(spec, model.geometry, model.defaults)
+    try:
+        choose_scheduler(job.scheduler, model.configs["scheduler"])
+    except BadJob as refusal:
+        raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
+    return Prepared(spec=spec, model=model, plan=make_plan(job, model))
+
+
+def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
+    geometry = model.geometry
+    dtype = _auto_dtype(model) if job.dtype == "auto" else job.dtype
+    shots = []
+    first = 0
+    for shot in job.shots:
+        laid = lay_shot(
+            _render(shot, job, model),
+            window=job.window_latent_frames,
+            overlap=job.overlap_latent_frames,
+            first_pixel_frame=first,
+        )
+        shots.append(laid)
+        first += shot.pixel_frames
+    return Plan(
+        title=job.title,
+        model=pinned_name(job.model, model.folder),
+        model_identity=model.identity,
+        geometry=geometry,
+        dtype=dtype,
+        preset=job.preset,
+        threads=job.threads,
+        numerics=job.numerics,
+        checkpoint_every=job.checkpoint_every,
+        codec=job.codec,
+        quality=job.quality,
+        fps=job.fps,
+        width_px=job.width_px,
+        height_px=job.height_px,
+        shots=tuple(shots),
+        tile_bytes=_tile_bytes(job, model, dtype),
+        model_bytes=loaded_bytes(model.parameters, dtype),
+        decode_context=geometry.decode_context_latent_frames,
+    )
+
+
+def _auto_dtype(model: ModelInfo) -> str:
+    """A function of the model alone, so that the film does not depend on who renders it."""
+    small = sum(model.parameters_bytes.values()) < SMALL_MODEL_BYTES
+    return "float32" if small else "bfloat16"
+
+
+def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRender:
+    geometry = model.geometry
+    return ShotRender(
+        prompt=shot.prompt,
+        negative_prompt=shot.negative_prompt,
+        seed=shot.seed,
+        guidance=shot.guidance,
+        steps=job.steps,
+        scheduler=job.scheduler,
+        flow_shift=job.flow_shift,
+        text_tokens=job.text_tokens,
+        latent_frames=geometry.latent_frames(shot.pixel_frames),
+        latent_height=job.height_px // geometry.spatial_scale,
+        latent_width=job.width_px // geometry.spatial_scale,
+        pixel_frames=shot.pixel_frames,
+        fps=job.fps,
+    )
+
+
+def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
+    geometry = model.geometry
+    frames = min(
+        job.window_latent_frames,
+        max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots),
+    )
+    scale = geometry.spatial_scale
+    latent_size = (frames, job.height_px // scale, job.width_px // scale)
+    denoise = denoise_bytes(model.configs["transformer"], latent_size, dtype)
+    pixel_frames = geometry.pixel_frames(frames)
+    decode = decode_bytes(model.configs["vae"], job.height_px, job.width_px, pixel_frames)
+    return max(denoise, decode)
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    return dict(_PLAN.dump_python(plan, mode="json"))
+
+
+def plan_from_json(data: dict[str, Any]) -> Plan:
+    """Raises DamagedRecord if the data is no plan, CannotRunHere if it is one of another version
+    of Longtake, which would lay the film out or draw its noise otherwise."""
+    _check_versions(data)
+    try:
+        return _PLAN.validate_python(data)
+    except ValidationError as error:
+        raise DamagedRecord(f"the stored plan cannot be read: {error}") from None
+
+
+def _check_versions(data: Mapping[str, Any]) -> None:
+    ours = {"planner_version": PLANNER_VERSION, "noise_version": NOISE_VERSION}
+    theirs = {name: data.get(name) for name in ours}
+    if theirs == ours:
+        return
+    if any(type(value) is not int for value in theirs.values()):
+        raise DamagedRecord(f"the stored plan cannot be read: its versions are {theirs}")
+    differing = [
+        f"{name.replace('_', ' ')} {theirs[name]} (here {ours[name]})"
+        for name in ours
+        if theirs[name] != ours[name]
+    ]
+    raise CannotRunHere(
+        f"this job was planned by another version of Longtake, with {', '.join(differing)}: going "
+        "on here would mix two films. Go on with the version of Longtake that planned it, or "
+        "render its job file again here as a new job"
+    )
+
+
+def check_same_model(plan: Plan, model: ModelInfo) -> None:
+    """Refuse to go on with other weights than the job began with. Raises BadJob."""
+    if model.identity != plan.model_identity:
+        raise BadJob(
+            f"the files of model {plan.model} have changed since this job was planned "
+            f"({plan.model_identity[:12]} then, {model.identity[:12]} now). Restore them to "
+            "resume, or render again as a new job"
+        )
+
+
+def new_job_id(spec: JobSpec) -> str:
+    """A readable name that no other job has: words of the title or prompt, and six hex digits."""
+    words = re.findall(r"[a-z0-9]+", (spec.title or spec.shots[0].prompt).lower())
+    slug = "-".join(words)[:32].strip("-") or "film"
+    return f"{slug}-{secrets.token_hex(3)}"

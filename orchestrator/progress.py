@@ -1,0 +1,299 @@
+"""What a person sees while a film renders: a bar per worker, a bar for the film, an ETA with its
+basis. On a terminal the bars move; elsewhere a line is printed now and then. Standard error only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from jobs.units import Unit
+from orchestrator.events import (
+    Command,
+    Event,
+    LoadFailed,
+    OutputStored,
+    RenderStarted,
+    RunUnit,
+    StartWorker,
+    StitchFailed,
+    StitchFilm,
+    StopWorker,
+    UnitFailed,
+    UnitFinished,
+    WorkerJoined,
+    WorkerLost,
+    WorkerRefused,
+)
+from orchestrator.plan import Plan
+from orchestrator.state import RenderState
+
+#: Seconds between two lines where there is no terminal.
+LINE_EVERY_S = 10.0
+
+#: How often the bars are drawn; what happens between two drawings costs no output.
+DRAWS_PER_S = 4
+
+
+class Tally:
+    """What is done and what is left, per kind of unit. Every change costs the same, however long
+    the film is.
+
+    The last step of a tile calls no model: it is a kind of its own, "settle". A tile's steps
+    follow each other, so the last one that is done tells of all before it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.total: Counter[str] = Counter()
+        for shot in plan.shots:
+            windows = sum(len(stage.windows) for stage in shot.stages)
+            self.total["encode"] += 1
+            self.total["step"] += windows * shot.render.steps
+            self.total["settle"] += windows
+            self.total["decode"] += len(shot.pieces)
+        self.begin(())
+
+    def begin(self, durable: Iterable[Unit]) -> None:
+        """Count anew from what is in the store."""
+        self.done: Counter[str] = Counter()
+        self.playable_frames = 0
+        self._reached: dict[tuple[int, int, int, int], int] = {}  # tile -> steps that are done
+        self._finished: set[Unit] = set()  # prompts and pieces
+        self._stored: set[Unit] = set()  # pieces
+        for unit in durable:
+            self.finish(unit)
+            self.store(unit)
+
+    def kind(self, unit: Unit) -> str:
+        return "settle" if self._plan.is_last_step(unit) else unit.kind
+
+    def finish(self, unit: Unit) -> None:
+        if unit.kind == "step":
+            if unit.step >= self._reached.get(_tile(unit), 0):
+                self._reach(unit, unit.step + 1)
+        elif unit not in self._finished:
+            self._finished.add(unit)
+            self.done[unit.kind] += 1
+
+    def store(self, unit: Unit) -> None:
+        """The unit's result is durable: a piece can be played from now on."""
+        if unit.kind == "decode" and unit not in self._stored:
+            self._stored.add(unit)
+            self.playable_frames += self._frames(unit)
+
+    def spoil(self, unit: Unit) -> None:
+        """The unit's stored result is missing or damaged: it is to be done again."""
+        if unit.kind == "step":
+            if unit.step < self._reached.get(_tile(unit), 0):
+                self._reach(unit, unit.step)
+            return
+        if unit in self._finished:
+            self._finished.discard(unit)
+            self.done[unit.kind] -= 1
+        if unit in self._stored:
+            self._stored.discard(unit)
+            self.playable_frames -= self._frames(unit)
+
+    def left(self) -> dict[str, int]:
+        return {kind: total - self.done[kind] for kind, total in self.total.items()}
+
+    def _reach(self, unit: Unit, steps: int) -> None:
+        """The unit's tile has now done so many of its steps."""
+        before, calls = self._reached.get(_tile(unit), 0), self._plan.steps(unit)
+        self._reached[_tile(unit)] = steps
+        self.done["step"] += min(steps, calls) - min(before, calls)
+        self.done["settle"] += (steps > calls) - (before > calls)
+
+    def _frames(self, piece: Unit) -> int:
+        shot = self._plan.shots[piece.shot]
+        low, high = self._plan.geometry.pixel_range(*shot.pieces[piece.index])
+        return min(high, shot.render.pixel_frames) - low
+
+
+class Estimate:
+    """Seconds left, from what was measured since the command was started."""
+
+    def __init__(self) -> None:
+        self._spent_s: dict[str, float] = defaultdict(float)
+        self._count: Counter[str] = Counter()
+
+    def finished(self, kind: str, elapsed_s: float) -> None:
+        self._spent_s[kind] += elapsed_s
+        self._count[kind] += 1
+
+    def left_s(self, left: dict[str, int], workers: int) -> tuple[float, int] | None:
+        """Seconds left and the number of steps measured; None before the second step."""
+        if self._count["step"] < 2:
+            return None
+        step_s = self._mean_s("step", 0.0)
+        guess_s = {"settle": 0.05 * step_s}
+        total_s = sum(
+            count * self._mean_s(kind, guess_s.get(kind, step_s)) for kind, count in left.items()
+        )
+        return total_s / max(1, workers), self._count["step"]
+
+    def _mean_s(self, kind: str, guess_s: float) -> float:
+        count = self._count[kind]
+        return self._spent_s[kind] / count if count else guess_s
+
+
+class RenderProgress:
+    """A Watcher that shows the render on standard error. It lives as long as the command, and
+    sees ``RenderStarted`` again when a render goes on after its cluster died."""
+
+    def __init__(self, plan: Plan, *, console: Console | None = None, quiet: bool = False) -> None:
+        self._plan = plan
+        self._console = console or Console(stderr=True)
+        self._live = self._console.is_interactive and not quiet
+        self._quiet = quiet
+        self._tally = Tally(plan)
+        self._estimate = Estimate()
+        self._said_s = float("-inf")
+        self._rows: dict[str, TaskID] = {}  # of every worker that is there
+        self._joined: set[str] = set()
+        self._bars = Progress(
+            TextColumn("{task.description}", justify="left"),
+            BarColumn(bar_width=32),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            refresh_per_second=DRAWS_PER_S,
+            redirect_stdout=False,
+            disable=not self._live,
+        )
+        total = self._tally.total.total()
+        self._film = self._bars.add_task("film", total=total, note="starting")
+
+    def __enter__(self) -> RenderProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if not self._quiet:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    # -- what it sees
+
+    def did(self, command: Command, state: RenderState) -> None:
+        match command:
+            case StartWorker(worker):
+                self._rows[worker] = self._bars.add_task(worker, total=1, note="loading the model")
+            case StopWorker(worker, reason):
+                self._gone(worker, f"worker {worker} is stopped: {reason}")
+            case RunUnit(unit, _, worker) if len(state.workers[worker].queue) == 1:
+                self._show(worker, unit)
+            case StitchFilm():
+                self._bars.update(self._film, note="joining the pieces")
+
+    def saw(self, event: Event, state: RenderState) -> None:
+        """Called before the state has taken the event in."""
+        match event:
+            case RenderStarted():
+                self._begin(state)
+            case WorkerJoined() if event.worker in self._rows:
+                self._joined.add(event.worker)
+                self._note(event.worker, "ready")
+            case WorkerRefused():
+                self._gone(event.worker, f"worker {event.worker} is refused: {event.message}")
+            case WorkerLost():
+                self._gone(event.worker, f"worker {event.worker} was lost: {event.message}")
+            case UnitFailed():
+                self.say(f"{event.unit} failed on {event.worker}: {event.message}")
+            case UnitFinished():
+                self._finished(event, state)
+            case OutputStored():
+                self._tally.store(event.unit)
+                self._show_film()
+            case LoadFailed():
+                self._tally.spoil(event.unit)
+            case StitchFailed():
+                for unit in event.lost:
+                    self._tally.spoil(unit)
+        if not self._live and event.at_s - self._said_s >= LINE_EVERY_S:
+            self._said_s = event.at_s
+            self._line()
+
+    def _begin(self, state: RenderState) -> None:
+        """A session begins, with no worker, from what is stored: the rest of the one before is
+        lost."""
+        for worker in list(self._rows):
+            self._remove(worker)
+        self._tally.begin(state.book.durable)
+        self._show_film()
+
+    def _finished(self, event: UnitFinished, state: RenderState) -> None:
+        worker = state.workers.get(event.worker)
+        if worker is None or event.unit not in worker.queue:
+            return  # it had been given up: its output does not count
+        self._tally.finish(event.unit)
+        self._estimate.finished(self._tally.kind(event.unit), event.elapsed_s)
+        self._show_film()
+        if len(worker.queue) > 1:
+            self._show(event.worker, worker.queue[1])
+
+    # -- the film
+
+    def _show_film(self) -> None:
+        if self._live:
+            done = self._tally.done.total()
+            self._bars.update(self._film, completed=done, note=self._film_note())
+
+    def _film_note(self) -> str:
+        fps = self._plan.fps
+        ready_s, film_s = self._tally.playable_frames / fps, self._plan.pixel_frames / fps
+        note = f"{ready_s:.1f} of {film_s:.1f} s ready"
+        left = self._estimate.left_s(self._tally.left(), len(self._joined))
+        if left is None:
+            return note + ", ETA unknown yet"
+        eta_s, basis = left
+        return note + f", ETA {_clock(eta_s)} (from {basis} steps)"
+
+    def _line(self) -> None:
+        share = 100 * self._tally.done.total() / self._tally.total.total()
+        self.say(f"[{time.strftime('%H:%M:%S')}] {share:3.0f} %  {self._film_note()}")
+
+    # -- the workers
+
+    def _show(self, worker: str, unit: Unit) -> None:
+        if worker not in self._rows:
+            return
+        if unit.kind == "step":
+            steps = self._plan.steps(unit)
+            note = f"shot {unit.shot + 1} window {unit.index + 1} step {unit.step}/{steps}"
+            self._bars.update(self._rows[worker], total=steps, completed=unit.step, note=note)
+        else:
+            self._note(worker, f"{'decoding' if unit.kind == 'decode' else 'encoding'} {unit}")
+
+    def _note(self, worker: str, note: str) -> None:
+        if worker in self._rows:
+            self._bars.update(self._rows[worker], note=note)
+
+    def _gone(self, worker: str, line: str) -> None:
+        """Say it of a worker once: each unit that it had may report its end."""
+        if worker in self._rows:
+            self.say(line)
+            self._remove(worker)
+
+    def _remove(self, worker: str) -> None:
+        self._bars.remove_task(self._rows.pop(worker))
+        self._joined.discard(worker)
+
+
+def _tile(unit: Unit) -> tuple[int, int, int, int]:
+    return unit.shot, unit.stage, unit.index, unit.region
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

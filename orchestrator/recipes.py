@@ -1,0 +1,103 @@
+"""Recipe keys: the names under which results are stored, computable before anything runs.
+
+A recipe holds everything that a result depends on and nothing else, so jobs share results, and
+changing one shot leaves the results of all others valid. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from typing import Any
+
+from jobs.units import Unit
+from jobs.versions import ENCODER_VERSION
+from orchestrator.plan import Plan
+
+RECIPE_VERSION = 1
+
+
+class Recipes:
+    """The recipe keys of a plan's units: 64 hex digits each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._shot_key = lru_cache(maxsize=None)(self._shot)
+
+    def key(self, unit: Unit) -> str:
+        if unit.kind == "encode":
+            return _key(self._prompts(unit.shot))
+        if unit.kind == "step":
+            place = [unit.stage, unit.index, unit.region, unit.step]
+            return _key({"shot": self._shot_key(unit.shot), "step": place})
+        return _key({"shot": self._shot_key(unit.shot), "piece": self._piece(unit)})
+
+    def _base(self) -> dict[str, Any]:
+        plan = self._plan
+        return {
+            "recipe": RECIPE_VERSION,
+            "model": plan.model_identity,
+            "family": plan.geometry.family,
+            "dtype": plan.dtype,
+            "preset": plan.preset,
+            "threads": plan.threads,
+            "numerics": plan.numerics,
+        }
+
+    def _prompts(self, shot: int) -> dict[str, Any]:
+        render = self._plan.shots[shot].render
+        guided = max(render.guidance) > 1
+        return self._base() | {
+            "prompt": render.prompt,
+            "negative": render.negative_prompt if guided else None,
+            "text_tokens": render.text_tokens,
+        }
+
+    def _shot(self, shot: int) -> str:
+        plan = self._plan.shots[shot]
+        render = plan.render
+        layout = [
+            [stage.stride, [[window.start, window.stop] for window in stage.windows]]
+            for stage in plan.stages
+        ]
+        return _key(
+            self._prompts(shot)
+            | {
+                "planner": self._plan.planner_version,
+                "noise": self._plan.noise_version,
+                "seed": render.seed,
+                "guidance": list(render.guidance),
+                "steps": render.steps,
+                "scheduler": render.scheduler,
+                "flow_shift": render.flow_shift,
+                "latent_size": [render.latent_frames, render.latent_height, render.latent_width],
+                "layout": layout,
+            }
+        )
+
+    def _piece(self, unit: Unit) -> dict[str, Any]:
+        plan = self._plan
+        shot = plan.shots[unit.shot]
+        return {
+            "range": list(shot.pieces[unit.index]),
+            "pixel_frames": shot.render.pixel_frames,
+            "fps": plan.fps,
+            "codec": plan.codec,
+            "quality": plan.quality,
+            "encoder": ENCODER_VERSION,
+        }
+
+
+def film_key(plan: Plan) -> str:
+    """Names a film by all that its bits depend on: the recipes of its pieces, in order.
+
+    A title, a model's place or an estimate of memory is no part of it.
+    """
+    recipes = Recipes(plan)
+    return _key({"pieces": [recipes.key(goal) for goal in plan.goals()]})
+
+
+def _key(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

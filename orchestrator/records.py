@@ -1,0 +1,69 @@
+"""What the books say of one unit and one tile, and which changes of a unit's status are legal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from jobs.units import Unit
+
+Status = Literal["new", "waiting", "ready", "running", "loading", "held", "released"]
+
+#: Every legal change of a unit's status.
+TRANSITIONS: frozenset[tuple[Status, Status]] = frozenset(
+    {
+        ("new", "waiting"),  # needed, and must be computed
+        ("new", "loading"),  # needed, and durable
+        ("waiting", "ready"),  # the last missing input arrived
+        ("ready", "waiting"),  # an input was lost
+        ("ready", "running"),
+        ("running", "held"),
+        ("running", "waiting"),  # failed or its worker was lost, and so was an input
+        ("running", "ready"),  # failed, or its worker was lost
+        ("running", "loading"),  # the same, and an earlier attempt turned out to be durable
+        ("running", "released"),  # failed, or its worker was lost, and nobody needs it
+        ("loading", "held"),
+        ("loading", "waiting"),  # the durable copy is damaged
+        ("loading", "released"),  # the durable copy is damaged, and nobody needs it
+        ("held", "loading"),  # lost, and durable
+        ("held", "waiting"),  # lost
+        ("held", "released"),
+        ("waiting", "released"),  # nobody needs it any more
+        ("ready", "released"),
+        ("waiting", "loading"),  # a write that had been given up succeeded after all
+        ("ready", "loading"),
+    }
+)
+
+
+@dataclass(slots=True)
+class UnitRecord:
+    unit: Unit
+    inputs: tuple[Unit, ...]
+    status: Status = "new"
+    attempt: int = 0
+    worker: str | None = None
+    reads: tuple[tuple[Unit, int], ...] = ()  # the outputs that it was sent with
+    missing: set[Unit] = field(default_factory=set)
+    consumers: set[Unit] = field(default_factory=set)
+    writing: bool = False
+    # Failures, by blame. They outlive attempts, but not the need for the unit.
+    faults: list[str] = field(default_factory=list)
+    deaths: int = 0
+    died_s: float = float("-inf")  # when the last of them was
+    cluster_failures: int = 0
+    write_failures: int = 0
+    avoid: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class TileLine:
+    """The durable states of one tile, and what is kept of it in memory."""
+
+    durable_step: int = 0
+    stored: set[int] = field(default_factory=set)
+    retained: set[int] = field(default_factory=set)
+
+
+class IllegalTransition(AssertionError):
+    """A bug of ours: a unit changed its status in a way that no rule allows."""

@@ -1,0 +1,201 @@
+"""What every run of the scheduler must keep, checked from outside.
+
+The rules are the referee's own: it works from the plan's windows and from what the simulated
+cluster saw, and asks neither the scheduler's books nor the plan's dependency functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections import Counter
+
+from jobs.units import Unit
+from orchestrator.plan import Plan
+
+Key = tuple[Unit, int]  # an output: unit and attempt
+
+
+class Violation(AssertionError):
+    """The scheduler broke a rule."""
+
+
+def digest(unit: Unit, inputs: list[str]) -> str:
+    """The stand-in for a unit's content."""
+    return hashlib.blake2b(f"{unit}|{'|'.join(inputs)}".encode(), digest_size=12).hexdigest()
+
+
+class Referee:
+    """Rules over one film, through all the lives of its driver.
+
+    ``results`` is the store's content, which the simulation changes.
+    """
+
+    def __init__(self, plan: Plan, results: dict[Unit, str]) -> None:
+        self.plan = plan
+        self.results = results
+        self.completed: Counter[Unit] = Counter()
+        self.damaged = False  # a durable result was; then anything may be computed again
+        self._this_life: set[Unit] = set()  # finished, and known to the driver, since it began
+        self._lost: set[Unit] = set()  # outputs that vanished since they were made
+        self._allowed_redo: set[Unit] = set()
+        self._attempts: set[Key] = set()
+        self._truth: dict[Unit, str] = {}
+        self._inputs: dict[Unit, tuple[Unit, ...]] = {}
+        self._overlapping: dict[tuple[int, int, int], list[int]] = {}
+
+    # -- what is right
+
+    def inputs(self, unit: Unit) -> tuple[Unit, ...]:
+        """What a unit reads, worked out from the windows alone."""
+        if unit not in self._inputs:
+            self._inputs[unit] = tuple(self._find_inputs(unit))
+        return self._inputs[unit]
+
+    def _find_inputs(self, unit: Unit) -> list[Unit]:
+        if unit.kind == "encode":
+            return []
+        shot = self.plan.shots[unit.shot]
+        steps = shot.render.steps
+        if unit.kind == "decode":
+            windows = shot.stages[-1].windows
+            start, stop = shot.pieces[unit.index]
+            starts = [window.start for window in windows]
+            frames = range(max(0, start - self.plan.decode_context), stop)
+            owners = sorted({bisect_right(starts, frame) - 1 for frame in frames})
+            return [Unit("step", unit.shot, len(shot.stages) - 1, i, 0, steps) for i in owners]
+        found = [Unit("encode", unit.shot)] if unit.step < steps else []
+        if unit.step:
+            found += [
+                Unit("step", unit.shot, unit.stage, index, unit.region, unit.step - 1)
+                for index in self._windows_over(unit)
+            ]
+        return found
+
+    def _windows_over(self, unit: Unit) -> list[int]:
+        tile = unit.shot, unit.stage, unit.index
+        if tile not in self._overlapping:
+            windows = self.plan.shots[unit.shot].stages[unit.stage].windows
+            mine = windows[unit.index]
+            self._overlapping[tile] = [
+                w.index for w in windows if w.start < mine.stop and mine.start < w.stop
+            ]
+        return self._overlapping[tile]
+
+    def truth(self, unit: Unit) -> str:
+        """What the unit's content must be, computed the slow way."""
+        stack = [unit]
+        while stack:
+            inputs = self.inputs(stack[-1])
+            missing = [name for name in inputs if name not in self._truth]
+            if missing:
+                stack.extend(missing)
+                continue
+            top = stack.pop()
+            self._truth[top] = digest(top, [self._truth[name] for name in inputs])
+        return self._truth[unit]
+
+    # -- commands
+
+    def check_run(self, unit: Unit, attempt: int, inputs: tuple[Key, ...]) -> None:
+        if (unit, attempt) in self._attempts:
+            raise Violation(f"attempt {attempt} of {unit} is used twice")
+        self._attempts.add((unit, attempt))
+        if tuple(name for name, _ in inputs) != self.inputs(unit):
+            raise Violation(f"{unit} reads {inputs}, not {self.inputs(unit)}")
+        if unit in self.results:
+            raise Violation(f"{unit} is computed, though it is durable")
+        if unit.kind == "decode":
+            for name, _ in inputs:
+                if name not in self.results:
+                    raise Violation(f"{unit} is decoded before {name} is durable")
+
+    def check_stitch(self) -> None:
+        for goal in self.plan.goals():
+            if goal not in self.results:
+                raise Violation(f"the film is stitched before {goal} is durable")
+            if self.results[goal] != self.truth(goal):
+                raise Violation(f"{goal} is wrong in the film")
+
+    def check_delete(self, unit: Unit) -> None:
+        """Checkpoints are deleted once every tile near by has a durable state at a later step."""
+        if unit not in self.results:
+            raise Violation(f"deleted {unit}, which is not stored")
+        if unit.kind != "step" or unit.step >= self.plan.steps(unit):
+            raise Violation(f"deleted {unit}, which is no checkpoint")
+        for index in self._near(unit, self._hops_back(unit)):
+            if self._line(unit, index) <= unit.step:
+                raise Violation(f"deleted {unit}, to which window {index + 1} may go back")
+
+    # -- redone work
+
+    def finished(self, unit: Unit) -> None:
+        """Note a unit whose end the driver knows. It may have been finished before only if a
+        loss explains it: of its own output, or of everything since its line."""
+        self.completed[unit] += 1
+        again = unit in self._this_life
+        self._this_life.add(unit)
+        if not self.damaged and self.completed[unit] > 1:
+            if again and unit not in self._lost:
+                raise Violation(f"{unit} was computed twice, and its output was not lost")
+            if not again and unit not in self._allowed_redo:
+                raise Violation(f"{unit} was computed again, though it is older than its line")
+        self._lost.discard(unit)
+
+    def lost(self, unit: Unit) -> None:
+        self._lost.add(unit)
+
+    def new_life(self) -> None:
+        """Everything but the store is gone; a new driver resumes."""
+        lines: dict[tuple[Unit, int], int] = {}
+        self._allowed_redo = {
+            unit
+            for unit in self.completed
+            if unit not in self.results and self._is_recent(unit, lines)
+        }
+        self._this_life.clear()
+        self._attempts.clear()
+
+    def _is_recent(self, unit: Unit, lines: dict[tuple[Unit, int], int]) -> bool:
+        """Whether a unit lies after the last line that all tiles near it have reached."""
+        if unit.kind != "step":
+            return True
+        tile = Unit("step", unit.shot, unit.stage, unit.index)
+        if (tile, 0) not in lines:
+            near = self._near(unit, self.plan.checkpoint_every)
+            lines[tile, 0] = min(self._line(unit, index) for index in near)
+        return unit.step > lines[tile, 0] or lines[tile, 0] == 0
+
+    def _hops_back(self, unit: Unit) -> int:
+        """How many overlaps away a tile may be and still go back to this checkpoint: one, and
+        one more for each step until the next line."""
+        return min(self.plan.checkpoint_every, self.plan.steps(unit) - unit.step)
+
+    def _near(self, unit: Unit, hops: int) -> set[int]:
+        windows = self.plan.shots[unit.shot].stages[unit.stage].windows
+        low = high = unit.index
+        for _ in range(hops):
+            start, stop = windows[low].start, windows[high].stop
+            while low > 0 and windows[low - 1].stop > start:
+                low -= 1
+            while high + 1 < len(windows) and windows[high + 1].start < stop:
+                high += 1
+        return set(range(low, high + 1))
+
+    def _line(self, unit: Unit, index: int) -> int:
+        """The last durable step of a tile of the same stage."""
+        for step in range(self.plan.steps(unit), 0, -1):
+            if Unit("step", unit.shot, unit.stage, index, unit.region, step) in self.results:
+                return step
+        return 0
+
+    # -- the end
+
+    def check_done(self, held: list[Key]) -> None:
+        if held:
+            raise Violation(f"left in memory at the end: {sorted(held)[:5]}")
+        if self.damaged:
+            return
+        for unit in self.results:
+            if unit.kind == "step" and unit.step < self.plan.steps(unit):
+                raise Violation(f"a checkpoint is left in the store: {unit}")

@@ -1,0 +1,276 @@
+"""One render of a stored job, from lease to film: sessions on disposable clusters.
+
+The store is the truth. Whatever dies, a session starts again from what is durable: inside this
+process when Ray died, or by ``longtake resume`` when this process did.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from jobs.errors import BadJob, DamagedRecord
+from jobs.journal import Journal
+from jobs.lease import Lease
+from jobs.results import Results
+from jobs.store import JobFolder, Store
+from jobs.units import Unit
+from orchestrator.cluster import Cluster, ClusterLost, open_cluster
+from orchestrator.events import EndRender, Outcome
+from orchestrator.plan import Plan
+from orchestrator.recipes import Recipes, film_key
+from orchestrator.roster import Policy
+from orchestrator.state import RenderState
+
+#: How often Ray may die under a render without a unit finished in between.
+MAX_BARREN_CLUSTERS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderOptions:
+    """How to render, as opposed to what: none of it changes the film."""
+
+    out: Path
+    workers: int | None = None
+    address: str | None = None  # of a Ray cluster; None starts one here
+    take_over: bool = False
+    timeout_s: float | None = None
+    device: str = "auto"  # or "cpu", "cuda"
+    policy: Policy | None = None  # None: the default one
+
+
+class Stops:
+    """Why a render should stop: Ctrl-C, SIGTERM, a timeout, a lost lease."""
+
+    def __init__(self, lease: Lease, timeout_s: float | None) -> None:
+        self._lease = lease
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._signal: int | None = None
+
+    def reason(self, now_s: float) -> tuple[Outcome, str] | None:
+        """The outcome and a word on it, or None to go on."""
+        if self._signal == signal.SIGINT:
+            return "interrupted", "interrupted"
+        if self._signal is not None:
+            return "cancelled", "terminated"
+        if self._lease.lost:
+            return "conflict", "another driver has taken over this job"
+        if self._deadline_s is not None and now_s > self._deadline_s:
+            return "timeout", "the time limit has passed"
+        return None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch the first Ctrl-C or SIGTERM; a second one ends the process at once."""
+        before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        self.arm()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def arm(self) -> None:
+        """Take the signals; again after Ray was started, which takes SIGTERM for itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._caught)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(130)
+        self._signal = number
+
+
+def render_job(
+    store: Store,
+    folder: JobFolder,
+    plan: Plan,
+    options: RenderOptions,
+    watcher: Any,
+    say: Callable[[str], None],
+) -> EndRender:
+    """Render a stored job to its end. Raises StoreConflict, StoreError, CannotRunHere."""
+    with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
+        journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
+        for path in journal.set_aside:
+            say(f"a damaged part of the journal was set aside: {path}; no result is lost")
+        journal.begin_epoch()
+        journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
+        stops = Stops(lease, options.timeout_s)
+        render = _Render(store, folder, plan, options, watcher, say, journal, stops)
+        with stops.listening():
+            return render.run()
+
+
+class _Render:
+    def __init__(
+        self,
+        store: Store,
+        folder: JobFolder,
+        plan: Plan,
+        options: RenderOptions,
+        watcher: Any,
+        say: Callable[[str], None],
+        journal: Journal,
+        stops: Stops,
+    ) -> None:
+        self._store, self._folder, self._plan = store, folder, plan
+        self._options = options
+        self._watcher, self._say, self._journal, self._stops = watcher, say, journal, stops
+        self._recipes = Recipes(plan)
+
+    def run(self) -> EndRender:
+        """Sessions until one ends; a Ray that died is replaced."""
+        barren = 0
+        seen: set[Unit] = set()
+        while True:
+            durable = self._durable()
+            barren = 0 if durable - seen else barren + 1
+            seen |= durable
+            try:
+                return self._session(durable)
+            except ClusterLost as lost:
+                stop = self._stops.reason(time.monotonic())
+                if stop is not None:
+                    return EndRender(*stop)
+                if barren > MAX_BARREN_CLUSTERS:
+                    return EndRender("failed", f"Ray died {barren} times in a row: {lost}")
+                self._say(f"Ray died ({lost}); starting it again from what is stored")
+
+    def _session(self, durable: set[Unit]) -> EndRender:
+        options = self._options
+        wanted = options.workers or default_workers(self._plan)
+        cluster = open_cluster(options.address, wanted, self._plan.live_bytes)
+        try:
+            self._stops.arm()
+            return self._drive(cluster, durable)
+        finally:
+            cluster.stop()
+
+    def _drive(self, cluster: Cluster, durable: set[Unit]) -> EndRender:
+        # Only now: Ray reads its environment (the token among it) when it is first imported.
+        from orchestrator.driver import Driver, Session
+        from workers.setup import WorkerSetup
+
+        plan, options = self._plan, self._options
+        on_gpu = cluster.gpus > 0 and options.device != "cpu"
+        policy = options.policy or policy_of_a_test(Policy(workers=self._workers(cluster, on_gpu)))
+        state = RenderState(plan, policy, durable=durable, pinned=self._pinned())
+        session = Session(
+            plan=plan,
+            recipes=self._recipes,
+            cluster=cluster,
+            journal=self._journal,
+            setup=WorkerSetup(
+                worker="",
+                model=plan.model,
+                family=plan.geometry.family,
+                dtype=plan.dtype,
+                device=options.device,
+                threads=plan.threads,
+                accelerations=plan.preset,
+                log_dir=str(self._folder.logs),
+            ),
+            gpu_per_worker=1 if on_gpu else 0,
+            store_uri=self._store.uri,
+            out=str(options.out),
+            provenance=provenance(self._folder.id, plan),
+            watcher=self._watcher,
+            stop_reason=self._stops.reason,
+        )
+        return Driver(session, state).run()
+
+    def _workers(self, cluster: Cluster, on_gpu: bool) -> int:
+        """How many workers to keep: as asked, or one per GPU, or one per ``threads`` cores."""
+        here = default_workers(self._plan) if cluster.local else cluster.cpus // self._plan.threads
+        most = cluster.gpus if on_gpu else max(1, here)
+        asked = self._options.workers
+        if asked is not None and on_gpu and asked > cluster.gpus:
+            self._say(f"--workers {asked}: the cluster has {cluster.gpus} GPUs; using those")
+            return cluster.gpus
+        return asked or most
+
+    def _durable(self) -> set[Unit]:
+        """What is stored. A pinned job takes only what its own class made."""
+        pinned = self._pinned()
+        if self._plan.numerics == "pinned" and pinned is None:
+            return set()
+        return find_durable(self._plan, self._recipes, Results(self._store), pinned, self._say)
+
+    def _pinned(self) -> str | None:
+        """The numerics class that the job began with, if it pins one."""
+        if self._plan.numerics != "pinned":
+            return None
+        pinned = (r["numerics"] for r in self._journal.records() if r["type"] == "pinned")
+        return next(pinned, None)
+
+
+def policy_of_a_test(policy: Policy) -> Policy:
+    """With the limits that a test asks for: it cannot wait an hour for a worker that hangs."""
+    asked = json.loads(os.environ.get("LONGTAKE_TEST_POLICY", "{}"))
+    return replace(policy, **asked)
+
+
+def find_durable(
+    plan: Plan,
+    recipes: Recipes,
+    results: Results,
+    pinned: str | None,
+    say: Callable[[str], None],
+) -> set[Unit]:
+    """The units whose results are in the store, whichever job put them there."""
+    found = set()
+    for unit in plan.units():
+        if not plan.is_durable(unit):
+            continue
+        key = recipes.key(unit)
+        try:
+            record = results.lookup(key)
+        except DamagedRecord as damage:
+            say(f"{damage}; it is set aside, and {unit} is computed again")
+            results.quarantine(key)
+            continue
+        if record is not None and pinned in (None, record.numerics):
+            found.add(unit)
+    return found
+
+
+def default_workers(plan: Plan) -> int:
+    """Workers for this machine's processors: one per ``threads`` cores, as memory allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    each = plan.model_bytes + plan.tile_bytes + 400 * 2**20
+    return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
+
+
+def provenance(job_id: str, plan: Plan) -> dict[str, Any]:
+    """What the film's metadata says of where it came from."""
+    return {
+        "title": plan.title,
+        "job": job_id,
+        "film": film_key(plan),
+        "model": plan.model if "/" not in plan.model else Path(plan.model).name,
+        "model_identity": plan.model_identity,
+        "longtake": importlib.metadata.version("longtake"),
+    }
+
+
+def check_out(path: Path, codec: str) -> Path:
+    """The absolute path of the film. Raises BadJob if it cannot be written."""
+    from workers.video import check_output
+
+    out = path.expanduser().absolute()
+    if not out.name:
+        raise BadJob(f"--out {path}: give a file name for the film")
+    check_output(out, codec)
+    return out

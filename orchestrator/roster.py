@@ -1,0 +1,224 @@
+"""The workers of a render: who is wanted, who may take part, who counts as lost.
+
+Pure, like the state that owns it: it is told the time, and says what to do through ``emit``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+from jobs.numerics import WorkerProfile
+from jobs.units import Unit
+from orchestrator.events import Command, Outcome, StartWorker
+from orchestrator.placement import Seat, fits
+from orchestrator.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The numbers behind the decisions. Seconds unless named otherwise."""
+
+    workers: int = 1
+    depth: int = 2  # units sent to a worker at a time
+    max_faults: int = 3  # tries of a unit that fail by themselves
+    max_deaths: int = 4  # workers that die or hang while they compute the same unit
+    same_loss_s: float = 2.0  # workers lost on the same unit within this time are one loss
+    max_worker_faults: int = 3  # then the worker is replaced
+    max_cluster_failures: int = 25  # of one unit; only to end some day
+    max_write_failures: int = 25  # in a row, of one result whose writer dies
+    max_damages: int = 5  # of one durable result; then the storage is not to be trusted
+    max_barren_losses: int = 6  # workers lost in a row without a finished unit between
+    join_limit_s: float = 1800.0
+    first_unit_limit_s: float = 3600.0  # before anything of its kind was measured
+    hang_floor_s: float = 120.0
+    hang_factor: float = 30.0
+    max_backoff_s: float = 300.0  # before a worker is replaced that never finished a unit
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    worker: str
+    started_s: float
+    profile: WorkerProfile | None = None
+    queue: deque[Unit] = field(default_factory=deque)  # the first one is being computed
+    head_since_s: float = 0.0
+    faults: int = 0
+    units: int = 0
+    busy_s: float = 0.0
+
+    @property
+    def unit_s(self) -> float:
+        return self.busy_s / self.units if self.units else 0.0
+
+
+class Roster:
+    """``pinned`` is the digest of the only numerics class allowed, if the job pins one."""
+
+    def __init__(
+        self, plan: Plan, policy: Policy, pinned: str | None, emit: Callable[[Command], None]
+    ) -> None:
+        self.plan = plan
+        self.policy = policy
+        self.pinned = pinned
+        self.emit = emit
+        self.workers: dict[str, WorkerRecord] = {}
+        self._next_worker = 1
+        self._barren_losses = 0  # since a unit was finished
+        self._useless_starts = 0  # since a new worker finished its first unit
+        self._not_before_s = 0.0
+        self._last_loss = ""
+        self._refusals: list[str] = []  # since a worker that took part was lost
+        self._elapsed_s: dict[str, deque[float]] = {}
+        self.seats: dict[str, Seat] = {}  # joined workers with a free place
+
+    # -- who is wanted
+
+    def staff(self, now_s: float) -> None:
+        """Keep as many workers as were asked for.
+
+        One that was refused is not replaced: the next would find the same device, and be
+        refused again. One that was lost before it did anything is replaced ever more slowly.
+        """
+        if self._gives_up or now_s < self._not_before_s:
+            return
+        while len(self.workers) + len(self._refusals) < self.policy.workers:
+            name = f"w{self._next_worker}"
+            self._next_worker += 1
+            self.workers[name] = WorkerRecord(name, now_s)
+            self.emit(StartWorker(name))
+
+    @property
+    def _gives_up(self) -> bool:
+        # A host with many devices may be lost, and come back, as a whole: that is one loss.
+        limit = max(self.policy.max_barren_losses, 2 * self.policy.workers)
+        return self._barren_losses > limit
+
+    def hopeless(self) -> tuple[Outcome, str] | None:
+        """Why there will never be a worker again, or None."""
+        if self.workers:
+            return None
+        if self._gives_up:
+            return "failed", f"workers keep dying: {self._last_loss}"
+        if len(self._refusals) >= self.policy.workers:
+            return "cannot_run", "; ".join(dict.fromkeys(self._refusals))
+        return None
+
+    # -- who may take part
+
+    def join(self, record: WorkerRecord, profile: WorkerProfile) -> str | None:
+        """Let a worker take part; or strike it off and return why it cannot."""
+        refusal = self._refusal(profile)
+        if refusal is None:
+            record.profile = profile
+            self._place(record)
+            return None
+        self.refuse(record, refusal)
+        return refusal
+
+    def refuse(self, record: WorkerRecord, reason: str) -> None:
+        """Strike a worker off that cannot take part, whoever found that out."""
+        del self.workers[record.worker]
+        self._refusals.append(reason)
+
+    def _refusal(self, profile: WorkerProfile) -> str | None:
+        needed = self.plan.tile_bytes
+        if not fits(profile.free_bytes, needed):
+            short = needed - profile.free_bytes
+            return (
+                f"a tile needs about {_mib(needed)}, {profile.host} has "
+                f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short"
+            )
+        digest = profile.numerics.digest()
+        if self.plan.numerics == "pinned":
+            self.pinned = self.pinned or digest
+            if digest != self.pinned:
+                return (
+                    f"the job pins numerics class {self.pinned}, but {profile.host} is {digest} "
+                    f"({profile.numerics}); render with numerics: any, or on the same machines"
+                )
+        return None
+
+    # -- who counts as lost
+
+    def remove(self, record: WorkerRecord, reason: str, now_s: float) -> None:
+        """A worker is gone."""
+        del self.workers[record.worker]
+        self.seats.pop(record.worker, None)
+        self._barren_losses += 1
+        self._last_loss = f"{reason} ({record.queue[0]})" if record.queue else reason
+        if record.profile is not None:
+            self._refusals.clear()
+        if record.units == 0:
+            self._useless_starts += 1
+            wait_s = 2.0 ** min(self._useless_starts, 20)
+            self._not_before_s = now_s + min(wait_s, self.policy.max_backoff_s)
+
+    def overdue(self, record: WorkerRecord, now_s: float) -> str | None:
+        """Why a worker counts as lost though its process may live, or None."""
+        if record.profile is None:
+            limit = self.policy.join_limit_s
+            waited = now_s - record.started_s
+            return f"did not join within {limit:.0f} s" if waited > limit else None
+        if not record.queue:
+            return None
+        limit = self._limit_s(record.queue[0])
+        if now_s - record.head_since_s <= limit:
+            return None
+        return f"hangs: {record.queue[0]} has taken more than {limit:.0f} s"
+
+    def _limit_s(self, unit: Unit) -> float:
+        """How long a unit may take before its worker counts as hanging."""
+        known = self._elapsed_s.get(unit.kind)
+        if not known:
+            return self.policy.first_unit_limit_s
+        return max(self.policy.hang_floor_s, self.policy.hang_factor * median(known))
+
+    # -- what they do
+
+    def joined(self) -> list[WorkerRecord]:
+        return [record for record in self.workers.values() if record.profile is not None]
+
+    def sent(self, record: WorkerRecord, unit: Unit, now_s: float) -> None:
+        if not record.queue:
+            record.head_since_s = now_s
+        record.queue.append(unit)
+        self._place(record)
+
+    def returned(self, record: WorkerRecord, unit: Unit, now_s: float) -> None:
+        """A sent unit came back, finished or failed."""
+        if record.queue[0] == unit:
+            record.head_since_s = now_s
+        record.queue.remove(unit)
+        self._place(record)
+
+    def finished(self, record: WorkerRecord, unit: Unit, elapsed_s: float) -> None:
+        if record.units == 0:
+            self._useless_starts = 0
+        record.units += 1
+        record.busy_s += elapsed_s
+        record.faults = self._barren_losses = 0
+        self._place(record)
+        self._elapsed_s.setdefault(unit.kind, deque(maxlen=101)).append(elapsed_s)
+
+    def _place(self, record: WorkerRecord) -> None:
+        """Note a worker's seat as it is now."""
+        name, queued = record.worker, len(record.queue)
+        if queued < self.policy.depth:
+            self.seats[name] = Seat(worker=name, queued=queued, unit_s=record.unit_s)
+        else:
+            self.seats.pop(name, None)
+
+    def validate(self) -> None:
+        """Check what must always be true; for tests and the simulator."""
+        for worker in self.workers.values():
+            free = worker.profile is not None and len(worker.queue) < self.policy.depth
+            assert len(worker.queue) <= self.policy.depth, worker
+            assert free == (worker.worker in self.seats), worker
+        assert self.seats.keys() <= self.workers.keys()
+
+
+def _mib(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"

@@ -1,0 +1,221 @@
+"""Plain data made into text for a person: plans, jobs, endings."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import errors
+from jobs.units import Unit
+from orchestrator.events import EndRender
+from orchestrator.plan import Plan
+
+EXIT_CODES = {
+    "done": errors.EXIT_DONE,
+    "failed": errors.EXIT_JOB_FAILED,
+    "cannot_run": errors.EXIT_CANNOT_RUN_HERE,
+    "store_failed": errors.EXIT_CANNOT_RUN_HERE,
+    "conflict": errors.EXIT_STORE_CONFLICT,
+    "interrupted": errors.EXIT_INTERRUPTED,
+    "cancelled": errors.EXIT_CANCELLED,
+    "timeout": errors.EXIT_TIMEOUT,
+}
+
+
+def next_command(verb: str, job: str, store: Path | str) -> str:
+    """A command to run next, as it must be typed."""
+    return shlex.join(["longtake", verb, job, "--store", str(store)])
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a render ended, and what to run next."""
+
+    job: str
+    store: Path
+    out: Path
+    plan: Plan
+    ended: EndRender
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_CODES[self.ended.outcome]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "id": self.job,
+            "state": "done" if self.ended.outcome == "done" else self.ended.outcome,
+            "message": self.ended.message,
+            "out": str(self.out),
+            "store": str(self.store),
+            "pixel_frames": self.plan.pixel_frames,
+            "fps": self.plan.fps,
+        }
+
+    def text(self) -> str:
+        if self.ended.outcome == "done":
+            seconds = self.plan.pixel_frames / self.plan.fps
+            return (
+                f"{self.out}: {seconds:.1f} s, {self.plan.pixel_frames} frames of "
+                f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps\n"
+                f"next: {next_command('verify', self.job, self.store)}"
+            )
+        if self.ended.outcome == "conflict":
+            return f"longtake: {self.ended.message}; this driver has stopped, nothing is lost"
+        return (
+            f"longtake: {self.ended.outcome.replace('_', ' ')}: {self.ended.message}\n"
+            f"What was finished is kept in {self.store}. To go on: "
+            f"{next_command('resume', self.job, self.store)}"
+        )
+
+
+def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any]:
+    """What ``longtake plan`` says. Time is simulated if a step's seconds are known."""
+    report: dict[str, Any] = {
+        "title": plan.title,
+        "model": plan.model,
+        "size": [plan.width_px, plan.height_px],
+        "fps": plan.fps,
+        "pixel_frames": plan.pixel_frames,
+        "seconds": plan.pixel_frames / plan.fps,
+        "dtype": plan.dtype,
+        "preset": plan.preset,
+        "model_calls": plan.model_calls,
+        "memory_model_bytes": plan.model_bytes,
+        "memory_tile_bytes": plan.tile_bytes,
+        "memory_basis": "estimated from the model's configuration",
+        "checkpoint_every": plan.checkpoint_every,
+        "workers": workers,
+        "shots": [_shot_report(shot) for shot in plan.shots],
+    }
+    return report | _time_report(plan, workers, step_s)
+
+
+def _shot_report(shot: Any) -> dict[str, Any]:
+    render = shot.render
+    return {
+        "prompt": render.prompt,
+        "seed": render.seed,
+        "seconds": render.pixel_frames / render.fps,
+        "pixel_frames": render.pixel_frames,
+        "latent_frames": render.latent_frames,
+        "steps": render.steps,
+        "stages": [
+            {"stride": stage.stride, "windows": [[w.start, w.stop] for w in stage.windows]}
+            for stage in shot.stages
+        ],
+        "regions": 1,
+        "pieces": len(shot.pieces),
+    }
+
+
+def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any]:
+    if step_s is None:
+        basis = "unknown until a step was measured; give --step-seconds for an estimate"
+        return {"wall_s": None, "wall_basis": basis}
+    from orchestrator.roster import Policy
+    from orchestrator.simulator import Simulation
+
+    def cost(unit: Unit) -> float:
+        small = unit.kind != "step" or plan.is_last_step(unit)
+        return step_s * (0.3 if unit.kind == "decode" else 0.02) if small else step_s
+
+    run = Simulation(plan, Policy(workers=workers), cost=cost).run()
+    basis = f"simulated with {workers} workers at {step_s:g} s a step; start-up is not counted"
+    return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
+
+
+def plan_text(report: dict[str, Any]) -> str:
+    width, height = report["size"]
+    lines = [
+        f"{report['seconds']:.1f} s, {report['pixel_frames']} frames of {width}x{height} at "
+        f"{report['fps']} fps, model {report['model']} in {report['dtype']}, preset "
+        f"{report['preset']}",
+    ]
+    for number, shot in enumerate(report["shots"], 1):
+        windows = shot["stages"][-1]["windows"]
+        lines.append(
+            f"  shot {number}: {shot['seconds']:.1f} s, {shot['latent_frames']} latent frames in "
+            f"{len(windows)} windows of {windows[0][1] - windows[0][0]}, {shot['steps']} steps, "
+            f"{shot['pieces']} pieces, seed {shot['seed']}: {_shorten(shot['prompt'])}"
+        )
+    mib = 2**20
+    lines += [
+        f"stages: {len(report['shots'][0]['stages'])}, regions: 1",
+        f"model calls: {report['model_calls']}",
+        f"memory per worker: {report['memory_model_bytes'] / mib:,.0f} MiB model + "
+        f"{report['memory_tile_bytes'] / mib:,.0f} MiB tile ({report['memory_basis']})",
+        f"checkpoint every {report['checkpoint_every']} steps",
+    ]
+    wall = report["wall_s"]
+    lines.append(
+        f"time: {report['wall_basis']}"
+        if wall is None
+        else f"time: {wall:.0f} s "
+        f"({report['wall_basis']}); first seconds after {report['first_piece_s']:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def job_table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no jobs"
+    width = max(len(row["id"]) for row in rows)
+    return "\n".join(
+        f"{row['id']:{width}}  {row['state']:11}  "
+        + (
+            f"{row['seconds']:7.1f} s  {_shorten(row['title'])}"
+            if "title" in row
+            else row["problem"]
+        )
+        for row in rows
+    )
+
+
+def job_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['id']}: {report['state']}",
+        f"  {report['seconds']:.1f} s, {_count(report['shots'], 'shot')}, model {report['model']}",
+        f"  {report['pieces_done']} of {_count(report['pieces'], 'piece')} finished, "
+        f"{_count(report['units_computed'], 'unit')} computed, {report['units_repeated']} of them "
+        "again",
+    ]
+    lines += [f"  shot {n}: {_shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
+    if report["state"] == "done":
+        lines.append(f"  film: {report['out']}")
+    elif report["playable"]:
+        lines.append(f"  watch the first piece: {report['playable'][0]}")
+    if report["message"] and report["state"] != "done":
+        lines.append(f"  {report['message']}")
+    if report["state"] not in ("done", "rendering"):
+        lines.append(f"  next: {next_command('resume', report['id'], report['store'])}")
+    return "\n".join(lines)
+
+
+def verify_text(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['id']}: {_count(report['results'], 'result')} read, "
+        f"{_count(report['pixel_frames'], 'frame')} decoded, numerics "
+        f"{', '.join(report['numerics']) or 'unknown'}",
+    ]
+    for digest, parts in report["numerics_parts"].items():
+        lines.append(f"  numerics class {digest}: {', '.join(parts)}")
+    if report["seams"]:
+        worst = max(report["seams"], key=lambda seam: seam["ratio"])
+        lines.append(
+            f"  {_count(len(report['seams']), 'window border')}, seam ratio "
+            f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
+            f"{worst['frame']})"
+        )
+    lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
+    return "\n".join([*lines, "  not as recorded" if report["problems"] else "  all as recorded"])
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _shorten(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

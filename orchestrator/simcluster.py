@@ -1,0 +1,179 @@
+"""The passive half of the simulated cluster: its clock, its memory, its store, and their faults."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs.numerics import NumericsClass, WorkerProfile
+from jobs.units import Unit
+from orchestrator.events import (
+    Event,
+    FilmStitched,
+    LoadFailed,
+    OutputLoaded,
+    OutputLost,
+    OutputStored,
+    StitchFailed,
+    StoreFailed,
+)
+from orchestrator.plan import Plan
+from orchestrator.referee import Key, Referee, Violation
+
+#: Makes an event when its time has come.
+Happening = Callable[[], Event | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Faults:
+    """What goes wrong, as chances. Per unit sent unless said otherwise."""
+
+    seed: int = 0  # 0: no faults and no jitter
+    worker_dies: float = 0.0
+    worker_hangs: float = 0.0  # half of them wake up when they had been given up
+    unit_fails: float = 0.0
+    cluster_fails: float = 0.0  # a unit fails, and it is nobody's fault
+    worker_lies: float = 0.0  # reports twice; and if not 0, goes on after it was stopped
+    object_lost: float = 0.0  # per output: it vanishes soon, found out by a reader or writer
+    node_lost: float = 0.0  # per unit: a worker and all outputs that it made vanish
+    write_dies: float = 0.0  # per write: the writer dies, or its answer is late
+    result_damaged: float = 0.0  # per read of a durable result
+    film_damaged: float = 0.0  # per piece when the film is stitched
+    cluster_lost: float = 0.0  # per unit: everything but the store is gone
+    interrupted: float = 0.0  # per unit: the person stops the render, and resumes it
+    start_fails: float = 0.0  # per worker start
+    slow: float = 0.0  # share of workers that are five times slower
+    late_s: float = 0.0  # reports take up to so long, and may overtake each other
+    poison: Unit | None = None  # kills every worker that touches it
+
+
+class SimCluster:
+    """Outputs in memory, results in the store, and what is going to happen to both."""
+
+    def __init__(self, plan: Plan, faults: Faults) -> None:
+        self.plan, self.faults = plan, faults
+        self.random = random.Random(faults.seed)
+        self.now_s = 0.0
+        self.results: dict[Unit, str] = {}
+        self.referee = Referee(plan, self.results)
+        self.first_piece_s = 0.0
+        self._empty()
+
+    def _empty(self) -> None:
+        """Forget everything but the store."""
+        self.events: list[tuple[float, int, Happening]] = []
+        self.sequence = itertools.count()
+        self.held: dict[Key, str] = {}
+        self.gone: set[Key] = set()  # what a fault took
+        self.writes: dict[Key, str | None] = {}
+        self.deleted: list[tuple[float, Unit, str]] = []
+        self.readers: Counter[Key] = Counter()  # queued or running units that read an output
+        self.stitched = False
+
+    # -- time
+
+    def _later(self, delay_s: float, happen: Happening) -> None:
+        heapq.heappush(self.events, (self.now_s + delay_s, next(self.sequence), happen))
+
+    def _report(self, make: Callable[[], Event]) -> Event | None:
+        """A report on its way to the driver."""
+        if not self.faults.late_s:
+            return make()
+        self._later(self.random.uniform(0.0, self.faults.late_s), make)
+        return None
+
+    def _strikes(self, chance: float) -> bool:
+        return chance > 0 and self.random.random() < chance
+
+    # -- memory
+
+    def _drop(self, key: Key) -> None:
+        if key in self.held and self.readers[key] > 0:
+            raise Violation(f"{key} is dropped while it is read")
+        self.held.pop(key, None)
+
+    def _vanish(self, key: Key) -> None:
+        if self.held.pop(key, None) is not None:
+            self.gone.add(key)
+            self.referee.lost(key[0])
+
+    # -- the store
+
+    def _store(self, key: Key) -> None:
+        unit, attempt = key
+        if unit in self.results:
+            raise Violation(f"{unit} was committed twice")
+        if key in self.writes:
+            raise Violation(f"{key} is being written already")
+        dies = self._strikes(self.faults.write_dies)
+        content = self.held.get(key)
+        if content is None and key not in self.gone:
+            raise Violation(f"{key} is to be stored, and is not there")
+        self.writes[key] = content
+
+        def write() -> Event | None:
+            del self.writes[key]
+            pulled = content is not None and (key in self.held or self._strikes(0.5))
+            if not pulled:
+                return OutputLost(at_s=self.now_s, unit=unit, attempt=attempt)
+            if dies:
+                return StoreFailed(
+                    at_s=self.now_s, unit=unit, attempt=attempt, message="died", transient=True
+                )
+            self.results.setdefault(unit, content or "")
+            if unit.kind == "decode" and not self.first_piece_s:
+                self.first_piece_s = self.now_s
+            return OutputStored(at_s=self.now_s, unit=unit, attempt=attempt)
+
+        self._later(self.random.uniform(0.01, 0.6) if self.faults.seed else 0.0, write)
+
+    def _load(self, unit: Unit) -> None:
+        if unit not in self.results:
+            raise Violation(f"{unit} is loaded, but it is not stored")
+        damaged = self._strikes(self.faults.result_damaged)
+
+        def read() -> Event:
+            if damaged:
+                self._damage(unit)
+                return LoadFailed(at_s=self.now_s, unit=unit, message="damaged")
+            self.gone.discard((unit, 0))
+            self.held[unit, 0] = self.results[unit]
+            return OutputLoaded(at_s=self.now_s, unit=unit)
+
+        self._later(0.05, read)
+
+    def _damage(self, unit: Unit) -> None:
+        del self.results[unit]
+        self.referee.damaged = True
+
+    def _stitch(self) -> Event:
+        goals = self.plan.goals()
+        damaged = tuple(goal for goal in goals if self._strikes(self.faults.film_damaged))
+        if damaged:
+            for goal in damaged:
+                self._damage(goal)
+            return StitchFailed(at_s=self.now_s, message="damaged", lost=damaged)
+        self.stitched = True
+        return FilmStitched(at_s=self.now_s, path="film.mp4")
+
+
+def profile(name: str, free_bytes: int = 2**40, device: str = "sim") -> WorkerProfile:
+    """The profile of a simulated worker."""
+    numerics = NumericsClass(
+        device=device,
+        capability="sim",
+        dtype="float32",
+        torch="0",
+        diffusers="0",
+        attention="native",
+        slices=1,
+        threads=1,
+        deterministic=True,
+    )
+    return WorkerProfile(
+        numerics=numerics, free_bytes=free_bytes, model_bytes=0, step_s=0.0, host=name, process=0
+    )

@@ -1,0 +1,217 @@
+"""``longtake verify``: read a finished job again and compare it with its own record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import numpy as np
+
+from jobs.errors import BadJob, LongtakeError
+from jobs.journal import Journal
+from jobs.results import ResultRecord, Results
+from jobs.store import JobFolder, Store
+from jobs.units import Unit
+from orchestrator import inspect_job
+from orchestrator.plan import Plan, ShotPlan
+from orchestrator.prepare import plan_from_json
+from orchestrator.recipes import Recipes
+from orchestrator.show import next_command
+from workers.seams import SeamMeter
+from workers.video import iter_frames
+
+#: The records of the film's pieces, in film order; None for one that cannot be read.
+Pieces = dict[Unit, ResultRecord | None]
+
+
+def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
+    """Check every stored result and every frame of the film. Raises BadJob if it isn't done."""
+    plan = plan_from_json(folder.plan())
+    state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
+    if state != "done":
+        raise BadJob(
+            f"job {folder.id} is {state}, not done; finish it first: "
+            f"{next_command('resume', folder.id, store.root)}"
+        )
+    problems = _check_journal(folder)
+    results = Results(store)
+    keys = dict(_lasting(plan))
+    records = _check_results(keys, results, problems)
+    numerics = _check_numerics(plan, records, problems)
+    pieces = {goal: records.get(goal) for goal in plan.goals()}
+    film = inspect_job.film_path(folder)
+    frames, seams = _check_film(plan, film, results, pieces, problems)
+    return {
+        "id": folder.id,
+        "film": str(film),
+        "results": len(records),
+        "pixel_frames": frames,
+        "numerics": {digest: len(parts) for digest, parts in numerics.items()},
+        "numerics_parts": numerics if len(numerics) > 1 else {},
+        "frames_sha256": inspect_job.frames_digest(list(pieces.values())),
+        "seams": seams,
+        "seam_median": median(seam["ratio"] for seam in seams) if seams else None,
+        "problems": problems,
+    }
+
+
+def _check_journal(folder: JobFolder) -> list[str]:
+    """Every file of the journal, from the first."""
+    try:
+        for _ in Journal.open(folder, "verify").entries():
+            pass
+    except LongtakeError as error:
+        return [str(error)]
+    return []
+
+
+def _lasting(plan: Plan) -> Iterator[tuple[Unit, str]]:
+    """The units whose results outlive the render: embeddings, finished latents, pieces."""
+    recipes = Recipes(plan)
+    for unit in plan.units():
+        if plan.is_durable(unit) and (unit.kind != "step" or plan.is_last_step(unit)):
+            yield unit, recipes.key(unit)
+
+
+def _check_results(
+    keys: dict[Unit, str], results: Results, problems: list[str]
+) -> dict[Unit, ResultRecord]:
+    """Hash every lasting result."""
+    found = {}
+    for unit, key in keys.items():
+        try:
+            record = results.lookup(key)
+            if record is None:
+                problems.append(f"{unit}: its result {key} is missing")
+                continue
+            results.read(key)
+            found[unit] = record
+        except LongtakeError as error:
+            problems.append(f"{unit}: {error}")
+    return found
+
+
+def _check_numerics(
+    plan: Plan, records: dict[Unit, ResultRecord], problems: list[str]
+) -> dict[str, list[str]]:
+    """The numerics classes of the results, and which results each has."""
+    classes: dict[str, list[str]] = {}
+    for unit, record in records.items():
+        classes.setdefault(record.numerics, []).append(str(unit))
+    if plan.numerics == "pinned" and len(classes) > 1:
+        problems.append(
+            f"the job pins its numerics, but its results are of {len(classes)} classes: "
+            f"{', '.join(f'{digest} ({len(parts)})' for digest, parts in classes.items())}"
+        )
+    return classes
+
+
+def _check_film(
+    plan: Plan,
+    film: Path | None,
+    results: Results,
+    pieces: Pieces,
+    problems: list[str],
+) -> tuple[int, list[dict[str, Any]]]:
+    """Decode every frame of the film, once; returns how many there are, and the seams."""
+    if film is None or not film.is_file():
+        problems.append(f"the film {film} is missing; `longtake resume` writes it again")
+        return 0, []
+    count, wrong = 0, 0
+    meter = SeamMeter(_borders(plan), _interiors(plan))
+    try:
+        for frame, stored in zip_longest(iter_frames(film), _stored(plan, results, pieces)):
+            if not _is_stored(frame, stored):
+                wrong += 1
+                if wrong == 1:
+                    problems.append(f"{film}: frame {count} is not what was stored")
+            if frame is not None:
+                count += 1
+                meter.add(frame)
+        _check_facts(plan, film, count, problems)
+    except LongtakeError as error:
+        problems.append(str(error))
+        return count, []
+    if wrong > 1:
+        problems.append(f"{film}: {wrong} frames are not what was stored")
+    return count, meter.ratios()
+
+
+def _stored(plan: Plan, results: Results, pieces: Pieces) -> Iterator[np.ndarray | str]:
+    """What each frame of the film must be, by the stored pieces: the frame, or, if the codec is
+    lossless, the hash that its worker took before encoding; "" where the piece cannot be read."""
+    for piece, record in pieces.items():
+        if record is None:
+            yield from [""] * _length(plan, piece)
+        elif plan.codec == "ffv1":
+            yield from json.loads(record.extra["frame_sha256"])
+        else:
+            yield from iter_frames(results.path(record.recipe))
+
+
+def _is_stored(frame: np.ndarray | None, stored: np.ndarray | str | None) -> bool:
+    if frame is None or stored is None:
+        return False
+    if isinstance(stored, str):
+        return not stored or hashlib.sha256(np.ascontiguousarray(frame).data).hexdigest() == stored
+    return np.array_equal(frame, stored)
+
+
+def _length(plan: Plan, piece: Unit) -> int:
+    """Pixel frames of a piece."""
+    shot = plan.shots[piece.shot]
+    low, high = plan.geometry.pixel_range(*shot.pieces[piece.index])
+    return min(high, shot.render.pixel_frames) - low
+
+
+def _check_facts(plan: Plan, film: Path, pixel_frames: int, problems: list[str]) -> None:
+    with av.open(str(film)) as container:
+        fps = container.streams.video[0].average_rate
+    if pixel_frames != plan.pixel_frames or fps != plan.fps:
+        problems.append(
+            f"{film} has {pixel_frames} frames at {fps} fps, the plan says "
+            f"{plan.pixel_frames} at {plan.fps}"
+        )
+
+
+def _borders(plan: Plan) -> list[dict[str, Any]]:
+    """Where windows meet, in pixel frames of the film."""
+    rows = []
+    for number, shot in enumerate(plan.shots):
+        for name, window, latent in _edges(shot):
+            pixel, _ = plan.geometry.pixel_range(latent, latent + 1)
+            if pixel < shot.render.pixel_frames:
+                frame = shot.first_pixel_frame + pixel
+                rows.append({"shot": number, "window": window, "border": name, "frame": frame})
+    return rows
+
+
+def _edges(shot: ShotPlan) -> Iterator[tuple[str, int, int]]:
+    """Kind, window and latent frame of a shot's borders: where a window begins to count (in its
+    first frame it has no weight, if another covers that), and where one ends."""
+    for left, right in pairwise(shot.stages[-1].windows):
+        yield "enters", right.index, min(right.start + 1, left.stop)
+        yield "leaves", left.index, left.stop
+
+
+def _interiors(plan: Plan) -> dict[int, list[int]]:
+    """By shot: where one latent frame ends and the next begins inside windows, in pixel frames of
+    the film."""
+    places = {}
+    for number, shot in enumerate(plan.shots):
+        edges = {latent for _, _, latent in _edges(shot)}
+        pixels = (
+            plan.geometry.pixel_range(latent, latent + 1)[0]
+            for latent in range(2, shot.render.latent_frames)
+            if latent not in edges
+        )
+        places[number] = [
+            shot.first_pixel_frame + pixel for pixel in pixels if pixel < shot.render.pixel_frames
+        ]
+    return places

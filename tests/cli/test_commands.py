@@ -1,0 +1,457 @@
+"""Commands, flags, stores and exit codes, without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from jobs import errors
+from jobs.files import seal
+from jobs.store import Store
+from orchestrator import cli
+from orchestrator.events import EndRender, Outcome
+from orchestrator.prepare import plan_to_json, prepare
+from orchestrator.show import EXIT_CODES
+from tests.cli.conftest import Desk, refusal
+from tests.ray.harness import LONGTAKE, Ran, environment
+from tests.ray.harness import longtake as console
+
+COMMANDS = ("render", "resume", "plan", "ls", "show", "verify")
+
+OUTCOMES = {
+    "done": 0,
+    "failed": 3,
+    "cancelled": 4,
+    "timeout": 5,
+    "cannot_run": 6,
+    "store_failed": 6,
+    "conflict": 7,
+    "interrupted": 130,
+}
+
+ERRORS = {
+    errors.BadJob: 2,
+    errors.JobFailed: 3,
+    errors.CannotRunHere: 6,
+    errors.StoreError: 6,
+    errors.StoreFull: 6,
+    errors.DamagedRecord: 6,
+    errors.StoreConflict: 7,
+    errors.VerifyMismatch: 8,
+}
+
+
+@pytest.fixture
+def flags(desk: Desk) -> list[str]:
+    """A good job, as flags."""
+    text = "--prompt kite --seconds 1 --size 64x64 --steps 4 --fps 8 --seed 3 --preset exact"
+    return [*text.split(), "--model", str(desk.model), "--negative", "blurred"]
+
+
+@pytest.fixture
+def stored(desk: Desk) -> str:
+    """The id of a job that was planned and never rendered."""
+    from jobs.spec_file import spec_from_flags
+
+    job = {"prompt": "a red kite", "seconds": 2.0, "size": "64x64", "model": str(desk.model)}
+    prepared = prepare(spec_from_flags(job))
+    store = Store.open(desk.store)
+    store.create_job("kite-1", prepared.spec.canonical(), plan_to_json(prepared.plan))
+    return "kite-1"
+
+
+def command(desk: Desk, name: str, *args: object) -> Ran:
+    return desk.run(name, *args, "--store", desk.store)
+
+
+# -- exit codes
+
+
+def test_every_outcome_has_its_exit_code() -> None:
+    assert EXIT_CODES == OUTCOMES
+    assert set(get_args(Outcome)) == set(OUTCOMES)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_render_ends_with_the_code_of_its_outcome(
+    desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = EndRender(outcome, "why it ended")
+    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    ran = desk.render(*flags, "--out", "film.mp4")
+    assert (ran.code, ran.out) == (OUTCOMES[outcome], "")
+    job = os.listdir(desk.store / "jobs")[0]
+    assert f"job {job} in {desk.store}" in ran.err
+    if outcome == "done":
+        assert f"next: longtake verify {job} --store {desk.store}" in ran.err
+    else:
+        assert "why it ended" in ran.err
+        to_resume = f"longtake resume {job} --store {desk.store}"
+        assert (to_resume in ran.err) == (outcome != "conflict")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(errors.StoreFull, 6), (errors.CannotRunHere, 6), (errors.StoreConflict, 7)]
+)
+def test_a_render_that_raises_says_how_to_go_on(
+    desk: Desk, flags: list[str], error: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error("what happened")
+
+    monkeypatch.setattr("orchestrator.render.render_job", fail)
+    ran = desk.render(*flags)
+    assert (ran.code, ran.out) == (code, "")
+    assert "what happened" in ran.err and "Traceback" not in ran.err
+    job = os.listdir(desk.store / "jobs")[0]
+    assert (f"longtake resume {job} --store {desk.store}" in ran.err) == (code == 6)
+
+
+def test_json_of_a_render_stands_alone_on_standard_output(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = EndRender("failed", "why")
+    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    ran = desk.render(*flags, "--json")
+    assert ran.code == 3
+    report = ran.json()
+    assert report["id"] in os.listdir(desk.store / "jobs")
+    assert (report["state"], report["message"]) == ("failed", "why")
+    assert report["pixel_frames"] == report["fps"] == 8
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_has_its_exit_code(
+    desk: Desk, error: type[errors.LongtakeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error("what happened, where, and the fix")
+
+    monkeypatch.setattr(cli, "_prepare", fail)
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert (ran.code, ran.out) == (ERRORS[error], "")
+    assert ran.err == "longtake: what happened, where, and the fix\n"
+
+
+def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_prepare", lambda *args: {}["nothing"])
+    monkeypatch.setattr("tempfile.tempdir", str(desk.folder))
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("longtake: internal error: KeyError: 'nothing'")
+    assert "Traceback" not in ran.err
+    log = Path(re.search(r"\S+\.log", ran.err)[0])
+    assert "Traceback" in log.read_text() and "KeyError: 'nothing'" in log.read_text()
+    assert oct(log.stat().st_mode)[-3:] == "600", "a trace may hold a prompt"
+
+
+def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_prepare", interrupted)
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert ran == Ran(130, "", "longtake: interrupted\n")
+
+
+# -- commands and flags
+
+
+def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
+    needed = {
+        "render": "[file] --prompt --negative --seconds --size --fps --seed --steps --model "
+        "--preset --workers --store --out --save-latents --address --timeout --json",
+        "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
+        "plan": "[file] --prompt --seconds --size --steps --model --workers --json",
+        "ls": "--store --json",
+        "show": "job --store --json",
+        "verify": "job --store --json",
+    }
+    assert needed.keys() == set(COMMANDS)
+    for name, words in needed.items():
+        ran = desk.run(name, "--help")
+        assert (ran.code, ran.err) == (0, "")
+        for word in words.split():
+            assert re.search(rf"(^|\s){re.escape(word)}(\s|$)", ran.out, re.I | re.M), (name, word)
+    listed = desk.run("--help")
+    assert listed.code == 0
+    assert all(re.search(rf"^  {name} ", listed.out, re.M) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_flag(desk: Desk, name: str) -> None:
+    said = refusal(desk.run(name, "--sotre", "x"), 2)
+    assert "No such option: --sotre" in said
+    assert f"See: longtake {name} --help" in said
+
+
+def test_an_unknown_command(desk: Desk) -> None:
+    said = refusal(desk.run("rendre", "film.yaml"), 2)
+    assert "No such command 'rendre'" in said
+    assert "valid: render, resume, plan, ls, show, verify" in said
+
+
+def test_no_command_is_help(desk: Desk) -> None:
+    ran = desk.run()
+    assert (ran.code, ran.out) == (2, "")
+    assert "Usage: longtake" in ran.err and "Traceback" not in ran.err
+
+
+def test_too_much_and_too_little(desk: Desk) -> None:
+    assert "unexpected extra argument" in refusal(desk.run("ls", "a"), 2)
+    assert "Missing argument" in refusal(desk.run("show"), 2)
+    assert "--store" in refusal(desk.run("ls", "--store"), 2)
+
+
+# -- stores
+
+
+@pytest.mark.parametrize("name", ["ls", "show", "verify", "resume"])
+def test_no_store(desk: Desk, name: str) -> None:
+    job = [] if name == "ls" else ["kite-1"]
+    said = refusal(command(desk, name, *job), 6)
+    assert f"there is no store at {desk.store}; check the path, or submit a job" in said
+    assert not desk.store.exists(), "asking must not create it"
+
+
+@pytest.mark.parametrize("name", ["ls", "show", "verify", "resume", "render"])
+def test_a_store_of_a_newer_version(desk: Desk, flags: list[str], name: str) -> None:
+    desk.store.mkdir()
+    (desk.store / "store.json").write_bytes(seal({"format": 7, "what": "Longtake store"}))
+    args = {"ls": [], "render": flags}.get(name, ["kite-1"])
+    said = refusal(command(desk, name, *args), 6)
+    assert "has store format 7, and this Longtake reads format 1; upgrade Longtake" in said
+    assert os.listdir(desk.store) == ["store.json"]
+
+
+def test_a_place_that_is_no_store(desk: Desk, flags: list[str]) -> None:
+    (desk.folder / "file").write_text("x")
+    for place, said in (
+        (desk.folder / "file", "file is a file; give a folder for the store"),
+        (desk.folder, "holds other files (file), so no store is made there; name a new or empty"),
+        ("s3://bucket/x", "valid: a folder (renders/) or file:///path/of/folder"),
+    ):
+        assert said in refusal(desk.run("render", *flags, "--store", place), 6)
+    assert os.listdir(desk.folder) == ["file"]
+
+
+def test_a_store_by_its_uri(desk: Desk, stored: str) -> None:
+    ran = desk.run("ls", "--json", "--store", desk.store.as_uri())
+    assert [row["id"] for row in ran.json()] == [stored]
+
+
+def test_a_damaged_store(desk: Desk, stored: str) -> None:
+    (desk.store / "store.json").write_text("{")
+    assert f"{desk.store}/store.json is damaged" in refusal(command(desk, "ls"), 6)
+
+
+@pytest.mark.parametrize("name", ["show", "verify", "resume"])
+@pytest.mark.parametrize("job", ["../kite-1", "/etc", "a/b", "..", ".", "", "kite-1/", "a\0b"])
+def test_a_job_id_that_leaves_the_store(desk: Desk, stored: str, name: str, job: str) -> None:
+    said = refusal(command(desk, name, job), 2)
+    assert f"{job!r} cannot name a job; valid: up to 100 letters, digits" in said
+
+
+@pytest.mark.parametrize("name", ["show", "verify", "resume"])
+def test_an_unknown_job_lists_those_that_there_are(desk: Desk, stored: str, name: str) -> None:
+    said = refusal(command(desk, name, "kite-2"), 2)
+    assert f"no job 'kite-2' in {desk.store}; there are: kite-1" in said
+
+
+def test_a_job_that_is_a_link_out_of_the_store(desk: Desk, stored: str) -> None:
+    outside = desk.folder / "outside"
+    outside.mkdir()
+    (outside / "spec.json").touch()
+    (desk.store / "jobs" / "link").symlink_to(outside)
+    assert "leads out of the store" in refusal(command(desk, "show", "link"), 6)
+    ran = command(desk, "ls", "--json")
+    assert ran.code in (0, 6) and "Traceback" not in ran.err
+
+
+# -- reading
+
+
+def test_ls(desk: Desk, stored: str) -> None:
+    rows = command(desk, "ls", "--json").json()
+    assert [(row["id"], row["state"]) for row in rows] == [("kite-1", "planned")]
+    assert rows[0]["seconds"] == 2.0 and rows[0]["size"] == [64, 64]
+    table = command(desk, "ls")
+    assert re.fullmatch(r"kite-1 +planned +2\.0 s +a red kite\n", table.out)
+    assert table.err == ""
+
+
+def test_ls_of_an_empty_store(desk: Desk) -> None:
+    Store.open(desk.store)
+    assert command(desk, "ls", "--json").json() == []
+    assert command(desk, "ls").out == "no jobs\n"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x00" * 50])
+def test_a_damaged_job_hides_no_other(desk: Desk, stored: str, damage: bytes) -> None:
+    plan = Store.open(desk.store).job(stored)
+    Store.open(desk.store).create_job("other-1", plan.spec(), plan.plan())
+    (desk.store / "jobs" / stored / "plan.json").write_bytes(damage)
+    rows = {row["id"]: row for row in command(desk, "ls", "--json").json()}
+    assert rows["other-1"]["state"] == "planned"
+    assert rows["kite-1"]["state"] == "damaged"
+    assert "plan.json is damaged" in rows["kite-1"]["problem"]
+    table = command(desk, "ls")
+    assert table.code == 0
+    assert re.search(r"kite-1 +damaged +\S*plan.json is damaged", table.out)
+    for name in ("show", "verify", "resume"):
+        assert "plan.json is damaged" in refusal(command(desk, name, stored), 6)
+
+
+def test_show(desk: Desk, stored: str) -> None:
+    report = command(desk, "show", stored, "--json").json()
+    assert (report["id"], report["state"]) == ("kite-1", "planned")
+    assert report["pieces_done"] == 0 and report["playable"] == []
+    said = command(desk, "show", stored)
+    assert f"next: longtake resume kite-1 --store {desk.store}" in said.out
+    assert said.err == ""
+
+
+def test_only_a_finished_job_is_verified(desk: Desk, stored: str) -> None:
+    said = refusal(command(desk, "verify", stored), 2)
+    assert "job kite-1 is planned, not done; finish it first: longtake resume kite-1" in said
+    assert f"--store {desk.store}" in said
+
+
+def test_reading_writes_nothing(desk: Desk, stored: str) -> None:
+    def tree() -> list[tuple[str, float]]:
+        return sorted((str(p), p.stat().st_mtime) for p in desk.store.rglob("*"))
+
+    before = tree()
+    for name, args in (("ls", []), ("show", [stored]), ("verify", [stored])):
+        command(desk, name, *args)
+    assert tree() == before
+
+
+def test_a_model_that_changed_is_not_resumed(desk: Desk, stored: str, tmp_path: Path) -> None:
+    from jobs.spec_file import spec_from_flags
+
+    copy = Path(shutil.copytree(desk.model, tmp_path / "copy"))
+    job = {"prompt": "a", "seconds": 1.0, "size": "64x64", "model": str(copy)}
+    prepared = prepare(spec_from_flags(job))
+    Store.open(desk.store).create_job(
+        "changed", prepared.spec.canonical(), plan_to_json(prepared.plan)
+    )
+    config = copy / "transformer/config.json"
+    config.write_text(config.read_text() + "\n")
+    said = refusal(command(desk, "resume", "changed"), 2)
+    assert "have changed since this job was planned" in said
+    assert "Restore them to resume, or render again as a new job" in said
+    shutil.rmtree(copy)
+    assert f"model: '{copy}' is no folder here" in refusal(command(desk, "resume", "changed"), 2)
+
+
+# -- plan
+
+
+def test_plan(desk: Desk, flags: list[str]) -> None:
+    ran = desk.run("plan", *flags, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    report = ran.json()
+    assert report["pixel_frames"] == 8 and report["size"] == [64, 64]
+    assert report["model_calls"] == 8, "four steps, two guidance branches"
+    shot = report["shots"][0]
+    assert (shot["prompt"], shot["steps"], shot["seed"]) == ("kite", 4, 3)
+    assert shot["stages"][0]["windows"] == [[0, shot["latent_frames"]]]
+    assert report["wall_s"] is None and "--step-seconds" in report["wall_basis"]
+    assert not desk.store.exists()
+
+
+def test_the_plan_as_text_and_its_time(desk: Desk, flags: list[str]) -> None:
+    said = desk.run("plan", *flags, "--step-seconds", "2")
+    assert said.code == 0 and said.err == ""
+    assert "1.0 s, 8 frames of 64x64 at 8 fps" in said.out
+    assert re.search(r"time: \d+ s \(simulated with 1 workers at 2 s a step", said.out)
+    report = desk.run("plan", *flags, "--step-seconds", "2", "--json").json()
+    assert report["wall_s"] == pytest.approx(8, rel=0.5)
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "x"])
+def test_a_step_takes_some_time(desk: Desk, flags: list[str], seconds: str) -> None:
+    said = refusal(desk.run("plan", *flags, "--step-seconds", seconds), 2)
+    assert "--step-seconds" in said
+
+
+def test_flags_win_over_the_file(desk: Desk) -> None:
+    file = desk.job(f"model: {desk.model}\nprompt: a\nseconds: 1\nsize: 64x64\nsteps: 9\n")
+    report = desk.run("plan", file, "--steps", "3", "--prompt", "b", "--json").json()
+    assert (report["shots"][0]["steps"], report["shots"][0]["prompt"]) == (3, "b")
+
+
+def test_a_plan_of_a_bad_job_is_refused_like_its_render(desk: Desk) -> None:
+    said = refusal(desk.run("plan", desk.job("prompt: a\nseconds: 0\n")), 2)
+    assert "film.yaml:2:1: seconds: must be more than 0" in said
+
+
+# -- the console script
+
+
+def test_the_console_script(desk: Desk, flags: list[str], stored: str) -> None:
+    bad = console("render", *flags, "--steps", "0", "--store", desk.folder / "new")
+    assert refusal(bad, 2) == "--steps: must be at least 1, got 0"
+    assert not (desk.folder / "new").exists()
+    assert refusal(console("ls", "--stroe", "x"), 2).startswith("No such option: --stroe")
+    assert console("ls", "--store", desk.store, "--json").json()[0]["id"] == stored
+    assert console("plan", *flags, "--json").json()["pixel_frames"] == 8
+    assert console("show", "kite-9", "--store", desk.store).code == 2
+
+
+def test_the_store_may_stand_in_the_environment(desk: Desk, stored: str) -> None:
+    assert console("ls", "--json", LONGTAKE_STORE=str(desk.store)).json()[0]["id"] == stored
+
+
+def test_a_reader_that_goes_away_is_no_bug(desk: Desk, stored: str) -> None:
+    with subprocess.Popen(
+        [LONGTAKE, "show", stored, "--store", desk.store, "--json"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+
+
+def without_privileges(*args: object) -> Ran:
+    """The command, held to the permissions of files even when root runs the tests."""
+    drop = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.getuid() == 0 else []
+    if drop and shutil.which(drop[0]) is None:
+        pytest.skip("root may write anywhere, and setpriv is not installed")
+    done = subprocess.run(
+        [*drop, str(LONGTAKE), *map(str, args)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def test_no_permission(desk: Desk, flags: list[str]) -> None:
+    closed = desk.folder / "closed"
+    closed.mkdir(mode=0o555)
+    args = ("--store", desk.folder / "mine", "--out", closed / "film.mp4")
+    said = refusal(without_privileges("render", *flags, *args), 2)
+    assert f"no permission to write in {closed}; choose another --out" in said
+    assert not (desk.folder / "mine").exists()
+    said = refusal(without_privileges("render", *flags, "--store", closed / "mine"), 6)
+    assert f"cannot write {closed}" in said and "give this user write permission" in said
+
+
+def test_a_prompt_in_any_script(desk: Desk) -> None:
+    ran = desk.run(
+        "plan", "--prompt", "красный змей 🪁", "--seconds", "1", "--model", desk.model,
+        "--size", "64x64", "--json",
+    )  # fmt: skip
+    assert json.loads(ran.out)["shots"][0]["prompt"] == "красный змей 🪁"

@@ -1,0 +1,44 @@
+"""Which worker takes a unit."""
+
+from __future__ import annotations
+
+from orchestrator.placement import HOME_ADVANTAGE, Seat, choose_seat, fits
+
+
+def seat(worker: str, queued: int = 0, unit_s: float = 1.0) -> Seat:
+    return Seat(worker=worker, queued=queued, unit_s=unit_s)
+
+
+def test_nobody_free_means_wait() -> None:
+    assert choose_seat([], preferred="a") is None
+
+
+def test_the_shortest_queue_among_equals() -> None:
+    assert choose_seat([seat("a", queued=1), seat("b")], preferred=None) == "b"
+
+
+def test_names_break_ties() -> None:
+    assert choose_seat([seat("b"), seat("a")], preferred=None) == "a"
+
+
+def test_a_fast_second_place_beats_a_slow_first() -> None:
+    seats = [seat("slow", unit_s=5.0), seat("fast", queued=1, unit_s=1.0)]
+    assert choose_seat(seats, preferred=None) == "fast"
+
+
+def test_the_holder_of_the_state_goes_first_unless_clearly_slower() -> None:
+    close = 1.0 / (1 - HOME_ADVANTAGE) - 0.01
+    far = close + 0.02
+    assert choose_seat([seat("a"), seat("b", unit_s=close)], preferred="b") == "b"
+    assert choose_seat([seat("a"), seat("b", unit_s=far)], preferred="b") == "a"
+
+
+def test_an_unmeasured_worker_counts_as_average() -> None:
+    seats = [seat("slow", unit_s=3.0), seat("fast", unit_s=1.0), seat("new", unit_s=0.0)]
+    assert choose_seat(seats, preferred=None) == "fast"
+    assert choose_seat([seats[0], seats[2]], preferred="new") == "new"
+
+
+def test_memory() -> None:
+    assert fits(10, 10)
+    assert not fits(9, 10)

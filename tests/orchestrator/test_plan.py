@@ -1,0 +1,170 @@
+"""The layout of a film: what covers what, what depends on what, what goes first."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.units import DecodeTask, EncodeTask, StepTask, Unit
+from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
+from orchestrator.referee import Referee
+from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
+
+
+@st.composite
+def layouts(draw: st.DrawFn) -> tuple[int, int, int]:
+    """(latent_frames, window, overlap)"""
+    window = draw(st.integers(1, 60))
+    return draw(st.integers(1, 400)), window, draw(st.integers(0, window - 1))
+
+
+@given(layouts())
+@settings(max_examples=300, deadline=None)
+def test_windows_cover_the_shot_evenly(layout: tuple[int, int, int]) -> None:
+    latent_frames, window, overlap = layout
+    windows = lay_windows(latent_frames, window, overlap)
+    assert [w.index for w in windows] == list(range(len(windows)))
+    assert windows[0].start == 0
+    assert windows[-1].stop == latent_frames
+    if latent_frames <= window:
+        assert len(windows) == 1
+        return
+    assert all(w.latent_frames == window for w in windows)
+    shifts = [b.start - a.start for a, b in itertools.pairwise(windows)]
+    assert min(shifts) >= 1
+    assert max(shifts) <= window - overlap, "neighbours overlap by what was asked, or more"
+    assert max(shifts) - min(shifts) <= 1, "windows are spread evenly"
+    reachable = window + (len(windows) - 2) * (window - overlap)
+    assert reachable < latent_frames, "one window less would not do"
+
+
+@given(layouts())
+@settings(max_examples=300, deadline=None)
+def test_pieces_partition_the_shot_and_need_no_later_window(layout: tuple[int, int, int]) -> None:
+    latent_frames, window, overlap = layout
+    windows = lay_windows(latent_frames, window, overlap)
+    pieces = lay_pieces(windows, latent_frames)
+    assert list(itertools.chain(*(range(*piece) for piece in pieces))) == list(range(latent_frames))
+    for start, stop in pieces:
+        assert 0 < stop - start <= MAX_PIECE_LATENT_FRAMES
+        owner = max(w.index for w in windows if w.start <= start)
+        assert stop <= windows[owner].stop
+        assert all(w.start >= stop for w in windows[owner + 1 :])
+
+
+@pytest.mark.parametrize("overlap", [-1, 6, 7])
+def test_an_impossible_overlap_is_refused(overlap: int) -> None:
+    with pytest.raises(ValueError, match="overlap"):
+        lay_windows(20, 6, overlap)
+
+
+@given(st.integers(1, 5000), st.integers(1, 16))
+def test_the_rounding_rule(pixel_frames: int, scale: int) -> None:
+    """The least number of latent frames whose 1 + r * (n - 1) pixel frames cover the shot."""
+    geometry = replace(GEOMETRY, temporal_scale=scale)
+    count = geometry.latent_frames(pixel_frames)
+    assert geometry.pixel_frames(count) >= pixel_frames
+    assert count == 1 or geometry.pixel_frames(count - 1) < pixel_frames
+
+
+def test_pixel_ranges_join_without_gap() -> None:
+    ranges = [GEOMETRY.pixel_range(a, b) for a, b in [(0, 3), (3, 4), (4, 9)]]
+    assert ranges == [(0, 9), (9, 13), (13, 33)]
+
+
+@given(layouts(), st.integers(1, 4), st.integers(0, 20))
+@settings(max_examples=60, deadline=None)
+def test_inputs_and_tasks_agree(layout: tuple[int, int, int], steps: int, context: int) -> None:
+    latent_frames, window, overlap = layout
+    plan = make_plan(
+        min(latent_frames, 120),
+        window=window,
+        overlap=min(overlap, window // 2),
+        steps=steps,
+        decode_context=context,
+    )
+    referee = Referee(plan, {})
+    units = list(plan.units())
+    assert len(set(units)) == len(units)
+    known = set(units)
+    for unit in units:
+        inputs = plan.inputs(unit)
+        assert inputs == referee.inputs(unit), "the slow way finds the same"
+        assert set(inputs) <= known
+        task = plan.task(unit, 3)
+        assert (task.unit, task.attempt) == (unit, 3)
+        if isinstance(task, StepTask):
+            assert task.window == plan.stage(unit).windows[unit.index]
+            before = [name for name in inputs if name.kind == "step"]
+            if unit.step:
+                assert [name.index for name in before] == [w.index for w in task.covering]
+        elif isinstance(task, DecodeTask):
+            assert [name.index for name in inputs] == [w.index for w in task.windows]
+            assert task.owned[0][0] <= task.warm_start <= task.start < task.stop
+            assert task.stop <= task.owned[-1][1]
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(task.owned))
+        else:
+            assert isinstance(task, EncodeTask)
+
+
+def test_the_last_step_calls_no_model_and_needs_no_prompt() -> None:
+    plan = make_plan(frames_for(2), steps=3)
+    last = Unit("step", 0, 0, 1, 0, 3)
+    assert plan.inputs(last) == (Unit("step", 0, 0, 0, 0, 2), Unit("step", 0, 0, 1, 0, 2))
+    assert plan.is_last_step(last)
+    assert plan.is_durable(last)
+
+
+def test_checkpoint_lines() -> None:
+    plan = make_plan(6, steps=5, checkpoint_every=2)
+    lines = [step for step in range(6) if plan.is_durable(Unit("step", 0, step=step))]
+    assert lines == [2, 4, 5]
+
+
+def test_earliest_film_time_goes_first() -> None:
+    plan = make_plan(frames_for(3), frames_for(2), steps=2)
+    order = sorted(plan.units(), key=plan.priority)
+    assert [unit.kind for unit in order[:2]] == ["encode", "encode"], "all prompts at once"
+    assert [unit.shot for unit in order[2:]] == sorted(unit.shot for unit in order[2:])
+    assert order.index(Unit("decode", 0, index=1)) < order.index(Unit("step", 0, 0, 1, 0, 0))
+    steps = [(u.index, u.step) for u in order if u.shot == 0 and u.kind == "step"]
+    assert steps == sorted(steps)
+
+
+def test_reach_grows_by_overlaps() -> None:
+    stage = make_plan(frames_for(6), overlap=2).shots[0].stages[0]
+    assert stage.reach(0)[2] == (2, 3)
+    assert stage.reach(1)[2] == (1, 4)
+    assert stage.reach(2)[0] == (0, 3)
+    assert stage.reach(99)[3] == (0, 6)
+
+
+def test_more_than_two_windows_may_cover_a_place() -> None:
+    stage = make_plan(24, window=6, overlap=4).shots[0].stages[0]
+    assert [w.index for w in stage.covering[3]] == [1, 2, 3, 4, 5]
+
+
+def test_sums() -> None:
+    plan = make_plan(6, frames_for(3), steps=4)
+    assert plan.pixel_frames == 21 + GEOMETRY.pixel_frames(frames_for(3))
+    assert plan.model_calls == (1 + 3) * 4
+
+
+@given(st.integers(1, 120), st.integers(2, 12), st.integers(0, 40), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_piece_is_told_exactly_the_latents_that_it_decodes(
+    latent_frames: int, window: int, context: int, data: st.DataObject
+) -> None:
+    overlap = data.draw(st.integers(0, window - 1))
+    plan = replace(make_plan(latent_frames, window=window, overlap=overlap), decode_context=context)
+    for goal in plan.goals():
+        task = plan.task(goal, 1)
+        assert isinstance(task, DecodeTask)
+        told = [frame for low, high in task.owned for frame in range(low, high)]
+        assert told == list(range(task.warm_start, task.stop))
+        for (low, high), source in zip(task.owned, task.windows, strict=True):
+            assert source.start <= low < high <= source.stop

@@ -1,0 +1,120 @@
+"""From a job to a plan, and a plan read back from the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from jobs.model_folder import inspect_model, resolve_model
+from jobs.model_memory import decode_bytes, loaded_bytes
+from jobs.spec_file import load_spec, parse_spec
+from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from orchestrator.prepare import plan_from_json, plan_to_json, prepare
+from tests.orchestrator.plans import frames_for, make_plan
+
+
+def test_a_plan_reads_back() -> None:
+    plan = make_plan(6, frames_for(2))
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert (plan.planner_version, plan.noise_version) == (PLANNER_VERSION, NOISE_VERSION)
+
+
+@pytest.mark.parametrize("name", ["planner_version", "noise_version"])
+def test_a_plan_of_another_version_is_refused(name: str) -> None:
+    stored = plan_to_json(make_plan(6))
+    stored[name] += 1
+    shown = rf"{name.replace('_', ' ')} 2 \(here 1\).*render its job file again"
+    with pytest.raises(CannotRunHere, match=shown):
+        plan_from_json(stored)
+
+
+@pytest.mark.parametrize("stored", [{}, {"planner_version": "1", "noise_version": 1}])
+def test_what_is_no_plan_is_damage(stored: dict[str, object]) -> None:
+    with pytest.raises(DamagedRecord, match="cannot be read"):
+        plan_from_json(stored)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(resolve_model("demo"), tmp_path / "model"))
+
+
+def set_scheduler(model: Path, **config: object) -> None:
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"_class_name": "DDIMScheduler"}, r"DDIMScheduler, which.*unipc, euler, dpm"),
+        ({}, r"None, which.*unipc, euler, dpm"),
+        (
+            {"_class_name": "UniPCMultistepScheduler", "solver_order": 3},
+            r"solver_order=3 is not supported.*valid: 1 or 2",
+        ),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+            r"stochastic_sampling=True is not supported.*valid: false",
+        ),
+    ],
+)
+def test_an_unsupported_scheduler_is_found_before_weights_load(
+    model: Path, tmp_path: Path, config: dict[str, object], says: str
+) -> None:
+    set_scheduler(model, **config)
+    job = tmp_path / "film.yaml"
+    job.write_text(f"prompt: a kite\nseconds: 1\nmodel: {model}\n")
+    with pytest.raises(BadJob, match=rf"film\.yaml:1:1: scheduler: .*{says}"):
+        prepare(load_spec(job))
+
+
+def test_a_job_may_name_another_scheduler(model: Path) -> None:
+    set_scheduler(model, _class_name="DDIMScheduler")
+    spec = parse_spec({"prompt": "x", "seconds": 1, "model": str(model), "scheduler": "euler"})
+    assert prepare(spec).plan.shots[0].render.scheduler == "euler"
+
+
+def test_a_fetched_model_is_kept_with_its_commit(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    snapshot = model.parent / "models--org--name" / "snapshots" / commit
+    shutil.copytree(model, snapshot)
+    monkeypatch.setattr("orchestrator.prepare.resolve_model", lambda name: snapshot)
+    planned = prepare(parse_spec({"prompt": "x", "seconds": 1, "model": "org/name"})).plan
+    assert planned.model == f"org/name@{commit}"
+
+
+def test_weights_are_counted_as_they_are_loaded() -> None:
+    parameters = {"transformer": 1000, "vae": 10, "text_encoder": 500}
+    assert loaded_bytes(parameters, "bfloat16") == 2 * (1000 + 500)
+    assert loaded_bytes(parameters | {"vae": 400}, "float16") == 2 * 1000 + 4 * 400
+    assert loaded_bytes(parameters, "float32") == 4 * (1000 + 500)
+
+
+def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    path = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights, found = load_file(path), []
+    for dtype in (torch.float32, torch.bfloat16):
+        save_file({name: tensor.to(dtype) for name, tensor in weights.items()}, path)
+        found.append(inspect_model(model))
+    wide, narrow = found
+    stored = [info.parameters_bytes["transformer"] for info in found]
+    assert stored == [each * wide.parameters["transformer"] for each in (4, 2)]
+    assert loaded_bytes(wide.parameters, "float32") == loaded_bytes(narrow.parameters, "float32")
+
+
+def test_decoding_needs_memory_at_one_latent_frame() -> None:
+    """Wan 2.1's VAE at 832x480: a few GiB whatever the length; four times the area, four times."""
+    vae = {"base_dim": 96, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
+    small, long = decode_bytes(vae, 480, 832, 1), decode_bytes(vae, 480, 832, 81)
+    assert 3 * 2**30 < small < 10 * 2**30
+    assert 0 < long - small < 2 * 2**30
+    assert decode_bytes(vae, 960, 1664, 1) == 4 * small

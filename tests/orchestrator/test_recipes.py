@@ -1,0 +1,74 @@
+"""A recipe holds what a result's bits depend on, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.units import Unit
+from orchestrator.plan import Plan
+from orchestrator.recipes import Recipes, film_key
+from tests.orchestrator.plans import frames_for, make_plan
+
+
+def two_shots() -> Plan:
+    return make_plan(6, frames_for(2), steps=3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"title": "another"},
+        {"model": "/elsewhere/wan"},
+        {"tile_bytes": 7},
+        {"model_bytes": 7},
+        {"checkpoint_every": 1},
+    ],
+)
+def test_what_the_bits_do_not_depend_on(changes: dict[str, object]) -> None:
+    before, after = two_shots(), replace(two_shots(), **changes)
+    assert film_key(before) == film_key(after)
+    assert [Recipes(before).key(unit) for unit in before.units()] == [
+        Recipes(after).key(unit) for unit in before.units()
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_identity": "1" * 64},
+        {"dtype": "bfloat16"},
+        {"preset": "fast"},
+        {"threads": 2},
+        {"numerics": "pinned"},
+    ],
+)
+def test_every_result_depends_on(changes: dict[str, object]) -> None:
+    before, after = two_shots(), replace(two_shots(), **changes)
+    assert film_key(before) != film_key(after)
+    theirs = {Recipes(before).key(unit) for unit in before.units()}
+    assert not theirs & {Recipes(after).key(unit) for unit in after.units()}
+
+
+@pytest.mark.parametrize("changes", [{"codec": "ffv1"}, {"quality": 3}, {"fps": 8}])
+def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) -> None:
+    before, after = two_shots(), replace(two_shots(), **changes)
+    assert film_key(before) != film_key(after)
+    for unit in before.units():
+        same = Recipes(before).key(unit) == Recipes(after).key(unit)
+        assert same == (unit.kind != "decode")
+
+
+def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = two_shots()
+    piece, step = Unit("decode", 0), Unit("step", 0)
+    before = [Recipes(plan).key(piece), Recipes(plan).key(step), film_key(plan)]
+    monkeypatch.setattr("orchestrator.recipes.ENCODER_VERSION", 2)
+    after = [Recipes(plan).key(piece), Recipes(plan).key(step), film_key(plan)]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
+
+
+def test_the_order_of_shots_is_part_of_a_film() -> None:
+    plan = two_shots()
+    assert film_key(plan) != film_key(replace(plan, shots=plan.shots[::-1]))

@@ -1,0 +1,171 @@
+"""Seeded runs of the scheduler on a simulated cluster: every one ends as it must."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from jobs.units import Unit
+from orchestrator.roster import Policy
+from orchestrator.simcluster import Faults
+from orchestrator.simulator import SimReport, Simulation
+from tests.orchestrator.plans import (
+    FATAL,
+    FAULTS,
+    THEMES,
+    frames_for,
+    make_plan,
+    random_faults,
+    random_plan,
+    random_policy,
+    random_speeds,
+)
+
+QUICK = 300
+LONG = 5000
+BATCH = 25
+
+
+def run(seed: int, *, small: bool = False) -> SimReport:
+    """One random film on one random cluster, with an end that its faults justify."""
+    rng = random.Random(seed)
+    plan = random_plan(rng, small=small)
+    faults = random_faults(rng, seed, plan)
+    report = Simulation(plan, random_policy(rng), faults, speeds=random_speeds(rng)).run()
+    may_fail = faults.poison is not None or any(getattr(faults, kind) for kind in FATAL)
+    assert report.outcome == "done" or (may_fail and report.outcome == "failed"), report
+    if report.outcome == "done":
+        assert all(report.completed[goal] for goal in plan.goals())
+    return report
+
+
+@pytest.mark.parametrize("first", range(0, QUICK, BATCH))
+def test_random_renders_end_as_they_must(first: int) -> None:
+    for seed in range(first, first + BATCH):
+        try:
+            run(seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(QUICK, LONG, 10 * BATCH))
+def test_thousands_of_random_renders_end_as_they_must(first: int) -> None:
+    for seed in range(first, first + 10 * BATCH):
+        try:
+            run(seed)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_without_faults_nothing_is_computed_twice() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        plan = random_plan(rng)
+        report = Simulation(plan, random_policy(rng), speeds=random_speeds(rng)).run()
+        assert report.outcome == "done"
+        assert set(report.completed.values()) == {1}
+        assert set(report.completed) == set(plan.units())
+
+
+def test_the_same_seed_gives_the_same_report() -> None:
+    for seed in range(12):
+        assert run(seed, small=True) == run(seed, small=True)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_each_kind_of_fault_alone(kind: str) -> None:
+    plan = make_plan(frames_for(4), frames_for(2), steps=5)
+    chance = 0.01 if kind in ("cluster_lost", "interrupted") else 0.05
+    for seed in range(1, 6):
+        faults = Faults(seed=seed, **{kind: chance})
+        report = Simulation(plan, Policy(workers=3), faults).run()
+        assert report.outcome == "done", (seed, report.message)
+
+
+@pytest.mark.parametrize("theme", range(len(THEMES)))
+def test_faults_that_are_worse_together(theme: int) -> None:
+    plan = make_plan(frames_for(3), steps=4)
+    outcomes = [
+        Simulation(plan, Policy(workers=4), Faults(seed=seed, **THEMES[theme])).run().outcome
+        for seed in range(1, 9)
+    ]
+    assert outcomes.count("done") >= 4
+
+
+def test_a_unit_that_kills_workers_is_named() -> None:
+    plan = make_plan(frames_for(4), steps=4)
+    poison = Unit("step", 0, 0, 2, 0, 3)
+    report = Simulation(plan, Policy(workers=4), Faults(seed=3, poison=poison)).run()
+    assert report.outcome == "failed"
+    assert "shot 1 window 3 step 3" in report.message
+
+
+def test_the_first_seconds_are_ready_long_before_the_last() -> None:
+    plan = make_plan(frames_for(60), steps=14)
+    report = Simulation(plan, Policy(workers=2)).run()
+    assert report.first_piece_s < 0.35 * report.wall_s
+    assert report.busy_s > 0.95 * 2 * report.wall_s, "both workers are busy to the end"
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_live_state_does_not_grow_with_the_film(workers: int) -> None:
+    peaks = [
+        Simulation(make_plan(frames_for(n), steps=14), Policy(workers=workers)).run().peak_held
+        for n in (60, 240)
+    ]
+    assert peaks[1] <= 1.2 * peaks[0]
+
+
+def test_a_faster_worker_does_more() -> None:
+    plan = make_plan(frames_for(40), steps=8)
+    slow = Simulation(plan, Policy(workers=2), speeds=(1.0,)).run().wall_s
+    mixed = Simulation(plan, Policy(workers=2), speeds=(1.0, 4.0)).run().wall_s
+    assert mixed < slow / 2.2, "five times one worker's speed, less the ends"
+
+
+def test_more_workers_finish_sooner() -> None:
+    plan = make_plan(frames_for(64), steps=8)
+    one, eight = (Simulation(plan, Policy(workers=n)).run().wall_s for n in (1, 8))
+    assert eight < one / 6
+
+
+def test_a_lost_cluster_costs_what_came_after_the_last_lines() -> None:
+    """Per loss at most two lines of each live window: the one begun, and one whose write was
+    under way. Windows far behind the wavefront or ahead of it cost nothing."""
+    plan = make_plan(frames_for(40), steps=12, checkpoint_every=3)
+    units = sum(1 for _ in plan.units())
+    for seed in range(1, 9):
+        faults = Faults(seed=seed, cluster_lost=0.004)
+        report = Simulation(plan, Policy(workers=4), faults).run()
+        assert report.outcome == "done"
+        redone = sum(report.completed.values()) - units
+        live = 12 + 4 * 2  # a window per step of the wavefront, and those being computed
+        assert redone <= report.cluster_losses * 2 * plan.checkpoint_every * live
+
+
+def test_lost_workers_cost_only_their_own_units() -> None:
+    plan = make_plan(frames_for(30), steps=8)
+    units = sum(1 for _ in plan.units())
+    for seed in range(1, 6):
+        faults = Faults(seed=seed, worker_dies=0.02)
+        report = Simulation(plan, Policy(workers=4), faults).run()
+        assert report.outcome == "done"
+        assert sum(report.completed.values()) == units, "what had finished is never redone"
+
+
+def test_a_cluster_far_larger_than_this_machine() -> None:
+    plan = make_plan(frames_for(200), steps=10)
+    report = Simulation(plan, Policy(workers=100)).run()
+    assert report.outcome == "done"
+    assert report.busy_s > 0.75 * 100 * report.wall_s
+
+
+@pytest.mark.long
+def test_a_thousand_workers() -> None:
+    plan = make_plan(frames_for(2000), steps=20)
+    report = Simulation(plan, Policy(workers=1000)).run()
+    assert report.outcome == "done"
+    assert replace(report, message="").busy_s > 0.7 * 1000 * report.wall_s

@@ -1,0 +1,212 @@
+"""Kill any process at any time: the film finishes, and its frames are the same.
+
+Every round is seeded. An outside process (this one) picks a victim and a moment, counted in
+units that the workers themselves say they have computed. A round counts only if the victim died
+while work was left.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from jobs.faults import FAULT_POINTS
+from jobs.store import Store
+from jobs.units import Unit
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json
+from orchestrator.recipes import Recipes
+from tests.ray.harness import (
+    Running,
+    job_ids,
+    longtake,
+    show,
+    units_logged,
+    wait_for_units,
+)
+
+VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
+QUICK_ROUNDS = ((1, "driver"), (2, "worker"), (3, "raylet"), (4, "everything"))
+LONG_ROUNDS = tuple((seed, VICTIMS[seed % len(VICTIMS)]) for seed in range(6, 62))
+
+#: Commit points that a render passes. The others are passed before or after one, or only with a
+#: damaged result: tests/jobs kills at those.
+RENDER_POINTS = tuple(
+    point
+    for point in FAULT_POINTS
+    if point.split(".")[0] in ("data", "result", "journal", "lease") and "quarantine" not in point
+)
+
+
+def load_plan(store: Path) -> Plan:
+    opened = Store.open(store, create=False, writable=False)
+    return plan_from_json(opened.job(job_ids(store)[0]).plan())
+
+
+def stored_units(store: Path, plan: Plan) -> set[Unit]:
+    """What is durable, by looking at the files themselves."""
+    recipes = Recipes(plan)
+    keys = {path.parent.name for path in (store / "results").glob("*/*/record.json")}
+    return {unit for unit in plan.units() if recipes.key(unit) in keys}
+
+
+def step_unit(row: dict[str, Any]) -> Unit:
+    return Unit(row["kind"], row["shot"], row["stage"], row["index"], 0, row["step"])
+
+
+def check_redone_work(store: Path, plan: Plan, killed_at_s: float, durable: set[Unit]) -> None:
+    """Redone steps come after the last line that all tiles near by had reached."""
+    rows = units_logged(store)
+    before = Counter(step_unit(row) for row in rows if row["at_s"] < killed_at_s)
+    after = Counter(step_unit(row) for row in rows if row["at_s"] >= killed_at_s)
+    redone = set(before) & set(after)
+    assert not redone & durable, f"stored, and yet computed again: {sorted(redone & durable)}"
+    for unit in redone:
+        if unit.kind == "step":
+            assert unit.step > line_near(unit, plan, durable) or line_near(unit, plan, durable) == 0
+
+
+def line_near(unit: Unit, plan: Plan, durable: set[Unit]) -> int:
+    windows = plan.shots[unit.shot].stages[0].windows
+    near = {unit.index}
+    for _ in range(plan.checkpoint_every):
+        near |= {w.index for w in windows if any(w.overlaps(windows[i]) for i in near)}
+    tops = {index: 0 for index in near}
+    for other in durable:
+        if other.kind == "step" and other.shot == unit.shot and other.index in near:
+            tops[other.index] = max(tops[other.index], other.step)
+    return min(tops.values())
+
+
+def strike(running: Running, victim: str, rng: random.Random) -> bool:
+    """Kill the victim; False if it was not there any more."""
+    if victim == "everything":
+        alive = running.process.poll() is None
+        running.kill_everything()
+        return alive
+    names = {"worker": "ray::LongtakeWorker", "keeper": "ray::LongtakeKeeper"}
+    targets = running.named(names.get(victim, victim))
+    if not targets or running.process.poll() is not None:
+        return False
+    try:
+        rng.choice(targets).kill()
+    except psutil.Error:
+        return False
+    return True
+
+
+def wait_until_gone(running: Running, limit_s: float = 60.0) -> None:
+    """After a driver's death its workers and its Ray must die by themselves.
+
+    Ray's two node agents only notice when their own attempts to reach the dead cluster time out,
+    a minute or more later; they hold no device and no store.
+    """
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        left = [each.name() for each in running.family() if "Agent" not in each.name()]
+        if not left:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"still running after the driver died: {left}")
+
+
+def play_round(
+    seed: int, victim: str, job_file: Path, reference: dict[str, Any], folder: Path
+) -> bool:
+    """One kill, and what must hold after it. False if it came too late to count."""
+    rng = random.Random(seed)
+    store, out = folder / "store", folder / "film.mp4"
+    total = reference["units_computed"]
+    moment = rng.randrange(2, total - 4)
+    args = ("render", job_file, "--store", store, "--out", out, "--workers", rng.choice((1, 2)))
+    with Running(*args, log=folder / "log.txt") as running:
+        wait_for_units(store, moment, running)
+        time.sleep(rng.uniform(0.0, 0.2))
+        struck = strike(running, victim, rng)
+        killed_at_s = time.time()
+        plan = load_plan(store)
+        durable = stored_units(store, plan)
+        counts = struck and not all(goal in durable for goal in plan.goals())
+        if victim in ("driver", "everything"):
+            wait_until_gone(running)
+        else:
+            assert running.wait() == 0, running.text()
+    job = job_ids(store)[0]
+    if victim in ("driver", "everything"):
+        assert show(store, job)["state"] == "interrupted"
+        ran = longtake("resume", job, "--store", store, "--workers", 1)
+        assert ran.code == 0, ran.err
+    report = show(store, job)
+    assert report["state"] == "done"
+    assert report["frames_sha256"] == reference["frames_sha256"], "the frames differ"
+    if victim in ("worker", "keeper"):
+        assert report["units_repeated"] <= 1, "only a report on its way may be lost"
+    else:
+        check_redone_work(store, plan, killed_at_s, durable)
+    return counts
+
+
+@pytest.mark.parametrize(("seed", "victim"), QUICK_ROUNDS)
+def test_a_kill_changes_nothing(
+    seed: int, victim: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    assert play_round(seed, victim, job_file, reference, tmp_path), "the kill came too late"
+
+
+@pytest.mark.long
+def test_fifty_kills_change_nothing(
+    job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    counted: Counter[str] = Counter()
+    for seed, victim in LONG_ROUNDS:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        hit = play_round(seed, victim, job_file, reference, folder)
+        counted[victim] += hit
+        print(f"round {seed}: {victim}, {'counts' if hit else 'too late'}", flush=True)
+    print(json.dumps(counted))
+    assert sum(counted.values()) >= 50
+
+
+def kill_at(
+    point: str, passage: int, job_file: Path, reference: dict[str, Any], folder: Path
+) -> None:
+    """The process that passes a commit point dies there, once; then the job goes on."""
+    store, out = folder / "store", folder / "film.mp4"
+    fault = {"LONGTAKE_FAULT": f"{point}:kill:{passage}", "LONGTAKE_FAULT_ONCE": f"{folder}/fired"}
+    args = ("render", job_file, "--store", store, "--out", out, "--workers", 1)
+    with Running(*args, log=folder / "log.txt", **fault) as running:
+        code = running.wait()
+        assert (folder / "fired").exists(), f"{point} was never passed"
+        if code != 0:
+            wait_until_gone(running)
+    job = job_ids(store)[0]
+    if code != 0:
+        ran = longtake("resume", job, "--store", store, "--workers", 1)
+        assert ran.code == 0, ran.err
+    report = show(store, job)
+    assert report["state"] == "done"
+    assert report["frames_sha256"] == reference["frames_sha256"]
+
+
+@pytest.mark.parametrize("point", ["data.mid_write", "journal.after_publish"])
+def test_a_kill_at_a_commit_point(
+    point: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    kill_at(point, 3, job_file, reference, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("point", RENDER_POINTS)
+def test_a_kill_at_every_commit_point(
+    point: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    passage = 1 if point.startswith("lease") else 2
+    kill_at(point, passage, job_file, reference, tmp_path)

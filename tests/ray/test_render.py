@@ -1,0 +1,54 @@
+"""Renders on real local Ray, read back from the store and from the mp4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ray.harness import job_ids, longtake, show
+from workers.video import read_film
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_any_number_of_workers_makes_the_same_film(
+    workers: int, job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "film.mp4"
+    ran = longtake(
+        "render", job_file, "--store", store, "--out", out, "--workers", workers, "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json()["state"] == "done"
+    assert show(store, job_ids(store)[0])["frames_sha256"] == reference["frames_sha256"]
+    assert out.read_bytes()[1000:] != b""
+    assert read_film(out).pixel_frames == 81
+
+
+def test_a_finished_film_verifies(reference: dict[str, Any]) -> None:
+    store = reference["store_path"]
+    ran = longtake("verify", reference["id"], "--store", store, "--json")
+    assert ran.code == 0, ran.err
+    report = ran.json()
+    assert report["pixel_frames"] == 81
+    assert report["frames_sha256"] == reference["frames_sha256"]
+    assert len(report["numerics"]) == 1
+    assert len(report["seams"]) > 4
+
+
+def test_our_packages_are_found_beside_strangers_of_the_same_name(
+    job_file: Path, reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """Ray puts the driver's folder first in its workers' path."""
+    for name in ("jobs", "workers"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('a stranger')\n")
+    (tmp_path / "accel.py").write_text("raise ImportError('a stranger')\n")
+    ran = longtake(
+        "render", job_file, "--store", tmp_path / "store", "--out", tmp_path / "f.mp4",
+        "--workers", 1, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    job = job_ids(tmp_path / "store")[0]
+    assert show(tmp_path / "store", job)["frames_sha256"] == reference["frames_sha256"]

@@ -1,0 +1,90 @@
+"""The trainers: whole clips agree with diffusers, drawn data is right, a stopped run goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import vae, wan, whole_clip, world
+from training.latents import LatentCache, encode_normalised
+
+TINY = wan.WanRecipe(tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
+
+
+def test_whole_clips_equal_diffusers_pieces() -> None:
+    network = vae.new_vae().eval()
+    x_BCFHW = vae.crops(np.random.default_rng(0), vae.VaeRecipe(batch=1, crop_px=32))
+    with torch.no_grad():
+        z_BCFHW = network.encode(x_BCFHW).latent_dist.mean
+        y_BCFHW = network.decode(z_BCFHW).sample
+        with whole_clip.whole_clips(network):
+            whole_z_BCFHW = whole_clip.encode_mean(network, x_BCFHW)
+            whole_y_BCFHW = whole_clip.decode(network, z_BCFHW)
+        again_BCFHW = network.decode(z_BCFHW).sample
+    assert torch.allclose(z_BCFHW, whole_z_BCFHW, atol=1e-5)
+    assert torch.allclose(y_BCFHW, whole_y_BCFHW, atol=1e-5)
+    assert torch.equal(y_BCFHW, again_BCFHW)
+
+
+def test_latent_statistics_normalise_the_latents() -> None:
+    network = vae.new_vae().eval()
+    vae.measure_latents(network, clips=6, seed=5)
+    rng = np.random.default_rng(5)
+    frames = [world.render(world.sample_scene(rng), world.frame_times(5)) for _ in range(6)]
+    z_BCFHW = encode_normalised(network, vae.to_signal(np.stack(frames)))
+    assert z_BCFHW.mean(dim=(0, 2, 3, 4)).abs().max() < 0.05
+    assert (z_BCFHW.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 0.05
+
+
+def test_windows_start_where_they_should() -> None:
+    cache = LatentCache(vae.new_vae().eval(), capacity=2, pixel_frames=9)
+    cache.add(2)
+    rng = np.random.default_rng(0)
+    z_BCFHW, captions = cache.windows(rng, 4, 3, starts=1.0)
+    assert z_BCFHW.shape == (4, 8, 3, 24, 24) and len(captions) == 4
+    first = [clip[:, :3].float() for clip in cache.clips]
+    assert all(any(torch.equal(z_CFHW, f) for f in first) for z_CFHW in z_BCFHW)
+    z_BCFHW, _ = cache.windows(rng, 4, 3, starts=0.0)
+    assert not any(any(torch.equal(z_CFHW, f) for f in first) for z_CFHW in z_BCFHW)
+
+
+def test_sigmas_and_dropped_captions() -> None:
+    rng = np.random.default_rng(0)
+    sigma_B = wan.draw_sigmas(rng, 4000, wan.WanRecipe())
+    assert sigma_B.min() > 0 and sigma_B.max() < 1
+    assert 0.6 < sigma_B.mean() < 0.75
+    spoiled = wan.spoil(["a red star"] * 2000, rng, wan.WanRecipe())
+    assert 0.07 < spoiled.count("") / 2000 < 0.13
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    network = vae.new_vae().eval()
+    first = wan.Trainer(TINY, network, tmp_path)
+    first.train(2)
+    second = wan.Trainer(TINY, network, tmp_path)
+    second.resume()
+    assert second.step == 2
+    for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert second.cache.num_made == first.cache.num_made
+    assert second.cache.scenes == first.cache.scenes
+
+
+def test_a_full_ring_of_clips_comes_back(tmp_path: Path) -> None:
+    network = vae.new_vae().eval()
+    first = LatentCache(network, capacity=3, pixel_frames=5)
+    for _ in range(2):
+        first.add(2)
+    first.save(tmp_path / "clips.pt")
+    second = LatentCache(network, capacity=3, pixel_frames=5)
+    second.load(tmp_path / "clips.pt")
+    assert second.scenes == first.scenes and second.num_made == 4
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_rates_end_low(progress: float) -> None:
+    recipe = vae.VaeRecipe()
+    assert 0 < vae.rate_at(progress, recipe) <= recipe.peak_rate
+    assert vae.rate_at(1.0, recipe) == pytest.approx(recipe.final_rate)
+    assert wan.rate_at(10_000, 1.0, wan.WanRecipe()) == pytest.approx(wan.WanRecipe().final_rate)

@@ -1,0 +1,178 @@
+"""Stepping a range is diffusers' own step, and slices by frames exactly."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
+
+from jobs.errors import BadJob
+from jobs.model_scheduler import SCHEDULERS
+from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
+
+CONFIG = json.loads(
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    ).to_json_string()
+)
+SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
+each_scheduler = pytest.mark.parametrize("name", KINDS)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+
+
+def predictions_of(steps: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, 4, 11, 3, 5, generator=generator).to(dtype) for _ in range(steps)]
+
+
+def start() -> torch.Tensor:
+    return torch.randn(1, 4, 11, 3, 5, generator=torch.Generator().manual_seed(9))
+
+
+def sliced(history: dict[str, torch.Tensor], a: int, b: int) -> dict[str, torch.Tensor]:
+    return {name: t[:, :, a:b] if t.ndim == 5 else t for name, t in history.items()}
+
+
+DPM_THIRD_ORDER = {
+    "_class_name": "DPMSolverMultistepScheduler",
+    "solver_order": 3,
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+}
+
+
+@each_dtype
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*((name, CONFIG) for name in KINDS), ("unipc", CONFIG | {"solver_order": 1}),
+     ("auto", DPM_THIRD_ORDER)],
+    ids=[*KINDS, "unipc-1", "dpm++3"],
+)  # fmt: skip
+def test_slices_and_diffusers_agree_at_every_step(name, config, dtype) -> None:
+    steps = 8
+    stepper = RangeStepper(name, config, steps)
+    plain = build(name, config, None)[1]
+    plain.set_timesteps(steps)
+    plain.set_begin_index(0)
+    whole, history, theirs = start(), {}, start()
+    for i, prediction in enumerate(predictions_of(steps, dtype)):
+        parts = [
+            stepper.step_range(i, prediction[:, :, a:b], whole[:, :, a:b], sliced(history, a, b))
+            for a, b in reversed(SLICES)
+        ][::-1]
+        whole, history = stepper.step_range(i, prediction, whole, history)
+        theirs = plain.step(prediction, plain.timesteps[i], theirs, return_dict=False)[0]
+        assert whole.dtype == theirs.dtype
+        assert torch.equal(whole, theirs), f"step {i} is not diffusers'"
+        assert torch.equal(torch.cat([latents for latents, _ in parts], dim=2), whole), i
+        for key in history:
+            if history[key].ndim == 5:
+                assert torch.equal(torch.cat([h[key] for _, h in parts], dim=2), history[key])
+    assert torch.isfinite(whole).all()
+
+
+@each_scheduler
+def test_nothing_hides_between_calls(name: str) -> None:
+    """A step gives the same after the stepper was used for something else in between."""
+    stepper = RangeStepper(name, CONFIG, 6)
+    runs = []
+    for disturb in (False, True):
+        latents, history = start(), {}
+        for i, prediction in enumerate(predictions_of(6, torch.float32)):
+            if disturb:
+                stepper.step_range(5 - i, prediction.flip(0) * 3, latents.neg(), {})
+            latents, history = stepper.step_range(i, prediction, latents, history)
+        runs.append(latents)
+    assert torch.equal(*runs)
+
+
+@each_scheduler
+def test_history_matters(name: str) -> None:
+    """Unless a scheduler has none; so that the tests above compare something."""
+    stepper = RangeStepper(name, CONFIG, 6)
+    first, second = predictions_of(2, torch.float32)
+    latents, history = stepper.step_range(0, first, start(), {})
+    with_history = stepper.step_range(1, second, latents, history)[0]
+    without = stepper.step_range(1, second, latents, {})[0]
+    assert torch.equal(with_history, without) == (name == "euler")
+
+
+@each_scheduler
+def test_flow_shift_is_set(name: str) -> None:
+    plain, shifted = (build(name, CONFIG, shift)[1] for shift in (None, 7.0))
+    key = SCHEDULERS[name].shift_key
+    assert plain.config[key] == 3.0, "the folder's shift, whatever its scheduler calls it"
+    assert shifted.config[key] == 7.0
+
+
+def test_auto_is_the_folders_own() -> None:
+    assert build("auto", CONFIG, None)[0] == "unipc"
+    euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0}
+    assert build("auto", euler, None)[0] == "euler"
+    unipc = build("unipc", euler, None)[1]
+    assert (unipc.config.flow_shift, unipc.config.prediction_type) == (5.0, "flow_prediction")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("heun", {}, "unknown scheduler 'heun'; valid: auto, unipc, euler, dpm"),
+        ("auto", {"_class_name": DDIMScheduler.__name__}, "DDIMScheduler.*unipc, euler, dpm"),
+        ("unipc", {"solver_order": 3}, "solver_order=3"),
+        ("auto", {"thresholding": True}, "thresholding=True"),
+        ("auto", {"use_flow_sigmas": False}, "use_flow_sigmas=False"),
+        ("auto", {"prediction_type": "epsilon"}, "prediction_type='epsilon'"),
+        (
+            "auto",
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
+            "algorithm_type='sde-dpmsolver",
+        ),
+        (
+            "auto",
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "stochastic_sampling": True},
+            "stochastic_sampling=True",
+        ),
+    ],
+)
+def test_what_cannot_be_sliced_is_refused_by_name(name: str, changes: dict, says: str) -> None:
+    with pytest.raises(BadJob, match=says):
+        build(name, CONFIG | changes, None)
+
+
+@each_scheduler
+def test_the_tables_are_those_of_diffusers(name: str) -> None:
+    """A setting that diffusers' class has, and that some scheduler is refused for, is looked at."""
+    assert list(SCHEDULERS) == list(KINDS)
+    settings = SCHEDULERS[name]
+    assert settings.class_name == KINDS[name].cls.__name__
+    known = set(inspect.signature(KINDS[name].cls.__init__).parameters)
+    refused = {setting for each in SCHEDULERS.values() for setting in each.allowed}
+    if name == "dpm++":
+        refused.remove("solver_order")  # its third order does not sum by a matrix product
+    assert set(settings.allowed) == refused & known
+    assert settings.shift_key in known
+    assert set(settings.fixed) <= known
+
+
+@each_scheduler
+def test_a_setting_that_another_scheduler_reads_is_no_matter(name: str) -> None:
+    others = {setting for each in SCHEDULERS.values() for setting in each.allowed}
+    foreign = dict.fromkeys(others - set(SCHEDULERS[name].allowed) - {"solver_order"}, True)
+    assert build(name, CONFIG | foreign, None)[0] == name
+
+
+def test_a_refusal_says_which_values_are_valid() -> None:
+    with pytest.raises(BadJob, match=r"solver_order=3 .*valid: 1 or 2, or name .*: euler, dpm"):
+        build("unipc", CONFIG | {"solver_order": 3}, None)
+
+
+def test_config_is_read_from_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadJob, match=r"scheduler_config\.json is missing"):
+        read_scheduler_config(tmp_path)
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"a": 1}))
+    assert read_scheduler_config(tmp_path) == {"a": 1}

@@ -1,0 +1,118 @@
+"""The seam ratio on films whose seams are known."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workers.seams import NEIGHBOURS, SeamMeter, nearest
+
+#: A film of one shot: places every four frames, three of them where windows meet.
+FRAMES, BORDERS = 121, (33, 61, 89)
+INTERIOR = [place for place in range(5, FRAMES, 4) if place not in BORDERS]
+
+
+def moving(frames: int = FRAMES) -> np.ndarray:
+    """A ramp that moves by the same amount in every frame."""
+    x = np.arange(48)[None, None, :, None]
+    t = np.arange(frames)[:, None, None, None]
+    return np.broadcast_to(np.abs((2 * x + 3 * t) % 200 - 100), (frames, 32, 48, 3)).astype(
+        np.uint8
+    )
+
+
+def still(frames: int = FRAMES) -> np.ndarray:
+    return np.full((frames, 32, 48, 3), 100, np.uint8)
+
+
+def measured(film: np.ndarray, *, shots: int = 1) -> list[float]:
+    return [row["ratio"] for row in rows(film, shots=shots)]
+
+
+def rows(film: np.ndarray, *, shots: int = 1) -> list[dict[str, Any]]:
+    borders = [
+        {"shot": shot, "window": number, "border": "enters", "frame": shot * FRAMES + frame}
+        for shot in range(shots)
+        for number, frame in enumerate(BORDERS)
+    ]
+    interiors = {shot: [shot * FRAMES + place for place in INTERIOR] for shot in range(shots)}
+    meter = SeamMeter(borders, interiors)
+    for frame in film:
+        meter.add(frame)
+    return meter.ratios()
+
+
+def test_a_film_without_seams() -> None:
+    assert measured(moving()) == pytest.approx([1.0, 1.0, 1.0], rel=0.1)
+
+
+def test_a_jump_shows_where_it_is_and_nowhere_else() -> None:
+    film = moving()
+    film[BORDERS[1] :] += 60
+    before, at, after = measured(film)
+    assert at > 10
+    assert (before, after) == pytest.approx((1.0, 1.0), rel=0.1)
+
+
+def test_a_jump_inside_a_window_is_not_the_borders() -> None:
+    film = moving()
+    film[INTERIOR[3] :] += 60
+    assert measured(film) == pytest.approx([1.0, 1.0, 1.0], rel=0.1), "one of sixteen places"
+
+
+def test_a_film_that_stands_still() -> None:
+    """Nothing moves, so nothing is seen; a jump in it is seen all the more, and is a number."""
+    assert measured(still()) == [1.0, 1.0, 1.0]
+    film = still()
+    film[BORDERS[1] :] += 1
+    before, at, after = measured(film)
+    assert (before, after) == (1.0, 1.0)
+    assert 10 < at < 1e6 and np.isfinite(at)
+
+
+def test_what_nobody_sees_counts_as_nothing() -> None:
+    film = still()
+    film[BORDERS[0] :, 0, 0, 0] += 1  # a level in one of 4,608 values
+    assert measured(film)[0] == 1.0
+
+
+def test_a_border_is_compared_within_its_shot() -> None:
+    """The second shot moves; the cut between the two is no border."""
+    film = np.concatenate([still(), moving()])
+    film[FRAMES + BORDERS[2] :] += 60
+    found = measured(film, shots=2)
+    assert found[:5] == pytest.approx([1.0] * 5, rel=0.1)
+    assert found[5] > 10
+
+
+def test_rows_name_the_border() -> None:
+    assert rows(moving())[1] == {
+        "shot": 0,
+        "window": 1,
+        "border": "enters",
+        "frame": BORDERS[1],
+        "ratio": pytest.approx(1.0, rel=0.1),
+    }
+
+
+def test_a_film_that_is_too_short() -> None:
+    assert np.isfinite(measured(moving(40))).all() and np.isfinite(measured(moving(0))).all()
+
+
+def test_a_shot_without_places_inside_windows() -> None:
+    meter = SeamMeter([{"shot": 0, "window": 1, "border": "enters", "frame": 5}], {0: []})
+    meter.add(still(1)[0])
+    assert meter.ratios() == []
+
+
+def test_the_nearest_places() -> None:
+    """As if all places were sorted by their distance."""
+    dice = random.Random(3)
+    for _ in range(200):
+        places = sorted(dice.sample(range(300), dice.randint(0, 60)))
+        place, count = dice.randrange(-5, 305), dice.randint(1, 2 * NEIGHBOURS)
+        distances = sorted(abs(each - place) for each in places)[:count]
+        assert [abs(each - place) for each in nearest(places, place, count)] == distances

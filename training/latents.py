@@ -1,0 +1,96 @@
+"""A cache of captioned clips as normalised latents, filled and refreshed from the demo world.
+
+Shapes: B clips, C latent channels, F latent frames, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from training import world
+from training.captions import caption
+from training.vae import encode, to_signal
+from training.world import Scene
+
+
+def encode_normalised(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
+    """Clips in [-1, 1] to latents with mean 0 and deviation 1 in each channel."""
+    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+        z_BCFHW = encode(vae, x_BCFHW.to(vae.device)).float()
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
+    return (z_BCFHW - mean) / std
+
+
+@dataclass(slots=True)
+class LatentCache:
+    """A ring of encoded clips; the oldest makes room for the newest.
+
+    A clip keeps its scene, so that each use can word its caption anew. Clip number n is the same
+    whatever the capacity: it depends on `seed` and n alone.
+    """
+
+    vae: AutoencoderKLWan
+    capacity: int
+    pixel_frames: int = 33
+    seed: int = 0
+    num_made: int = 0
+    scenes: list[Scene] = field(default_factory=list)
+    clips: list[Tensor] = field(default_factory=list)
+
+    def add(self, count: int) -> None:
+        """Make, encode and keep the next `count` clips."""
+        drawn = [self._draw(self.num_made + index) for index in range(count)]
+        z_BCFHW = encode_normalised(self.vae, to_signal(np.stack([frames for _, frames in drawn])))
+        for (scene, _), z_CFHW in zip(drawn, z_BCFHW.half().cpu(), strict=True):
+            if len(self.scenes) < self.capacity:
+                self.scenes.append(scene)
+                self.clips.append(z_CFHW)
+            else:
+                self.scenes[self.num_made % self.capacity] = scene
+                self.clips[self.num_made % self.capacity] = z_CFHW
+            self.num_made += 1
+
+    def windows(
+        self, rng: np.random.Generator, batch: int, latent_frames: int, starts: float
+    ) -> tuple[Tensor, list[str]]:
+        """Random windows, BCFHW, with captions; a share `starts` begins where its clip begins.
+
+        Only that first latent frame of a clip holds a single picture, all others hold two.
+        """
+        parts, captions = [], []
+        for clip in rng.integers(len(self.clips), size=batch):
+            last = self.clips[clip].shape[1] - latent_frames
+            start = 0 if rng.uniform() < starts or last < 1 else int(rng.integers(1, last + 1))
+            parts.append(self.clips[clip][:, start : start + latent_frames])
+            captions.append(caption(self.scenes[clip], rng))
+        return torch.stack(parts).float(), captions
+
+    def save(self, path: Path) -> None:
+        """Write the clips; their scenes follow from their numbers."""
+        torch.save({"num_made": self.num_made, "clips": self.clips}, path)
+
+    def load(self, path: Path) -> None:
+        """Take up the clips that `save` wrote with the same seed and capacity."""
+        kept = torch.load(path, weights_only=True)
+        self.num_made, self.clips = int(kept["num_made"]), list(kept["clips"])
+        laps, newest = divmod(self.num_made, self.capacity)
+        numbers = [
+            place + self.capacity * (laps - (place >= newest)) for place in range(len(self.clips))
+        ]
+        self.scenes = [self._scene(number)[0] for number in numbers]
+
+    def _draw(self, number: int) -> tuple[Scene, np.ndarray]:
+        scene, start_s = self._scene(number)
+        times_s = world.frame_times(self.pixel_frames, start_s=start_s)
+        return scene, world.render(scene, times_s)
+
+    def _scene(self, number: int) -> tuple[Scene, float]:
+        rng = np.random.default_rng((self.seed, 2, number))
+        return world.sample_scene(rng), float(rng.uniform(0, 10))

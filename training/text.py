@@ -1,0 +1,56 @@
+"""The demo model's own tokenizer and text encoder: a UMT5 so small that it trains with the rest."""
+
+from __future__ import annotations
+
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from training.captions import vocabulary
+
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def new_tokenizer(text_tokens: int = 512) -> PreTrainedTokenizerFast:
+    """A word tokenizer: lower case, letters only; a word outside the grammar becomes `<unk>`."""
+    words = [PAD, EOS, UNKNOWN, *vocabulary()]
+    core = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN)
+    )
+    core.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"[^\p{L}]+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, words.index(EOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        model_max_length=text_tokens,
+        padding_side="right",
+    )
+
+
+def new_text_encoder(num_words: int, width: int = 128) -> UMT5EncoderModel:
+    """A two-layer UMT5 encoder with fresh weights, no dropout."""
+    config = UMT5Config(
+        vocab_size=num_words,
+        d_model=width,
+        d_kv=32,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return UMT5EncoderModel(config)

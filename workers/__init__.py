@@ -1,0 +1,1 @@
+"""One device: model families, tile advance, decoding, video files. Plain classes, no Ray."""

@@ -1,0 +1,60 @@
+"""What a model family does for a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from accel.handle import Branch
+from jobs.units import ShotRender
+from workers.schedulers import RangeStepper
+
+#: Enters an acceleration's state around one pass of the denoiser.
+BranchContext = Callable[[Branch], AbstractContextManager[None]]
+
+
+class ModelFamily(Protocol):
+    """A kind of model, loaded part by part from a diffusers folder as tasks need it.
+
+    Built from the folder's config files alone: a folder that the family cannot render is refused
+    with ``CannotRunHere`` before any weight loads.
+    """
+
+    latent_channels: int
+    scheduler_config: Mapping[str, Any]
+
+    @property
+    def denoiser(self) -> torch.nn.Module:
+        """The model that accelerations attach to."""
+        ...
+
+    def loaded_bytes(self) -> int:
+        """Bytes of the weights that are held now."""
+        ...
+
+    def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
+        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        ...
+
+    def predict(
+        self,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        stepper: RangeStepper,
+        step: int,
+        embeddings: Mapping[str, torch.Tensor],
+        branch: BranchContext,
+    ) -> torch.Tensor:
+        """The denoiser's prediction [1, C, T, H, W] for a tile, guidance included."""
+        ...
+
+    def decode(
+        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+    ) -> np.ndarray:
+        """RGB uint8 [F, H, W, 3] of the latent frames from ``start``; ``latents`` begin at
+        ``warm_start``."""
+        ...

@@ -1,0 +1,246 @@
+"""Wan 2.1 text to video, over diffusers' components. Never calls a pipeline's ``__call__``.
+
+The arithmetic, and its order, is that of ``WanPipeline.__call__``: tests compare bit for bit.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+
+from jobs.errors import BadJob, CannotRunHere
+from jobs.model_geometry import check_wan_configs
+from jobs.units import ShotRender
+from workers.decoding import DecodeLane, decode_piece, to_rgb8
+from workers.families.family import BranchContext
+from workers.schedulers import RangeStepper, read_scheduler_config
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+#: Class that each part of the folder must have; several where any will do.
+COMPONENTS: dict[str, tuple[str, ...]] = {
+    "transformer": ("WanTransformer3DModel",),
+    "vae": ("AutoencoderKLWan",),
+    "text_encoder": ("UMT5EncoderModel",),
+    "tokenizer": ("T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"),
+}
+
+#: A decoder's context can be as large as the VAE's weights, so only a few shots keep theirs.
+LANES_KEPT = 2
+
+
+class WanFamily:
+    """One Wan 2.1 folder on one device."""
+
+    def __init__(self, folder: str, dtype: str, device: str) -> None:
+        if dtype not in DTYPES:
+            raise BadJob(f"unknown dtype '{dtype}'; valid: {', '.join(DTYPES)}")
+        self._folder = Path(folder)
+        self._dtype, self._device = DTYPES[dtype], torch.device(device)
+        self._parts = _check_folder(self._folder)
+        transformer = _read_json(self._folder / "transformer" / "config.json")
+        self.latent_channels: int = transformer["in_channels"]
+        self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
+        self._denoiser: WanTransformer3DModel | None = None
+        self._vae: AutoencoderKLWan | None = None
+        self._lanes: OrderedDict[int, DecodeLane] = OrderedDict()
+
+    @property
+    def denoiser(self) -> WanTransformer3DModel:
+        if self._denoiser is None:
+            self._denoiser = self._load(
+                WanTransformer3DModel, "transformer", torch_dtype=self._dtype
+            )
+        return self._denoiser
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        """In float32 whatever the denoiser's dtype: bfloat16 bands smooth gradients."""
+        if self._vae is None:
+            self._vae = self._load(AutoencoderKLWan, "vae", torch_dtype=torch.float32)
+        return self._vae
+
+    def loaded_bytes(self) -> int:
+        held = [model for model in (self._denoiser, self._vae) if model is not None]
+        return sum(p.numel() * p.element_size() for model in held for p in model.parameters())
+
+    @torch.no_grad()
+    def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
+        pipeline = self._load_text_pipeline()
+        try:
+            cond, uncond = pipeline.encode_prompt(
+                prompt=shot.prompt,
+                negative_prompt=shot.negative_prompt,
+                do_classifier_free_guidance=_guided(shot),
+                max_sequence_length=shot.text_tokens,
+                device=self._device,
+            )
+        finally:
+            del pipeline  # often the largest part of a model, and needed once
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
+        return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
+
+    @torch.no_grad()
+    def predict(
+        self,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        stepper: RangeStepper,
+        step: int,
+        embeddings: Mapping[str, torch.Tensor],
+        branch: BranchContext,
+    ) -> torch.Tensor:
+        model = self.denoiser
+        hidden = latents.to(model.dtype)
+        timestep = stepper.timesteps[step].expand(latents.shape[0])
+        where = _cache_context_arguments(model, stepper, step)
+
+        def forward(name: Any) -> torch.Tensor:
+            with branch(name), model.cache_context(name, **where):
+                return model(
+                    hidden_states=hidden,
+                    timestep=timestep,
+                    encoder_hidden_states=embeddings[name].to(model.dtype),
+                    attention_kwargs=None,
+                    return_dict=False,
+                )[0]
+
+        cond = forward("cond")
+        if not _guided(shot):
+            return cond
+        uncond = forward("uncond")
+        return uncond + shot.guidance[0] * (cond - uncond)
+
+    def decode(
+        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+    ) -> np.ndarray:
+        # Taken out first: a context that an error has left half advanced must not be met again.
+        lane = self._lanes.pop(shot_index, None)
+        while len(self._lanes) >= LANES_KEPT:
+            self._lanes.popitem(last=False)
+        pixels, lane = decode_piece(
+            self.vae, latents, warm_start=warm_start, start=start, lane=lane
+        )
+        if lane.position < shot.latent_frames:
+            self._lanes[shot_index] = lane
+        return to_rgb8(pixels)
+
+    def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
+        """Diffusers and transformers make up what they don't find: here that is an error."""
+        model, info = cls.from_pretrained(
+            self._folder,
+            subfolder=part,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in info instead, and refused there
+            **dtype,
+        )
+        _check_loaded(f"{self._folder}/{part}", model, info)
+        return model.to(self._device).eval().requires_grad_(False)
+
+    def _load_text_pipeline(self) -> WanPipeline:
+        """Diffusers' pipeline with nothing but what encodes a prompt."""
+        name = self._parts["tokenizer"]
+        tokenizer = getattr(transformers, name).from_pretrained(
+            self._folder / "tokenizer", local_files_only=True
+        )
+        text_encoder = self._load(transformers.UMT5EncoderModel, "text_encoder", dtype=self._dtype)
+        return WanPipeline(tokenizer, text_encoder, vae=None, scheduler=None)
+
+
+def _check_loaded(part: str, model: torch.nn.Module, info: Mapping[str, Any]) -> None:
+    """Raise CannotRunHere unless every tensor of the model came from its files, and none is left.
+
+    A tensor that is tied to another one that was found is not missing.
+    """
+    missing = set(info["missing_keys"])
+    names: dict[int, set[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), set()).add(name)
+    tied = {name for group in names.values() if group - missing for name in group}
+    problems = {
+        "missing": missing - tied,
+        "unexpected": set(info["unexpected_keys"]),
+        "mismatched in shape": {
+            each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]
+        },
+    }
+    found = [
+        f"{what}: {', '.join(sorted(keys)[:5])}" + (f" and {len(keys) - 5} more" * (len(keys) > 5))
+        for what, keys in problems.items()
+        if keys
+    ] + [str(message) for message in info.get("error_msgs") or ()]
+    if found:
+        raise CannotRunHere(
+            f"the weights in {part} are not those of {type(model).__name__}; {'; '.join(found)}. "
+            "Copy the model again"
+        )
+
+
+def _guided(shot: ShotRender) -> bool:
+    return shot.guidance[0] > 1.0
+
+
+def _cache_context_arguments(
+    model: WanTransformer3DModel, stepper: RangeStepper, step: int
+) -> dict[str, Any]:
+    """What newer diffusers tell a cache about the step; older ones take the name alone."""
+    accepted = inspect.signature(model.cache_context).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD or p.name == "step_index" for p in accepted):
+        return {}
+    return {
+        "step_index": step,
+        "sigma": stepper.sigma(step),
+        "num_inference_steps": len(stepper.timesteps),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CannotRunHere(f"not a diffusers model folder: {path} is missing") from None
+
+
+def _check_folder(folder: Path) -> dict[str, str]:
+    """The class of each part. Whatever this family would render wrongly is refused by name."""
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") != "WanPipeline":
+        raise CannotRunHere(
+            f"{folder} holds a {index.get('_class_name')}; the wan family renders WanPipeline "
+            "(Wan 2.1 text to video)"
+        )
+    _refuse(folder, index, ("boundary_ratio", "expand_timesteps"))
+    if any(index.get("transformer_2") or ()):
+        raise CannotRunHere(f"{folder} has a transformer_2 (Wan 2.2), which is not supported yet")
+    check_wan_configs(
+        _read_json(folder / "transformer" / "config.json"),
+        _read_json(folder / "vae" / "config.json"),
+    )
+    parts = {part: (index.get(part) or (None, None))[1] for part in COMPONENTS}
+    for part, name in parts.items():
+        if name not in COMPONENTS[part]:
+            valid = " or ".join(COMPONENTS[part])
+            raise CannotRunHere(f"{folder}: {part} is {name}; the wan family needs {valid}")
+    return parts
+
+
+def _refuse(folder: Path, config: Mapping[str, Any], settings: tuple[str, ...]) -> None:
+    for setting in settings:
+        if config.get(setting) not in (None, False):
+            raise CannotRunHere(
+                f"{folder} sets {setting}={config[setting]!r}, which is not supported yet; "
+                "use a Wan 2.1 text to video model"
+            )

@@ -1,0 +1,46 @@
+"""How a worker joins a render: find the model on this host, make sure that it is the same one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from jobs.errors import CannotRunHere
+from jobs.model_folder import inspect_model, resolve_model
+from workers.machine import host_name
+from workers.setup import WorkerSetup
+from workers.worker import Worker
+
+
+def join(setup: WorkerSetup, identity: str) -> Worker:
+    """A worker for this host. ``setup.model`` is as the person named it; ``identity`` is what
+    the plan was made for. Raises BadJob or CannotRunHere if this host has no such model."""
+    folder = resolve_model(setup.model)
+    found = inspect_model(folder).identity
+    if found != identity:
+        raise CannotRunHere(
+            f"{host_name()} has other files in {folder} than the job was planned with "
+            f"({found[:12]} there, {identity[:12]} planned); copy the model there again"
+        )
+    return Worker(
+        replace(setup, model=str(folder), device=_device(setup.device), log_dir=_log_dir(setup))
+    )
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise CannotRunHere(f"{host_name()}: torch {torch.__version__} finds no GPU to use")
+    return "cuda:0" if asked == "cuda" else asked
+
+
+def _log_dir(setup: WorkerSetup) -> str | None:
+    """A host that does not see the store logs into a folder of its own."""
+    if setup.log_dir is None or Path(setup.log_dir).is_dir():
+        return setup.log_dir
+    return str(Path(tempfile.gettempdir()) / f"longtake-logs-{os.getuid()}")

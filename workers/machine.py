@@ -1,0 +1,109 @@
+"""What a worker knows of the machine it runs on: flags, memory, numerics class."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import socket
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import numpy
+import psutil
+import torch
+import transformers
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+from jobs.numerics import NumericsClass
+from workers.setup import WorkerSetup
+
+
+def configure(setup: WorkerSetup) -> None:
+    """Set the process-wide switches that a result's bits depend on."""
+    torch.set_num_threads(setup.threads)
+    if setup.deterministic:
+        # Read when cuBLAS starts, so it must stand before the first use of the device.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(setup.deterministic)
+    torch.backends.cudnn.deterministic = setup.deterministic
+    torch.backends.cudnn.benchmark = False
+    # Poisons fresh memory with NaN: for finding bugs; a result never depends on it.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    for library in (diffusers, transformers):  # a worker has no terminal of its own
+        library.utils.logging.disable_progress_bar()
+
+
+def numerics_class(setup: WorkerSetup) -> NumericsClass:
+    """As found on the device, not as asked for."""
+    on_gpu = torch.device(setup.device).type == "cuda"
+    return NumericsClass(
+        device=torch.cuda.get_device_name(setup.device) if on_gpu else f"cpu: {_cpu_name()}",
+        capability=_gpu_capability(setup.device) if on_gpu else _cpu_capability(),
+        dtype=setup.dtype,
+        torch=torch.__version__,
+        diffusers=diffusers.__version__,
+        transformers=transformers.__version__,
+        numpy=numpy.__version__,
+        driver=_gpu_driver() if on_gpu else "",
+        attention=_AttentionBackendRegistry.get_active_backend()[0].value,
+        slices=1,
+        threads=torch.get_num_threads(),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def _gpu_capability(device: str) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def _gpu_driver() -> str:
+    """``cuda 12.8, cudnn 91002, driver 570.86.15``"""
+    found = re.search(r"\s(\d+(?:\.\d+)+)\s", _read(Path("/proc/driver/nvidia/version")))
+    driver = found[1] if found else "unknown"
+    return f"cuda {torch.version.cuda}, cudnn {torch.backends.cudnn.version()}, driver {driver}"
+
+
+@cache
+def _cpu_name() -> str:
+    named = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return named[1].strip() if named else platform.processor() or platform.machine()
+
+
+@cache
+def _cpu_capability() -> str:
+    """``AVX512 amx_bf16 avx512_bf16``: which kernels torch takes, and the units for reduced
+    precision, which oneDNN uses where they are found."""
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    units = [
+        flag
+        for flag in sorted(set(flags[1].split() if flags else ()))
+        if flag.startswith("amx_") or flag.endswith(("bf16", "fp16", "_vnni", "sve", "i8mm"))
+    ]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *units])
+
+
+def _read(path: Path) -> str:
+    """A file that not every system has."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def free_bytes(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has finished what was queued."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def host_name() -> str:
+    return socket.gethostname()

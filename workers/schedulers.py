@@ -1,0 +1,155 @@
+"""Diffusers' schedulers, stepped over any range of latent frames without hidden state.
+
+A diffusers scheduler keeps the tensors of its last steps inside itself. Here that state is taken
+out after every step and put back before the next, so a step is a pure function of
+(step index, prediction, latents, history). Every tensor of the state is per place ([1, C, T, H,
+W]), so slicing it by latent frames is exact; a scheduler or a setting for which that is not so,
+or that draws noise of its own, is refused by name: ``jobs.model_scheduler`` has the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+
+from jobs.errors import BadJob
+from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
+
+History = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerKind:
+    """A supported scheduler's class and a table of its state."""
+
+    cls: type
+    tensor_lists: tuple[str, ...] = ()  # lists of per-place tensors, None where not yet known
+    tensors: tuple[str, ...] = ()  # per-place tensors
+    counters: tuple[str, ...] = ()  # integers, the same for every place
+
+
+#: State that is not listed: ``_step_index`` is the step's argument; UniPC's ``timestep_list``
+#: is read only by a ``solver_p``, which is refused.
+KINDS: dict[str, SchedulerKind] = {
+    "unipc": SchedulerKind(
+        cls=UniPCMultistepScheduler,
+        tensor_lists=("model_outputs",),
+        tensors=("last_sample",),
+        counters=("lower_order_nums", "this_order"),
+    ),
+    "euler": SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
+    "dpm++": SchedulerKind(
+        cls=DPMSolverMultistepScheduler,
+        tensor_lists=("model_outputs",),
+        counters=("lower_order_nums",),
+    ),
+}
+
+
+def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
+    """The scheduler config of a diffusers folder."""
+    path = Path(folder) / "scheduler" / "scheduler_config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BadJob(f"the model folder has no scheduler: {path} is missing") from None
+
+
+def build(name: str, config: Mapping[str, Any], flow_shift: float | None) -> tuple[str, Any]:
+    """The kind's name and a diffusers scheduler, from a model folder's ``config``.
+
+    What a job does not say is as the model folder says, its shift included: that is carried over
+    where the folder's scheduler calls it otherwise than the named one.
+    """
+    name = choose_scheduler(name, config)
+    changes = overrides(name, config)
+    shift = flow_shift if flow_shift is not None else folder_shift(config)
+    if shift is not None:
+        changes[SCHEDULERS[name].shift_key] = shift
+    return name, KINDS[name].cls.from_config(dict(config), **changes)
+
+
+class RangeStepper:
+    """One shot's schedule; steps any range of its latent frames."""
+
+    def __init__(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        steps: int,
+        flow_shift: float | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name, self._scheduler = build(name, config, flow_shift)
+        self._kind = KINDS[self.name]
+        self._scheduler.set_timesteps(steps, device=device)
+        self._blank = {key: _copy(getattr(self._scheduler, key)) for key in self._attributes()}
+        self.timesteps: torch.Tensor = self._scheduler.timesteps  # [steps], dtype as diffusers has
+        if len(self.timesteps) != steps:
+            raise BadJob(f"scheduler {self.name} makes {len(self.timesteps)} steps of {steps}")
+
+    def sigma(self, step_index: int) -> float:
+        return float(self._scheduler.sigmas[step_index])
+
+    def step_range(
+        self,
+        step_index: int,
+        prediction: torch.Tensor,
+        latents: torch.Tensor,
+        history: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, History]:
+        """Latents [1, C, T, H, W] of step ``step_index + 1``, and the history to go on from.
+
+        ``history`` is what the step before returned for the same range; empty for step 0.
+        """
+        self._restore(step_index, history)
+        timestep = self.timesteps[step_index]
+        latents = self._scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        kept = self._extract()
+        self._restore(0, {})  # hold no tensors between calls
+        return latents, kept
+
+    def _attributes(self) -> tuple[str, ...]:
+        kind = self._kind
+        names = (*kind.tensor_lists, *kind.tensors, *kind.counters)
+        return tuple(name for name in names if hasattr(self._scheduler, name))
+
+    def _restore(self, step_index: int, history: Mapping[str, torch.Tensor]) -> None:
+        scheduler = self._scheduler
+        scheduler._step_index = step_index
+        for name, value in self._blank.items():
+            setattr(scheduler, name, _copy(value))
+        for name, tensor in history.items():
+            attribute, _, position = name.partition(".")
+            if attribute in self._kind.counters:
+                setattr(scheduler, attribute, int(tensor))
+            elif position:
+                getattr(scheduler, attribute)[int(position)] = tensor
+            else:
+                setattr(scheduler, attribute, tensor)
+
+    def _extract(self) -> History:
+        scheduler, history = self._scheduler, {}
+        for name in self._kind.tensor_lists:
+            for position, tensor in enumerate(getattr(scheduler, name)):
+                if tensor is not None:
+                    history[f"{name}.{position}"] = tensor
+        for name in self._kind.tensors:
+            history[name] = getattr(scheduler, name)
+        for name in self._kind.counters:
+            history[name] = torch.tensor([getattr(scheduler, name)])
+        return history
+
+
+def _copy(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value

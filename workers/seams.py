@@ -1,0 +1,64 @@
+"""How visible window borders are: the frame difference across a border against the difference
+at places inside windows. 1.0 means invisible."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+#: Interior places on either side of a border that it is compared with.
+NEIGHBOURS = 8
+
+#: In levels of 255. Differences below it count as this much: nobody sees them, and a film that
+#: stands still has ratios of 1.0, not of rounding errors.
+LEAST_DIFFERENCE = 0.01
+
+
+class SeamMeter:
+    """Takes the film frame by frame and keeps one number per frame: constant memory.
+
+    ``borders`` are dicts with ``shot``, ``window``, ``border`` (its kind), and ``frame``, the
+    pixel frame right after it. ``interiors`` holds, by shot, sorted places of the same kind that
+    are no border: where one latent frame ends and the next begins.
+    """
+
+    def __init__(
+        self, borders: Sequence[dict[str, Any]], interiors: Mapping[int, Sequence[int]]
+    ) -> None:
+        self._borders = borders
+        self._interiors = interiors
+        self._differences = [0.0]
+        self._last: np.ndarray | None = None
+
+    def add(self, frame: np.ndarray) -> None:
+        """The next frame, uint8 [H, W, 3]."""
+        now = frame.astype(np.int16)
+        if self._last is not None:
+            self._differences.append(float(np.abs(now - self._last).mean()))
+        self._last = now
+
+    def ratios(self) -> list[dict[str, Any]]:
+        """Per border its dict, with its ratio; none for a shot without places inside windows."""
+        rows = []
+        for border in self._borders:
+            near = nearest(self._interiors[border["shot"]], border["frame"], 2 * NEIGHBOURS)
+            if near:
+                usual = np.median([self._difference(place) for place in near])
+                across = self._difference(border["frame"])
+                rows.append(border | {"ratio": across / float(usual)})
+        return rows
+
+    def _difference(self, frame: int) -> float:
+        """Between a frame and the one before; a film that is too short is still from there on."""
+        known = self._differences[frame] if frame < len(self._differences) else 0.0
+        return max(known, LEAST_DIFFERENCE)
+
+
+def nearest(places: Sequence[int], place: int, count: int) -> Sequence[int]:
+    """The ``count`` of the sorted ``places`` that are nearest to ``place``."""
+    middle = bisect_left(places, place)
+    around = places[max(0, middle - count) : middle + count]
+    return sorted(around, key=lambda each: abs(each - place))[:count]

@@ -1,0 +1,20 @@
+"""What a worker is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """Everything a worker needs to start; picklable, free of torch."""
+
+    worker: str  # id, unique in the render
+    model: str  # path of a diffusers folder
+    family: str = "wan"
+    dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
+    device: str = "cpu"  # or "cuda:0"
+    threads: int = 1  # CPU threads; part of the numerics class
+    accelerations: str = "exact"  # a preset of accel.compose
+    log_dir: str | None = None  # where the worker's own account of its work goes
+    deterministic: bool = True

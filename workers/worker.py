@@ -1,0 +1,267 @@
+"""A worker: one device that computes units. A plain class; works the same with and without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from accel import compose
+from jobs.arrays import Bundle
+from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.faults import fault_point
+from jobs.numerics import WorkerProfile
+from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskReport, Unit
+from workers import machine
+from workers.bundles import to_bundle, to_tensor, to_tensors
+from workers.families import open_family
+from workers.noise import initial_noise
+from workers.schedulers import RangeStepper
+from workers.setup import WorkerSetup
+from workers.tiles import assemble, blend
+from workers.video import encode_segment
+
+#: Schedules are tiny; this bounds them in a worker that serves many jobs.
+STEPPERS_KEPT = 16
+
+
+class Worker:
+    """Computes units for the shots of one model. Loads each part of the model when first needed.
+
+    Raises ``BadJob`` or ``CannotRunHere`` at once for a setup or model folder that cannot work.
+    """
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self._accelerations = compose.preset(setup.accelerations)
+        self._applied: compose.Applied | None = None
+        machine.configure(setup)
+        self._family = open_family(setup.family, setup.model, setup.dtype, setup.device)
+        self._numerics = machine.numerics_class(setup)
+        self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()
+
+    def profile(self) -> WorkerProfile:
+        """What this worker is, and the memory it has left beside the accelerated denoiser."""
+        self._attach()
+        return WorkerProfile(
+            numerics=self._numerics,
+            free_bytes=machine.free_bytes(self.setup.device),
+            model_bytes=self._family.loaded_bytes(),
+            step_s=0.0,
+            host=machine.host_name(),
+            process=os.getpid(),
+        )
+
+    def run(self, task: Task, inputs: Sequence[Bundle]) -> tuple[TaskReport, Bundle]:
+        """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed."""
+        begun = time.perf_counter()
+        with _blame(task.unit, self.setup):
+            fault_point("worker.before_unit", str(task.unit))
+            output = self._dispatch(task, inputs)
+            machine.synchronise(self.setup.device)
+            elapsed_s = time.perf_counter() - begun
+        with suppress(OSError):  # no room for a log line is no reason to lose the unit
+            self._log(task, elapsed_s)
+        report = TaskReport(
+            unit=task.unit,
+            attempt=task.attempt,
+            worker=self.setup.worker,
+            elapsed_s=elapsed_s,
+            output_bytes=output.nbytes,
+            numerics=self._numerics.digest(),
+        )
+        return report, output
+
+    def _dispatch(self, task: Task, inputs: Sequence[Bundle]) -> Bundle:
+        if isinstance(task, EncodeTask):
+            return self._encode(task)
+        if isinstance(task, StepTask):
+            return self._step(task, inputs)
+        return self._decode(task, inputs)
+
+    def _encode(self, task: EncodeTask) -> Bundle:
+        embeddings = self._family.encode(task.shot)
+        for name, tensor in embeddings.items():
+            _check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
+        return to_bundle(embeddings)
+
+    def _step(self, task: StepTask, inputs: Sequence[Bundle]) -> Bundle:
+        unit, shot, window = task.unit, task.shot, task.window
+        predicts = unit.step < shot.steps
+        before = inputs[1:] if predicts else inputs
+        _check_inputs(task, before)
+        stepper = self._stepper(shot)
+        if unit.step == 0:
+            noise = initial_noise(shot, window.start, window.stop, self._family.latent_channels)
+            latents, history = noise.to(self.setup.device), {}
+        else:
+            latents, history = self._settle(task, before, stepper)
+            _check_finite(latents, "the latents", unit, self.setup.dtype)
+        output = {"latents": latents}
+        if predicts:
+            output["prediction"] = self._predict(task, latents, stepper, inputs[0])
+            output |= {f"history.{name}": tensor for name, tensor in history.items()}
+        return to_bundle(output)
+
+    def _settle(
+        self, task: StepTask, before: Sequence[Bundle], stepper: RangeStepper
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Finish the step before over the window: blend what was predicted, step the scheduler.
+
+        Latents and history are the window's own: every window over a place has the same there.
+        """
+        device = self.setup.device
+        own = before[task.covering.index(task.window)]
+        predictions = [to_tensor(bundle, "prediction", device) for bundle in before]
+        return stepper.step_range(
+            task.unit.step - 1,
+            blend(task.window, task.covering, predictions),
+            to_tensor(own, "latents", device),
+            to_tensors(own, "history.", device),
+        )
+
+    def _predict(
+        self, task: StepTask, latents: torch.Tensor, stepper: RangeStepper, embeddings: Bundle
+    ) -> torch.Tensor:
+        prediction = self._family.predict(
+            task.shot,
+            latents,
+            stepper,
+            task.unit.step,
+            to_tensors(embeddings, device=self.setup.device),
+            partial(self._attach().run, task.unit),
+        )
+        _check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
+        return prediction
+
+    def _decode(self, task: DecodeTask, inputs: Sequence[Bundle]) -> Bundle:
+        latents = assemble(
+            [
+                (window.start, to_tensor(bundle, "latents"))
+                for window, bundle in zip(task.windows, inputs, strict=True)
+            ],
+            task.owned,
+        )
+        assert latents.shape[2] == task.stop - task.warm_start, "owned must be [warm_start, stop)"
+        frames = self._family.decode(
+            task.unit.shot, task.shot, latents, task.warm_start, task.start
+        )
+        first = _first_pixel_frame(task, len(frames))
+        frames = frames[: task.shot.pixel_frames - first]
+        segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
+        return Bundle.of(
+            {"segment": np.frombuffer(segment, dtype=np.uint8)},
+            meta={
+                "codec": task.codec,
+                "first_pixel_frame": str(first),
+                "pixel_frames": str(len(frames)),
+                "frame_sha256": json.dumps([_sha256(frame) for frame in frames]),
+            },
+        )
+
+    def _attach(self) -> compose.Applied:
+        if self._applied is None:
+            self._applied = compose.apply(self._family.denoiser, self._accelerations)
+        return self._applied
+
+    def _stepper(self, shot: ShotRender) -> RangeStepper:
+        key = (shot.scheduler, shot.steps, shot.flow_shift)
+        if key not in self._steppers:
+            self._steppers[key] = RangeStepper(
+                shot.scheduler,
+                self._family.scheduler_config,
+                shot.steps,
+                shot.flow_shift,
+                self.setup.device,
+            )
+            while len(self._steppers) > STEPPERS_KEPT:
+                self._steppers.popitem(last=False)
+        return self._steppers[key]
+
+    def _log(self, task: Task, elapsed_s: float) -> None:
+        """This worker's own account of what it computed, whatever becomes of the result."""
+        if self.setup.log_dir is None:
+            return
+        unit = task.unit
+        line = {
+            "unit": str(unit),
+            "kind": unit.kind,
+            "shot": unit.shot,
+            "stage": unit.stage,
+            "index": unit.index,
+            "step": unit.step,
+            "attempt": task.attempt,
+            "elapsed_s": elapsed_s,
+            "at_s": time.time(),
+        }
+        folder = Path(self.setup.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{self.setup.worker}.jsonl", "a") as log:  # closed, hence flushed
+            log.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
+    """Turn whatever goes wrong in a unit into a UnitError that says whose fault it is."""
+    try:
+        yield
+    except UnitError:
+        raise
+    except (BadJob, CannotRunHere) as error:
+        raise UnitError("bad_job", f"{unit}: {error}") from error
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise UnitError(
+            "out_of_memory",
+            f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
+            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; plan smaller windows or "
+            f"a smaller size ({error})",
+        ) from error
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UnitError(
+            "worker",
+            f"{unit}: {type(error).__name__}: {error} "
+            f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
+        ) from error
+
+
+def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
+    expected = len(task.covering) if task.unit.step > 0 else 0
+    assert len(before) == expected, f"{task.unit} needs {expected} windows, got {len(before)}"
+    assert task.unit.step == 0 or task.window in task.covering
+
+
+def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:
+    if torch.isfinite(tensor).all():
+        return
+    if dtype == "float16":
+        fix = "its range is small: use dtype bfloat16 or float32"
+    elif dtype == "bfloat16":
+        fix = "try dtype float32"
+    else:
+        fix = "the model's weights or the guidance may be at fault: try a lower guidance"
+    raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
+
+
+def _first_pixel_frame(task: DecodeTask, pixel_frames: int) -> int:
+    """Where the piece begins in the shot. The shot's first latent frame gives one pixel frame,
+    every other gives r: so the piece itself tells r."""
+    if task.start == 0:
+        return 0
+    r, rest = divmod(pixel_frames, task.stop - task.start)
+    assert rest == 0, "every latent frame but the shot's first decodes to r pixel frames"
+    return 1 + r * (task.start - 1)
+
+
+def _sha256(frame: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(frame)).hexdigest()
