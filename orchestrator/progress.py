@@ -208,7 +208,7 @@ class RenderProgress:
             case WorkerLost():
                 self._gone(event.worker, f"worker {event.worker} was lost: {event.message}")
             case UnitFailed():
-                self.say(f"{event.unit} failed on {event.worker}: {event.message}")
+                self.say(_what_failed(event))
             case UnitFinished():
                 self._finished(event, state)
             case OutputStored():
@@ -287,6 +287,13 @@ class RenderProgress:
     def _remove(self, worker: str) -> None:
         self._bars.remove_task(self._rows.pop(worker))
         self._joined.discard(worker)
+
+
+def _what_failed(event: UnitFailed) -> str:
+    """Whose fault it was is said, or that it was nobody's (DESIGN 5.7)."""
+    if event.kind == "cluster":
+        return f"{event.unit} waits again: what it reads was lost with a node, and is made anew"
+    return f"{event.unit} failed on {event.worker}: {event.message}"
 
 
 def _tile(unit: Unit) -> tuple[int, int, int, int]:

@@ -151,13 +151,20 @@ def rate_at(progress: float, recipe: VaeRecipe) -> float:
 
 
 def train(
-    out: Path, recipe: VaeRecipe, steps: int, device: str = "cpu", decoder_only: bool = False
+    out: Path,
+    recipe: VaeRecipe,
+    steps: int,
+    device: str = "cpu",
+    decoder_only: bool = False,
+    init: Path | None = None,
 ) -> AutoencoderKLWan:
     """Train up to a number of steps, and leave the averaged weights and the state in `out`.
 
     `decoder_only` sharpens the pictures of a finished encoder, whose latents then stay the same.
+    `init` is an autoencoder's folder to take the first weights from, where `out` has no state.
     """
-    vae = channels_last(new_vae(recipe.seed)).to(device)
+    fresh = new_vae(recipe.seed) if init is None else AutoencoderKLWan.from_pretrained(init)
+    vae = channels_last(fresh).to(device)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(not decoder_only)
     average = torch.optim.swa_utils.AveragedModel(
@@ -244,11 +251,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--decoder-only", action="store_true")
+    parser.add_argument("--init", type=Path, help="a trained autoencoder's folder to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     recipe = VaeRecipe(seed=options.seed)
-    vae = train(options.out, recipe, options.steps, options.device, options.decoder_only)
+    vae = train(
+        options.out, recipe, options.steps, options.device, options.decoder_only, options.init
+    )
     print(json.dumps({"psnr_db": round(psnr_db(vae, clips=24), 2)}))
 
 

@@ -38,9 +38,10 @@ BACKGROUND_COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross", "heart")
 ROUND_SHAPES = ("circle", "ring")
 PATTERNS = ("plain", "gradient", "striped", "dotted", "checkered")
-RADII: dict[str, float] = {"small": 0.115, "medium": 0.16, "big": 0.215}
+RADII: dict[str, float] = {"small": 0.15, "medium": 0.2, "big": 0.255}
 TEMPOS: dict[str, float] = {"slow": 0.55, "normal": 1.0, "quick": 1.7}
 RIM_SHADE = 0.62
+PATTERN_SHADE = 0.22
 MOTIONS = (
     "left",
     "right",
@@ -141,7 +142,7 @@ def pose(body: Body, times_s: Floats) -> Pose:
             floor = 0.94 - radius
             y = floor - height * (floor - radius - 0.06)
         case "circle":
-            x, y = 0.5 + 0.25 * np.cos(round_trip), 0.5 + 0.25 * np.sin(round_trip)
+            x, y = 0.5 + 0.23 * np.cos(round_trip), 0.5 + 0.23 * np.sin(round_trip)
         case "swing":
             x = 0.5 + (0.44 - radius) * np.sin(round_trip)
         case "pulse":
@@ -221,7 +222,7 @@ def _backdrop(background: Background, side_px: int) -> Floats:
     amount = np.broadcast_to(amount, (fine_px, fine_px)).astype(np.float32)
     amount = amount.reshape(side_px, 4, side_px, 4).mean(axis=(1, 3))
     light_C = np.asarray(BACKGROUND_COLOURS[background.colour], dtype=np.float32)
-    return light_C * (1 - 0.32 * amount[..., None])
+    return light_C * (1 - PATTERN_SHADE * amount[..., None])
 
 
 def _checks(x: Floats, y: Floats) -> Floats:
