@@ -175,7 +175,8 @@ class Plan:
         plan = self.shots[shot]
         return Unit("step", shot, len(plan.stages) - 1, window.index, 0, plan.render.steps)
 
-    def _warm_start(self, unit: Unit) -> int:
+    def warm_start(self, unit: Unit) -> int:
+        """The latent frame from which a decoder without context must start for a piece."""
         start, _ = self.shots[unit.shot].pieces[unit.index]
         return max(0, start - self.decode_context)
 
@@ -183,7 +184,7 @@ class Plan:
         """The windows that own a part of a piece or of its warm-up."""
         plan = self.shots[unit.shot]
         stage = plan.stages[-1]
-        warm_start, stop = self._warm_start(unit), plan.pieces[unit.index][1]
+        warm_start, stop = self.warm_start(unit), plan.pieces[unit.index][1]
         first = bisect_right(stage.windows, warm_start, key=_start) - 1
         return stage.windows[first : bisect_left(stage.windows, stop, key=_start)]
 
@@ -203,7 +204,7 @@ class Plan:
                 covering=stage.covering[unit.index],
             )
         start, stop = self.shots[unit.shot].pieces[unit.index]
-        windows, warm_start = self._decoded(unit), self._warm_start(unit)
+        windows, warm_start = self._decoded(unit), self.warm_start(unit)
         return DecodeTask(
             unit=unit,
             attempt=attempt,

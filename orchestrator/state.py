@@ -40,6 +40,7 @@ from orchestrator.events import (
     WorkerLost,
     WorkerRefused,
 )
+from orchestrator.lanes import Lanes
 from orchestrator.placement import choose_seat
 from orchestrator.plan import Plan
 from orchestrator.records import UnitRecord
@@ -65,7 +66,7 @@ class RenderState:
         self._commands: list[Command] = []
         self._next_attempt = 1
         self._damages: Counter[Unit] = Counter()
-        self._lanes: dict[int, tuple[str, int]] = {}  # shot -> worker, next piece
+        self._lanes = Lanes(plan)
         self._encoder: str | None = None
         self._homes: dict[tuple[int, int, int], str] = {}  # tile -> worker of its last step
         self._started = self._stitching = False
@@ -181,9 +182,7 @@ class RenderState:
     def _drop_worker(self, record: WorkerRecord, reason: str) -> None:
         """The worker is gone: its units go back, and the one at its head is suspected."""
         self.roster.remove(record, reason, self._now_s)
-        for shot, (worker, _) in list(self._lanes.items()):
-            if worker == record.worker:
-                del self._lanes[shot]
+        self._lanes.end(record.worker)
         for position, name in enumerate(record.queue):
             unit = self.book.records[name]
             # A host takes all its workers with it, one after another: the unit moves from each
@@ -227,7 +226,7 @@ class RenderState:
         worker = self.workers[event.worker]
         self.roster.returned(worker, event.unit, self._now_s)
         if event.unit.kind == "decode":
-            self._lanes.pop(event.unit.shot, None)
+            self._lanes.end(event.worker, event.unit.shot)
         if event.kind == "bad_job":
             self._end("failed", f"{event.unit}: {event.message}")
         elif event.kind == "cluster":
@@ -304,27 +303,26 @@ class RenderState:
 
     def _choose(self, record: UnitRecord) -> str | None:
         """The worker that takes a unit. One that all have failed may go to any."""
-        seats = self.roster.seats
-        required = self._lane_worker(record.unit)
-        if record.avoid and any(w.worker not in record.avoid for w in self.roster.joined()):
-            seats = {name: seat for name, seat in seats.items() if name not in record.avoid}
-            required = None if required in record.avoid else required
-        if required is not None:
+        seats, avoid = self.roster.seats, record.avoid
+        if all(worker.worker in avoid for worker in self.roster.joined()):
+            avoid = set()
+        seats = {name: seat for name, seat in seats.items() if name not in avoid}
+        required, must = self._required(record.unit, avoid)
+        if must:
             return required if required in seats else None
         return choose_seat(seats.values(), preferred=self._home(record.unit))
 
     def _home(self, unit: Unit) -> str | None:
         return self._homes.get((unit.shot, unit.stage, unit.index))
 
-    def _lane_worker(self, unit: Unit) -> str | None:
-        """The worker that holds what the unit needs: the text encoder, or the decoder's live
-        context for this piece."""
+    def _required(self, unit: Unit, avoid: set[str]) -> tuple[str | None, bool]:
+        """The worker that holds what the unit needs, and whether the unit must wait for one."""
         if unit.kind == "encode":  # one worker loads the text encoder, the others never do
-            return self._encoder if self._encoder in self.workers else None
-        if unit.kind != "decode":
-            return None
-        worker, piece = self._lanes.get(unit.shot, ("", -1))
-        return worker if piece == unit.index and worker in self.workers else None
+            there = self._encoder in self.workers and self._encoder not in avoid
+            return self._encoder, there
+        if unit.kind == "decode":
+            return self._lanes.worker(unit, self.goals_left, avoid)
+        return None, False
 
     def _send(self, record: UnitRecord, worker: WorkerRecord) -> None:
         attempt, self._next_attempt = self._next_attempt, self._next_attempt + 1
@@ -333,7 +331,7 @@ class RenderState:
         if record.unit.kind == "encode":
             self._encoder = worker.worker
         if record.unit.kind == "decode":
-            self._lanes[record.unit.shot] = (worker.worker, record.unit.index + 1)
+            self._lanes.sent(record.unit, worker.worker)
         self._emit(RunUnit(record.unit, attempt, worker.worker, inputs))
 
     def validate(self) -> None:

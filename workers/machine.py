@@ -42,9 +42,9 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         device=torch.cuda.get_device_name(setup.device) if on_gpu else f"cpu: {_cpu_name()}",
         capability=_gpu_capability(setup.device) if on_gpu else _cpu_capability(),
         dtype=setup.dtype,
-        torch=torch.__version__,
-        diffusers=diffusers.__version__,
-        transformers=transformers.__version__,
+        torch=str(torch.__version__),  # plain: its own class would import torch where it is read
+        diffusers=str(diffusers.__version__),
+        transformers=str(transformers.__version__),
         numpy=numpy.__version__,
         driver=_gpu_driver() if on_gpu else "",
         attention=_AttentionBackendRegistry.get_active_backend()[0].value,

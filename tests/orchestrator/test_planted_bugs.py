@@ -14,6 +14,7 @@ import pytest
 
 from jobs.units import Unit
 from orchestrator.events import DeleteResult, DropOutput, RunUnit, StitchFilm, StoreOutput
+from orchestrator.lanes import Lanes
 from orchestrator.plan import Plan
 from orchestrator.records import UnitRecord
 from orchestrator.roster import Roster
@@ -209,15 +210,23 @@ def decoded_before_durable(patch: Patch) -> None:
 def lane_kept_after_loss(patch: Patch) -> None:
     """Pieces wait for the worker that held the decoder's context, though it is gone."""
 
-    def lane(self: RenderState, unit: Unit) -> str | None:
-        if unit.kind != "decode":
-            return None
-        lanes = self.__dict__.setdefault("kept", {})
-        lanes.update(self._lanes)
-        worker, piece = lanes.get(unit.shot, ("", -1))
-        return worker if piece == unit.index else None
+    patch.setattr(Lanes, "end", lambda self, worker, shot=None: None)
 
-    patch.setattr(RenderState, "_lane_worker", lane)
+
+@bug
+def lane_before_a_finished_piece(patch: Patch) -> None:
+    """A piece waits for a lane that will never come: the piece before it is done."""
+    plain = Lanes.worker
+
+    class Everything:
+        def __contains__(self, unit: object) -> bool:
+            return True
+
+    patch.setattr(
+        Lanes,
+        "worker",
+        lambda self, piece, left, avoid=(): plain(self, piece, Everything(), avoid),  # type: ignore
+    )
 
 
 @bug

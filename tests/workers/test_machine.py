@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import re
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -77,3 +80,13 @@ def test_the_driver_of_a_gpu_is_read(monkeypatch) -> None:
     )
     monkeypatch.setattr(machine, "_read", lambda path: line)
     assert machine._gpu_driver().endswith("driver 570.86.15")
+
+
+def test_a_profile_is_read_without_torch() -> None:
+    """The driver reads it: importing torch there would stall the render for seconds."""
+    code = (
+        "import pickle, sys; pickle.loads(bytes.fromhex(sys.argv[1])); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    pickled = pickle.dumps(numerics()).hex()
+    assert subprocess.run([sys.executable, "-c", code, pickled]).returncode == 0
