@@ -52,7 +52,7 @@ class WanRecipe:
 
     seed: int = 0
     window_latent_frames: int = 9
-    short_window_latent_frames: int = 5
+    short_window_latent_frames: int = 2
     tokens: int = 2600
     starts: float = 0.3
     text_tokens: int = 64
@@ -94,6 +94,13 @@ def new_model(seed: int = 0) -> tuple[PreTrainedTokenizerFast, TextToVideo]:
     return tokenizer, TextToVideo(len(tokenizer))
 
 
+def load_weights(model: TextToVideo, folder: Path) -> None:
+    """Take the weights of a model folder of the same architecture and the same words."""
+    for name, part in model.named_children():
+        trained = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
+        part.load_state_dict(trained.state_dict())
+
+
 def embed(text_encoder: UMT5EncoderModel, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
     """Prompt embeddings as Wan's pipeline makes them: zero after the last real token."""
     text_BND = text_encoder(ids_BN, mask_BN).last_hidden_state
@@ -125,12 +132,22 @@ class Trainer:
     """The model, its average, and what it takes to go on after a stop."""
 
     def __init__(
-        self, recipe: WanRecipe, vae: AutoencoderKLWan, out: Path, compiled: bool = False
+        self,
+        recipe: WanRecipe,
+        vae: AutoencoderKLWan,
+        out: Path,
+        compiled: bool = False,
+        init: Path | None = None,
     ) -> None:
+        """``init`` is a model folder to take the first weights from."""
         self.recipe, self.out, self.device = recipe, out, vae.device
         self.step, self.elapsed_s = 0, 0.0
         self.tokenizer, model = new_model(recipe.seed)
+        if init is not None:
+            load_weights(model, init)
         self.model = model.to(self.device)
+        if self.device.type == "cpu":  # where fused attention's backward takes half of a step
+            self.model.transformer.set_attention_backend("_native_math")
         if compiled:
             self.model.transformer.compile_repeated_blocks(dynamic=False)
         self.average = AveragedModel(self.model, multi_avg_fn=warm_average(recipe.average_decay))
@@ -291,12 +308,14 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--out", type=Path, default=Path("training/runs/wan"))
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
-    trainer = Trainer(WanRecipe(seed=options.seed), vae, options.out, not options.eager)
+    recipe = WanRecipe(seed=options.seed)
+    trainer = Trainer(recipe, vae, options.out, not options.eager, options.init)
     trainer.resume()
     trainer.train(options.steps)
 
