@@ -93,7 +93,7 @@ class Driver:
         self._numerics: dict[tuple[Unit, int], tuple[str, str]] = {}  # digest, worker
         self._pending: dict[Any, Callable[[Any], Event | None]] = {}
         self._records: list[dict[str, Any]] = []
-        self._flushed_s = time.monotonic()
+        self._flushed_s = self._checked_s = time.monotonic()
         self._ended: EndRender | None = None
         self._stopping = False
         self._pinned = state.roster.pinned
@@ -132,7 +132,7 @@ class Driver:
 
     def _wait(self) -> Iterator[Event]:
         """What happened since the last look; at least that time passed."""
-        self._session.cluster.check()
+        self._check_cluster()
         ready: list[Any] = []
         if self._pending:
             refs = list(self._pending)
@@ -152,6 +152,12 @@ class Driver:
             self._stopping = True
             yield StopRequested(at_s=now_s, outcome=reason[0], message=reason[1])
         yield TimePassed(at_s=now_s)
+
+    def _check_cluster(self) -> None:
+        """Raise ClusterLost if Ray died. It is looked at now and then: each look reads /proc."""
+        if time.monotonic() - self._checked_s >= TICK_S:
+            self._checked_s = time.monotonic()
+            self._session.cluster.check()
 
     def _execute(self, command: Command) -> None:
         match command:
