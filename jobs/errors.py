@@ -3,12 +3,10 @@
 LongtakeError
 ├── BadJob            the person's mistake: exit 2
 ├── CannotRunHere     this machine, model or cluster cannot do it: exit 6
-├── JobFailed         the render ended without a film: exit 3
 ├── StoreError        the store cannot be used: exit 6
 │   ├── StoreConflict     another driver owns the job: exit 7
 │   ├── DamagedRecord     a file's content is not what was written
 │   └── StoreFull         no space, or no permission to write
-├── VerifyMismatch    a finished job is not what its record says: exit 8
 └── UnitError         a worker could not compute a unit; ``kind`` says whose fault it is
 """
 
@@ -51,12 +49,6 @@ class CannotRunHere(LongtakeError):
     exit_code = EXIT_CANNOT_RUN_HERE
 
 
-class JobFailed(LongtakeError):
-    """The render ended without a film; what was finished is kept."""
-
-    exit_code = EXIT_JOB_FAILED
-
-
 class StoreError(LongtakeError):
     """The store cannot be opened, read or written."""
 
@@ -75,12 +67,6 @@ class DamagedRecord(StoreError):
 
 class StoreFull(StoreError):
     """The store's file system refused a write: no space, no quota or no permission."""
-
-
-class VerifyMismatch(LongtakeError):
-    """A finished job is not what its record says."""
-
-    exit_code = EXIT_VERIFY_MISMATCH
 
 
 class UnitError(LongtakeError):

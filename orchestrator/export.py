@@ -20,8 +20,8 @@ def save_latents(store: Store, plan: Plan, path: Path) -> None:
     from safetensors.torch import save_file
 
     from workers.bundles import to_tensor
+    from workers.parts import part_beside
     from workers.tiles import assemble
-    from workers.video import part_beside
 
     recipes, results = Recipes(plan), Results(store)
     tensors = {}

@@ -7,14 +7,9 @@ after another. The conversion to YUV is integer arithmetic, the same on every ma
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
-import re
 import tempfile
-import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +24,8 @@ import numpy as np
 from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
-from jobs.errors import BadJob, CannotRunHere, DamagedRecord, StoreFull
-from jobs.files import STRAY_S, machine, process_start, remove
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from workers.parts import whole_or_absent
 from workers.yuv import rgb_to_yuv420
 
 #: codec name -> container format, and the ending that a film of it has
@@ -41,9 +36,6 @@ ENCODER_THREADS = 4
 
 #: Frames that H.264 packets may be reordered by: decoding times run this far ahead.
 REORDER_FRAMES = 2
-
-#: Of a file that is not whole: the film's name, hashed; machine, process and start of its writer.
-_PART = re.compile(r"\.longtake-[0-9a-f]{12}-([0-9a-f]{12})-(\d+)-(\w+)-[0-9a-f]{8}\.part")
 
 #: The tags of BT.709, limited range, as FFmpeg numbers them.
 _BT709, _LIMITED = 1, 1
@@ -182,7 +174,7 @@ def stitch(
     for a segment that cannot be read, CannotRunHere for segments of different settings.
     """
     check_output(out, codec)
-    with _whole_or_absent(out) as part:
+    with whole_or_absent(out) as part:
         muxer = CONTAINERS[codec][0]
         with av.open(str(part), "w", format=muxer, options=_muxer_options(muxer, fps)) as film:
             film.metadata.update(_tags(metadata))
@@ -212,52 +204,6 @@ def _check_place(out: Path, codec: str) -> None:
         raise BadJob(f"{out}: the folder {out.parent} does not exist; create it first")
     if not os.access(out.parent, os.W_OK):
         raise BadJob(f"{out}: no permission to write in {out.parent}; choose another --out")
-
-
-@contextmanager
-def _whole_or_absent(out: Path) -> Iterator[Path]:
-    """Yields a name beside ``out``; moves it there once whole, or removes it."""
-    part = part_beside(out)
-    try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    except OSError as error:
-        reason = f"{out} cannot be written: {error.strerror or error}"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"{reason}; free some space, or choose another --out") from error
-        raise BadJob(f"{reason}; choose another --out") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def part_beside(out: Path) -> Path:
-    """A new name in the folder of ``out`` to write its content under, until it is whole.
-
-    What writers of the same file left there who died before that is removed. The name says who
-    writes it; it has the same length for every ``out``.
-    """
-    prefix = f".longtake-{hashlib.sha256(out.name.encode()).hexdigest()[:12]}"
-    for path in out.parent.glob(f"{prefix}-*.part"):
-        if _is_abandoned(path):
-            remove(path)
-    pid = os.getpid()
-    writer = f"{machine()}-{pid}-{process_start(pid)}"
-    return out.with_name(f"{prefix}-{writer}-{uuid.uuid4().hex[:8]}.part")
-
-
-def _is_abandoned(part: Path) -> bool:
-    """Whether the writer is gone. One on another host cannot be asked: then age decides."""
-    match = _PART.fullmatch(part.name)
-    if match is None:
-        return False
-    if match[1] == machine():
-        return process_start(int(match[2])) != match[3]
-    try:
-        return time.time() - part.stat(follow_symlinks=False).st_mtime > STRAY_S
-    except OSError:
-        return False
 
 
 def _tags(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -38,13 +38,11 @@ OUTCOMES = {
 
 ERRORS = {
     errors.BadJob: 2,
-    errors.JobFailed: 3,
     errors.CannotRunHere: 6,
     errors.StoreError: 6,
     errors.StoreFull: 6,
     errors.DamagedRecord: 6,
     errors.StoreConflict: 7,
-    errors.VerifyMismatch: 8,
 }
 
 

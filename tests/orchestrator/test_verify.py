@@ -31,7 +31,8 @@ from orchestrator.prepare import plan_to_json
 from orchestrator.recipes import Recipes
 from orchestrator.verify import verify
 from tests.orchestrator.plans import frames_for, make_plan
-from workers.video import encode_segment, iter_frames, part_beside, stitch
+from workers.parts import part_beside
+from workers.video import encode_segment, iter_frames, stitch
 
 ENDINGS = {"ffv1": ".mkv", "h264": ".mp4"}
 

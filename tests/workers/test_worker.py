@@ -143,7 +143,9 @@ def test_the_denoiser_loads_only_for_steps(tiny_wan: Path) -> None:
     assert set(encode(worker, tiny_shot(guidance=(1.0,))).arrays) == {"cond"}
 
 
-def test_the_text_encoder_is_freed_at_once(tiny_wan: Path, monkeypatch) -> None:
+def test_the_text_encoder_is_loaded_once_and_freed_before_the_first_step(
+    tiny_wan: Path, monkeypatch
+) -> None:
     held = []
     plain = wan.WanFamily._load_text_pipeline
 
@@ -155,9 +157,12 @@ def test_the_text_encoder_is_freed_at_once(tiny_wan: Path, monkeypatch) -> None:
     monkeypatch.setattr(wan.WanFamily, "_load_text_pipeline", load)
     gc.disable()  # the next collection may be minutes away
     try:
-        worker = tiny_worker(tiny_wan)
-        encode(worker, tiny_shot())
-        assert [encoder() for encoder in held] == [None]
+        worker, shot = tiny_worker(tiny_wan), tiny_shot()
+        embeddings = encode(worker, shot)
+        encode(worker, tiny_shot(prompt="another"))
+        assert [encoder() is None for encoder in held] == [False]
+        run_step(worker, step_task(shot, ONE, 0, 0), embeddings, {})
+        assert [encoder() is None for encoder in held] == [True]
     finally:
         gc.enable()
 

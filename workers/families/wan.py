@@ -52,6 +52,7 @@ class WanFamily:
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._denoiser: WanTransformer3DModel | None = None
         self._vae: AutoencoderKLWan | None = None
+        self._text: WanPipeline | None = None  # from the first prompt to whatever comes after
         self._lanes: OrderedDict[int, DecodeLane] = OrderedDict()
 
     @property
@@ -75,21 +76,25 @@ class WanFamily:
 
     @torch.no_grad()
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
-        pipeline = self._load_text_pipeline()
-        try:
-            cond, uncond = pipeline.encode_prompt(
-                prompt=shot.prompt,
-                negative_prompt=shot.negative_prompt,
-                do_classifier_free_guidance=_guided(shot),
-                max_sequence_length=shot.text_tokens,
-                device=self._device,
-            )
-        finally:
-            del pipeline  # often the largest part of a model, and needed once
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+        if self._text is None:
+            self._text = self._load_text_pipeline()
+        cond, uncond = self._text.encode_prompt(
+            prompt=shot.prompt,
+            negative_prompt=shot.negative_prompt,
+            do_classifier_free_guidance=_guided(shot),
+            max_sequence_length=shot.text_tokens,
+            device=self._device,
+        )
         embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
+
+    def _free_text(self) -> None:
+        """All prompts come first: the text encoder, often the largest part of a model, is loaded
+        once for them, and is in nobody's way afterwards."""
+        if self._text is not None:
+            self._text = None
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
 
     @torch.no_grad()
     def predict(
@@ -101,6 +106,7 @@ class WanFamily:
         embeddings: Mapping[str, torch.Tensor],
         branch: BranchContext,
     ) -> torch.Tensor:
+        self._free_text()
         model = self.denoiser
         hidden = latents.to(model.dtype)
         timestep = stepper.timesteps[step].expand(latents.shape[0])
@@ -125,6 +131,7 @@ class WanFamily:
     def decode(
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
+        self._free_text()
         # Taken out first: a context that an error has left half advanced must not be met again.
         lane = self._lanes.pop(shot_index, None)
         while len(self._lanes) >= LANES_KEPT:

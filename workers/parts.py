@@ -1,0 +1,68 @@
+"""Films and other files for the person: whole under their name, or absent.
+
+They are written beside it, under a name that says who writes, and moved there once whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jobs.errors import BadJob, StoreFull
+from jobs.files import STRAY_S, machine, process_start, remove
+
+#: Of a file that is not whole: the film's name, hashed; machine, process and start of its writer.
+_PART = re.compile(r"\.longtake-[0-9a-f]{12}-([0-9a-f]{12})-(\d+)-(\w+)-[0-9a-f]{8}\.part")
+
+
+@contextmanager
+def whole_or_absent(out: Path) -> Iterator[Path]:
+    """Yields a name beside ``out``; moves it there once whole, or removes it."""
+    part = part_beside(out)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, out)
+    except OSError as error:
+        reason = f"{out} cannot be written: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreFull(f"{reason}; free some space, or choose another --out") from error
+        raise BadJob(f"{reason}; choose another --out") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def part_beside(out: Path) -> Path:
+    """A new name in the folder of ``out`` to write its content under, until it is whole.
+
+    What writers of the same file left there who died before that is removed. The name says who
+    writes it; it has the same length for every ``out``.
+    """
+    prefix = f".longtake-{hashlib.sha256(out.name.encode()).hexdigest()[:12]}"
+    for path in out.parent.glob(f"{prefix}-*.part"):
+        if _is_abandoned(path):
+            remove(path)
+    pid = os.getpid()
+    writer = f"{machine()}-{pid}-{process_start(pid)}"
+    return out.with_name(f"{prefix}-{writer}-{uuid.uuid4().hex[:8]}.part")
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Whether the writer is gone. One on another host cannot be asked: then age decides."""
+    match = _PART.fullmatch(part.name)
+    if match is None:
+        return False
+    if match[1] == machine():
+        return process_start(int(match[2])) != match[3]
+    try:
+        return time.time() - part.stat(follow_symlinks=False).st_mtime > STRAY_S
+    except OSError:
+        return False
