@@ -21,8 +21,8 @@ PROMPT = "a red circle bounces on a blue background"
 
 
 def long_job(**changes: Any) -> dict[str, Any]:
-    """One shot of ten overlapping windows."""
-    base = {"model": "demo", "steps": 10, "prompt": PROMPT, "seconds": 10.0}
+    """One shot of twenty overlapping windows."""
+    base = {"model": "demo", "steps": 14, "prompt": PROMPT, "seconds": 20.0}
     return {**base, **changes}
 
 
@@ -37,17 +37,19 @@ def ideal_s(run: Rendered, workers: int) -> float:
 def scaling(repeats: int, size: list[int]) -> dict[str, Any]:
     """Two one-thread workers against one, and the share that orchestration takes."""
     spans: dict[int, list[float]] = {1: [], 2: []}
-    shares, steps = [], []
+    shares = []
+    steps: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeats):
         for workers in (1, 2):
             run = render(long_job(size=size), workers=workers)
             spans[workers].append(run.span_s)
+            steps[workers].append(run.median_step_s())
             if workers == 2:
                 shares.append(1 - ideal_s(run, 2) / run.span_s)
-                steps.append(run.median_step_s())
     return {
         "windows": len(run.plan.shots[0].stages[0].windows),
-        "median_step_s": median(steps),
+        "one_worker_step_s": median(steps[1]),
+        "two_workers_step_s": median(steps[2]),
         "one_worker_s": spans[1],
         "two_workers_s": spans[2],
         "speedup": median(spans[1]) / median(spans[2]),
@@ -115,7 +117,7 @@ def _time_pipeline(pipeline: Any, size: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 128])
+    parser.add_argument("--size", type=int, nargs=2, default=[144, 144])
     options = parser.parse_args()
     figures = {
         "size": options.size,

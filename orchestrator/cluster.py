@@ -89,6 +89,8 @@ def open_cluster(address: str | None, workers: int, output_bytes: int = 0) -> Cl
 def _start(workers: int, output_bytes: int) -> Cluster:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # Nobody reads Ray's own account of every task; the workers and the journal keep ours.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray  # reads these when it is first imported
 
     before = {child.pid for child in psutil.Process().children(recursive=True)}
