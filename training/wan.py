@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training.latents import LatentCache
-from training.text import new_text_encoder, new_tokenizer
+from training.text import new_text_encoder, new_tokenizer, teach_to_read
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
 
 TEXT_WIDTH = 128
@@ -66,6 +66,7 @@ class WanRecipe:
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup_steps: int = 100
+    reading_steps: int = 800
     average_decay: float = 0.98
     average_every: int = 4
     clips: int = 2500
@@ -73,7 +74,7 @@ class WanRecipe:
 
 
 class TextToVideo(nn.Module):
-    """The two networks that train together, as one module."""
+    """The denoiser and the text encoder, which has learned to read before, as one module."""
 
     def __init__(self, num_words: int) -> None:
         super().__init__()
@@ -146,6 +147,9 @@ class Trainer:
         self.tokenizer, model = new_model(recipe.seed)
         if init is not None:
             load_weights(model, init)
+        elif not (out / "state.pt").exists():
+            teach_to_read(model.text_encoder, self.tokenizer, recipe.reading_steps, recipe.seed)
+        model.text_encoder.requires_grad_(False)
         self.model = model.to(self.device)
         if compiled:
             self.model.transformer.compile_repeated_blocks(dynamic=False)
@@ -239,12 +243,12 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the state in the folder, if there is one."""
+        if (self.out / "clips.pt").exists():
+            self.cache.load(self.out / "clips.pt")
         if not (self.out / "state.pt").exists():
             return
         state = torch.load(self.out / "state.pt", weights_only=True)
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
-        if (self.out / "clips.pt").exists():
-            self.cache.load(self.out / "clips.pt")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -264,7 +268,7 @@ def new_optimizers(model: TextToVideo, recipe: WanRecipe) -> list[torch.optim.Op
     """Muon for the matrices of the transformer's blocks, AdamW for all else."""
     matrices = [p for p in model.transformer.blocks.parameters() if p.ndim == 2]
     ids = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in ids]
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     return [
         torch.optim.Muon(
             matrices, lr=recipe.peak_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
