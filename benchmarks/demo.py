@@ -20,6 +20,18 @@ FILM, OUT, SHEET = ROOT / "examples" / "demo.yaml", Path("demo.mp4"), Path("demo
 STORE = Path("demo-store")
 
 
+def run(command: list[str]) -> tuple[int, str]:
+    """The command's exit code and standard output. A Ctrl-C reaches it as it reaches us: it is
+    given the time to leave its job in order and to say how to go on."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while True:
+            try:
+                printed, _ = process.communicate()
+                return process.returncode, printed
+            except KeyboardInterrupt:
+                continue
+
+
 def main() -> int:
     plan = prepare(load_spec(FILM)).plan
     begun = time.monotonic()
@@ -27,10 +39,10 @@ def main() -> int:
         str(Path(sys.executable).parent / "longtake"), "render", str(FILM),
         "--workers", "2", "--store", str(STORE), "--out", str(OUT), "--json",
     ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        return done.returncode
-    job = json.loads(done.stdout)["id"]
+    code, printed = run(command)
+    if code != 0:
+        return code
+    job = json.loads(printed)["id"]
     rows = [
         Row(
             shot.render.prompt,

@@ -130,7 +130,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     family = _family(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in WEIGHT_COMPONENTS}
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-    _check_tokenizer(folder)
+    _check_tokenizer(folder, configs["text_encoder"].get("vocab_size"))
     defaults = read_defaults(folder)
     geometry = wan_geometry(configs["transformer"], configs["vae"], defaults)
     files = {name: weight_files(folder, name) for name in WEIGHT_COMPONENTS}
@@ -176,11 +176,33 @@ def _family(index: Mapping[str, Any]) -> str:
     return FAMILIES[found]
 
 
-def _check_tokenizer(folder: Path) -> None:
+def _check_tokenizer(folder: Path, vocab_size: object) -> None:
     _read_json(folder, "tokenizer/tokenizer_config.json")
-    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZER_FILES):
+    found = [n for n in TOKENIZER_FILES if (folder / "tokenizer" / n).is_file()]
+    if not found:
         needed = " or ".join(TOKENIZER_FILES)
         raise CannotRunHere(f"model {folder}: tokenizer/ lacks {needed}; copy it")
+    if "tokenizer.json" in found:
+        _check_words(folder, vocab_size)
+
+
+def _check_words(folder: Path, vocab_size: object) -> None:
+    """The tokenizer can be read, and says no word that the text encoder does not know."""
+    from tokenizers import Tokenizer
+
+    name = "tokenizer/tokenizer.json"
+    try:
+        words = Tokenizer.from_str((folder / name).read_text("utf-8")).get_vocab()
+    except Exception as error:  # the library raises nothing narrower
+        raise CannotRunHere(
+            f"model {folder}: {name} is no tokenizer: {error}; copy it again"
+        ) from error
+    largest = max(words.values(), default=-1)
+    if not words or (isinstance(vocab_size, int) and largest >= vocab_size):
+        raise CannotRunHere(
+            f"model {folder}: {name} has {len(words)} words up to number {largest}, but "
+            f"text_encoder knows {vocab_size}; copy both from the same model"
+        )
 
 
 def read_defaults(folder: Path) -> ModelDefaults:

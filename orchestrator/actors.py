@@ -117,6 +117,7 @@ def keeper_shell() -> type:
                 facts = stitch(paths, Path(out), fps=fps, codec=codec, metadata=metadata)
                 return "stitched", facts
             except (LongtakeError, OSError) as error:
-                return "failed", f"{out}: {error}"
+                told = str(error)
+                return "failed", told if out in told else f"{out}: {told}"
 
     return LongtakeKeeper

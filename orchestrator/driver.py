@@ -44,7 +44,7 @@ from orchestrator.events import (
 )
 from orchestrator.keeping import KeeperLink
 from orchestrator.plan import Plan
-from orchestrator.ray_errors import in_words, lost_object, meaning
+from orchestrator.ray_errors import in_words, lost_object, lost_with_its_node, meaning
 from orchestrator.recipes import Recipes
 from orchestrator.state import RenderState
 from workers.setup import WorkerSetup
@@ -233,7 +233,12 @@ class Driver:
         if meaning(error) == "cluster":
             raise ClusterLost(in_words(error))
         self._stop_worker(worker)
-        return WorkerLost(at_s=time.monotonic(), worker=worker, message=in_words(error))
+        return WorkerLost(
+            at_s=time.monotonic(),
+            worker=worker,
+            message=in_words(error),
+            node=lost_with_its_node(error),
+        )
 
     # -- units
 

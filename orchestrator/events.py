@@ -51,10 +51,12 @@ class WorkerRefused(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost(Event):
-    """The process of a worker is gone, whether or not it had joined."""
+    """The process of a worker is gone, whether or not it had joined. ``node``: its whole node is,
+    for which neither the worker nor what it computed is to blame."""
 
     worker: str
     message: str
+    node: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

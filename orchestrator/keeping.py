@@ -7,6 +7,7 @@ without finishing anything ends the render.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -36,6 +37,9 @@ from orchestrator.recipes import Recipes
 #: Keepers that may die one after the other without finishing anything.
 MAX_BARREN_KEEPERS = 5
 
+#: Keepers that may die while they read one and the same result.
+MAX_DEADLY_LOADS = 3
+
 #: Registers what is to be done when a reference is ready.
 Watch = Callable[[Any, Callable[[Any], Event | None]], None]
 
@@ -58,6 +62,7 @@ class KeeperLink:
         self._plan, self._recipes = plan, recipes
         self._watch, self._note, self._hold = watch, note, hold
         self._deaths = 0
+        self._deadly: Counter[Unit] = Counter()  # loads that keepers died of
         self._keeper = self._start()
 
     def _start(self) -> Any:
@@ -145,16 +150,26 @@ class KeeperLink:
         try:
             what, message = ray.get(ref, timeout=0)
         except RayError as error:
-            stop = self._replace(keeper, error)
-            if stop is None:
-                self.load(unit)
-            return stop
+            if meaning(error) != "task":  # the keeper itself is gone
+                return self._load_again(unit, keeper, error)
+            what, message = "damaged", in_words(error)
         self._deaths = 0
         if what == "damaged":
             self._note({"type": "damaged", "unit": str(unit), "message": message})
             return LoadFailed(at_s=now_s, unit=unit, message=message)
         self._hold(unit, output)
         return OutputLoaded(at_s=now_s, unit=unit)
+
+    def _load_again(self, unit: Unit, keeper: Any, error: Exception) -> Event | None:
+        """With another keeper; a result that kills every one of them counts as damaged."""
+        stop = self._replace(keeper, error)
+        self._deadly[unit] += 1
+        if stop is None and self._deadly[unit] >= MAX_DEADLY_LOADS:
+            message = f"{self._deadly[unit]} store keepers died reading it: {in_words(error)}"
+            return LoadFailed(at_s=time.monotonic(), unit=unit, message=message)
+        if stop is None:
+            self.load(unit)
+        return stop
 
     # -- the film
 

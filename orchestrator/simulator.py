@@ -372,7 +372,7 @@ class Simulation(SimCluster):
 
         def arrive() -> Event:
             self._give_up(worker.name)
-            return WorkerLost(at_s=self.now_s, worker=worker.name, message="died")
+            return WorkerLost(at_s=self.now_s, worker=worker.name, message="died", node=node)
 
         return self._report(arrive)
 

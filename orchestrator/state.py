@@ -177,9 +177,9 @@ class RenderState:
     def _(self, event: WorkerLost) -> None:
         record = self.workers.get(event.worker)
         if record is not None:
-            self._drop_worker(record, event.message)
+            self._drop_worker(record, event.message, blame=not event.node)
 
-    def _drop_worker(self, record: WorkerRecord, reason: str) -> None:
+    def _drop_worker(self, record: WorkerRecord, reason: str, *, blame: bool = True) -> None:
         """The worker is gone: its units go back, and the one at its head is suspected."""
         self.roster.remove(record, reason, self._now_s)
         self._lanes.end(record.worker)
@@ -188,10 +188,13 @@ class RenderState:
             # A host takes all its workers with it, one after another: the unit moves from each
             # to the next. That is one loss.
             if position == 0 and self._now_s - unit.died_s > self.policy.same_loss_s:
-                unit.deaths, unit.died_s = unit.deaths + 1, self._now_s
+                unit.died_s = self._now_s
+                unit.deaths += blame
+                unit.cluster_failures += not blame
             self.book.requeue(unit, f"{record.worker} was lost: {reason}")
             if unit.deaths >= self.policy.max_deaths:
                 self._end("failed", f"{name}: {unit.deaths} workers died on it, the last: {reason}")
+            self._give_up(unit, reason)
 
     # -- units
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer, models
 
 from jobs import model_hashes
 from jobs.errors import BadJob, CannotRunHere
@@ -25,11 +26,18 @@ TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 TEXT = "text_encoder/model.safetensors"
 
+
+def words(count: int) -> str:
+    """A tokenizer's file with so many words."""
+    vocabulary = {"<unk>": 0} | {f"word{number}": number for number in range(1, count)}
+    return Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).to_str()
+
+
 CONFIGS = {
     "model_index.json": {"_class_name": "WanPipeline", "transformer_2": [None, None]},
     "scheduler/scheduler_config.json": {"_class_name": "UniPCMultistepScheduler"},
     "tokenizer/tokenizer_config.json": {},
-    "tokenizer/tokenizer.json": {},
+    "tokenizer/tokenizer.json": json.loads(words(29)),
     "transformer/config.json": {
         "patch_size": [1, 2, 2],
         "num_attention_heads": 2,
@@ -179,6 +187,19 @@ def test_a_sidecar_that_cannot_be(model, changes, message):
 def test_a_missing_file_is_named(model, name):
     (model / name).unlink()
     assert Path(name).name in refusal(model)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", words(29)[:200], '{"version": "1.0"}'])
+def test_a_broken_tokenizer_is_named(model, text):
+    (model / "tokenizer/tokenizer.json").write_text(text)
+    assert "tokenizer/tokenizer.json is no tokenizer" in refusal(model)
+
+
+def test_a_tokenizer_of_another_model_is_refused(model):
+    (model / "tokenizer/tokenizer.json").write_text(words(30))
+    inspect_model(model)
+    (model / "tokenizer/tokenizer.json").write_text(words(31))
+    assert "has 31 words up to number 30, but text_encoder knows 30" in refusal(model)
 
 
 @pytest.mark.parametrize("name", [each for each in CONFIGS if "tokenizer.json" not in each])
@@ -360,6 +381,8 @@ def test_the_identity_changes_with_every_file_that_is_loaded(model):
         if name in SHAPES:
             tensors = load_file(model / name)
             save_file({key: value + 1 for key, value in tensors.items()}, model / name)
+        elif name == "tokenizer/tokenizer.json":
+            (model / name).write_text(words(28))
         else:
             edit(model, name, extra=1)
         seen.add(inspect_model(model).identity)

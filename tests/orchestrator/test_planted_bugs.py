@@ -158,7 +158,7 @@ def stale_input(patch: Patch) -> None:
 
 @bug
 def lost_worker_not_requeued(patch: Patch) -> None:
-    def drop(self: RenderState, record: Any, reason: str) -> None:
+    def drop(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
         self.roster.remove(record, reason, self._now_s)
         record.queue.clear()
 
@@ -170,10 +170,10 @@ def lost_worker_not_requeued(patch: Patch) -> None:
 def second_unit_of_lost_worker_forgotten(patch: Patch) -> None:
     drop = RenderState._drop_worker
 
-    def drop_first(self: RenderState, record: Any, reason: str) -> None:
+    def drop_first(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
         while len(record.queue) > 1:
             record.queue.pop()
-        drop(self, record, reason)
+        drop(self, record, reason, blame=blame)
 
     patch.setattr(RenderState, "_drop_worker", drop_first)
     patch.setattr(RenderState, "validate", lambda self: self.book.validate())
@@ -365,9 +365,9 @@ def survivors_redo_work(patch: Patch) -> None:
     """When a worker is lost, its neighbours' last outputs are computed again, too."""
     drop = RenderState._drop_worker
 
-    def wide(self: RenderState, record: Any, reason: str) -> None:
+    def wide(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
         heads = list(record.queue)
-        drop(self, record, reason)
+        drop(self, record, reason, blame=blame)
         for unit in heads[:1]:
             for name in self.plan.inputs(unit):
                 self.book.lose(name, "to be safe")

@@ -136,6 +136,16 @@ def test_a_unit_that_kills_workers_ends_the_render() -> None:
     ]
 
 
+def test_lost_nodes_are_not_the_fault_of_what_they_computed() -> None:
+    bare = Bare(ONE, max_deaths=2, max_cluster_failures=3, max_barren_losses=9, workers=4).ready()
+    for lost in range(3):
+        assert bare.state.outcome is None, lost
+        bare.now_s += 10.0
+        worker = bare.sent(ENCODE).worker
+        bare.happens(e.WorkerLost, worker=worker, message="its node was lost", node=True)
+    assert bare.state.message.startswith("shot 1 prompts: the cluster failed again and again")
+
+
 def test_a_lost_input_is_computed_again_and_its_reader_waits() -> None:
     bare = Bare(ONE, workers=2).ready().computes(ENCODE, step(0, 0))
     first = bare.sent(step(0, 0)).attempt
