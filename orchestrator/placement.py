@@ -20,12 +20,23 @@ class Seat:
 HOME_ADVANTAGE = 0.15
 
 
+#: Workers whose speeds differ by less than this are equals: none of them is worth waiting for.
+EQUAL_SPEED = 1.5
+
+
+def unequal(seats: Iterable[Seat]) -> bool:
+    """Whether some worker is so much slower that a unit may better wait for another."""
+    measured = [seat.unit_s for seat in seats if seat.unit_s > 0]
+    return bool(measured) and max(measured) > EQUAL_SPEED * min(measured)
+
+
 def choose_seat(seats: Iterable[Seat], *, preferred: str | None) -> str | None:
     """The worker that would finish the next unit first, or None if there is none.
 
-    ``seats`` are the workers with a free place. Several units are sent to a worker at a time, so
-    that it need not wait for the coordinator between two. On unequal cards a fast worker's
-    second place may beat a slow worker's first. ``preferred`` holds the unit's previous state.
+    Several units are sent to a worker at a time, so that it need not wait for the coordinator
+    between two. On unequal cards a fast worker's second place may beat a slow worker's first, and
+    a fast worker without a free place may be worth waiting for: ``seats`` may hold such, with all
+    that waits for them counted as queued. ``preferred`` holds the unit's previous state.
     """
     free = list(seats)
     measured = [seat.unit_s for seat in free if seat.unit_s > 0]

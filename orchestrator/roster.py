@@ -6,7 +6,7 @@ Pure, like the state that owns it: it is told the time, and says what to do thro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -203,10 +203,25 @@ class Roster:
         self._place(record)
         self._elapsed_s.setdefault(unit.kind, deque(maxlen=101)).append(elapsed_s)
 
+    def _places(self, record: WorkerRecord) -> int:
+        """How many units may be with a worker: one, until it is known how slow it is."""
+        return self.policy.depth if record.units else 1
+
+    def all_seats(self, claims: Mapping[str, int]) -> dict[str, Seat]:
+        """Every joined worker's seat, free or not; ``claims`` units more wait for it."""
+        return {
+            record.worker: Seat(
+                worker=record.worker,
+                queued=len(record.queue) + claims.get(record.worker, 0),
+                unit_s=record.unit_s,
+            )
+            for record in self.joined()
+        }
+
     def _place(self, record: WorkerRecord) -> None:
         """Note a worker's seat as it is now."""
         name, queued = record.worker, len(record.queue)
-        if queued < self.policy.depth:
+        if queued < self._places(record):
             self.seats[name] = Seat(worker=name, queued=queued, unit_s=record.unit_s)
         else:
             self.seats.pop(name, None)
@@ -214,7 +229,7 @@ class Roster:
     def validate(self) -> None:
         """Check what must always be true; for tests and the simulator."""
         for worker in self.workers.values():
-            free = worker.profile is not None and len(worker.queue) < self.policy.depth
+            free = worker.profile is not None and len(worker.queue) < self._places(worker)
             assert len(worker.queue) <= self.policy.depth, worker
             assert free == (worker.worker in self.seats), worker
         assert self.seats.keys() <= self.workers.keys()

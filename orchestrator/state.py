@@ -41,7 +41,7 @@ from orchestrator.events import (
     WorkerRefused,
 )
 from orchestrator.lanes import Lanes
-from orchestrator.placement import choose_seat
+from orchestrator.placement import choose_seat, unequal
 from orchestrator.plan import Plan
 from orchestrator.records import UnitRecord
 from orchestrator.roster import Policy, Roster, WorkerRecord
@@ -293,26 +293,37 @@ class RenderState:
     # -- assignment
 
     def _assign(self) -> None:
-        """Send ready units to workers, earliest film time first."""
+        """Send ready units to workers, earliest film time first.
+
+        A unit may be left for a worker that is busy now, and counts as one of its queue then:
+        so the most urgent units do not go to the slowest card because it alone has room.
+        """
         passed: list[UnitRecord] = []
+        claims: Counter[str] | None = None
+        if self.roster.seats and unequal(self.roster.all_seats({}).values()):
+            claims = Counter()
         while self.roster.seats and (record := self.book.pop_ready()) is not None:
-            choice = self._choose(record)
-            if choice is None:
-                passed.append(record)
-            else:
+            choice = self._choose(record, claims)
+            if choice in self.roster.seats:
                 self._send(record, self.workers[choice])
+                continue
+            passed.append(record)
+            if choice is not None and claims is not None:
+                claims[choice] += 1
         for record in passed:
             self.book.push_ready(record)
 
-    def _choose(self, record: UnitRecord) -> str | None:
-        """The worker that takes a unit. One that all have failed may go to any."""
-        seats, avoid = self.roster.seats, record.avoid
+    def _choose(self, record: UnitRecord, claims: Counter[str] | None) -> str | None:
+        """The worker that takes a unit, which may be busy if there are ``claims``, or None. A
+        unit that all workers have failed may go to any."""
+        seats = self.roster.seats if claims is None else self.roster.all_seats(claims)
+        avoid = record.avoid
         if all(worker.worker in avoid for worker in self.roster.joined()):
             avoid = set()
         seats = {name: seat for name, seat in seats.items() if name not in avoid}
         required, must = self._required(record.unit, avoid)
         if must:
-            return required if required in seats else None
+            return required
         return choose_seat(seats.values(), preferred=self._home(record.unit))
 
     def _home(self, unit: Unit) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.placement import HOME_ADVANTAGE, Seat, choose_seat, fits
+from orchestrator.placement import HOME_ADVANTAGE, Seat, choose_seat, fits, unequal
 
 
 def seat(worker: str, queued: int = 0, unit_s: float = 1.0) -> Seat:
@@ -37,6 +37,18 @@ def test_an_unmeasured_worker_counts_as_average() -> None:
     seats = [seat("slow", unit_s=3.0), seat("fast", unit_s=1.0), seat("new", unit_s=0.0)]
     assert choose_seat(seats, preferred=None) == "fast"
     assert choose_seat([seats[0], seats[2]], preferred="new") == "new"
+
+
+def test_a_busy_fast_worker_is_worth_waiting_for() -> None:
+    seats = [seat("fast", queued=2, unit_s=1.0), seat("slow", unit_s=8.0)]
+    assert choose_seat(seats, preferred=None) == "fast"
+    assert choose_seat([seat("fast", queued=9, unit_s=1.0), seats[1]], preferred=None) == "slow"
+
+
+def test_only_clearly_slower_workers_are_unequal() -> None:
+    assert not unequal([seat("a", unit_s=1.0), seat("b", unit_s=1.4), seat("new", unit_s=0.0)])
+    assert unequal([seat("a", unit_s=1.0), seat("b", unit_s=1.6)])
+    assert not unequal([])
 
 
 def test_memory() -> None:

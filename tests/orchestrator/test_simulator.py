@@ -50,6 +50,19 @@ def test_random_renders_end_as_they_must(first: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
+@pytest.mark.parametrize("slowness", [(1, 1, 8), (1, 8, 8), (1, 12), (1, 1, 20), (1, 1, 1, 8)])
+def test_a_slow_card_never_makes_a_film_slower(slowness: tuple[int, ...]) -> None:
+    """The wavefront must not wait for it with its most urgent units."""
+    plan = make_plan(frames_for(12), steps=10)
+
+    def wall_s(*speeds: int) -> float:
+        policy = Policy(workers=len(speeds))
+        return Simulation(plan, policy, speeds=tuple(1 / each for each in speeds)).run().wall_s
+
+    fast = [each for each in slowness if each == 1]
+    assert wall_s(*slowness) <= 1.02 * wall_s(*fast)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("first", range(QUICK, LONG, 10 * BATCH))
 def test_thousands_of_random_renders_end_as_they_must(first: int) -> None:
