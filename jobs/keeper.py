@@ -6,7 +6,6 @@ picklable, with its message.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +79,3 @@ class StoreKeeper:
         """Delete results that nothing needs any more."""
         for recipe in recipes:
             self._results.delete(recipe)
-
-    def ping(self) -> int:
-        """The keeper's process id: it is alive."""
-        return os.getpid()

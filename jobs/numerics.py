@@ -22,6 +22,7 @@ class NumericsClass:
     deterministic: bool
     transformers: str = ""  # like what follows, empty only of a worker that is simulated
     numpy: str = ""  # draws the noise
+    av: str = ""  # encodes the pieces
     driver: str = ""  # GPU: CUDA, cuDNN and driver versions
 
     def digest(self) -> str:

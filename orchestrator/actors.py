@@ -107,7 +107,7 @@ def keeper_shell() -> type:
             from pathlib import Path
 
             from jobs.errors import LongtakeError
-            from workers.video import stitch
+            from workers.video import SegmentsDiffer, stitch
 
             bad = self.keeper.damaged(recipes)
             if bad:
@@ -116,6 +116,10 @@ def keeper_shell() -> type:
                 paths = [self.keeper.path(recipe) for recipe in recipes]
                 facts = stitch(paths, Path(out), fps=fps, codec=codec, metadata=metadata)
                 return "stitched", facts
+            except SegmentsDiffer:  # as after an upgrade: all are encoded anew, from their latents
+                for recipe in recipes:
+                    self.keeper.set_aside(recipe, force=True)
+                return "damaged", recipes
             except (LongtakeError, OSError) as error:
                 told = str(error)
                 return "failed", told if out in told else f"{out}: {told}"

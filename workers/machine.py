@@ -9,6 +9,7 @@ import socket
 from functools import cache
 from pathlib import Path
 
+import av
 import diffusers
 import numpy
 import psutil
@@ -46,6 +47,7 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         diffusers=str(diffusers.__version__),
         transformers=str(transformers.__version__),
         numpy=numpy.__version__,
+        av=av.__version__,
         driver=_gpu_driver() if on_gpu else "",
         attention=_AttentionBackendRegistry.get_active_backend()[0].value,
         slices=1,

@@ -41,6 +41,10 @@ REORDER_FRAMES = 2
 _BT709, _LIMITED = 1, 1
 
 
+class SegmentsDiffer(CannotRunHere):
+    """Segments are whole, but were not encoded alike: they are to be encoded again, together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilmFacts:
     """What a video file is. ``pixel_frames`` is counted, never taken from a header."""
@@ -171,7 +175,7 @@ def stitch(
 
     ``metadata`` may hold ``title``; all the rest goes into the comment as JSON. The film appears
     under its name only when whole. Raises BadJob where ``out`` cannot be written, DamagedRecord
-    for a segment that cannot be read, CannotRunHere for segments of different settings.
+    for a segment that cannot be read, SegmentsDiffer for segments of different settings.
     """
     check_output(out, codec)
     with whole_or_absent(out) as part:
@@ -268,10 +272,9 @@ def _check_first(found: dict[str, object], fps: int, codec: str) -> dict[str, ob
 def _check_same(found: dict[str, object], first: dict[str, object], number: int) -> None:
     differing = [name for name, value in found.items() if first[name] != value]
     if differing:
-        raise CannotRunHere(
+        raise SegmentsDiffer(
             f"segment {number} cannot be joined to segment 1: its {', '.join(differing)} differ. "
-            "Pieces of one film must be encoded with the same settings and library versions; "
-            "render the piece again"
+            "Pieces of one film must be encoded with the same settings and library versions"
         )
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import pickle
 
 import numpy as np
@@ -52,10 +51,6 @@ def test_bytes_that_are_no_arrays_are_damage(keeper):
     keeper.store_bytes(RECIPE, b"mp4", "decode", "n", "w")
     with pytest.raises(DamagedRecord, match="not a whole bundle"):
         keeper.load_bundle(RECIPE)
-
-
-def test_ping_names_the_process(keeper):
-    assert keeper.ping() == os.getpid()
 
 
 @pytest.mark.parametrize("kind", ["StoreError", "StoreFull", "StoreConflict", "DamagedRecord"])
