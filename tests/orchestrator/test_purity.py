@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pkgutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import jobs
+import orchestrator
 
 PURE = (
     "plan",
@@ -23,7 +26,12 @@ PURE = (
     "simcluster",
     "referee",
     "records",
+    "lanes",
 )
+
+#: What decides: these have no clock, no files and no random numbers either.
+DECIDING = ("plan", "units", "state", "roster", "placement", "events", "records", "lanes")
+WORLDLY = {"time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "sys"}
 
 SCRIPT = """
 import importlib, json, sys
@@ -43,6 +51,20 @@ def imported_by(*modules: str) -> set[str]:
 def test_the_scheduler_imports_nothing_heavy() -> None:
     names = imported_by(*(f"orchestrator.{name}" for name in PURE))
     assert not names & {"torch", "ray", "diffusers", "numpy", "pyarrow", "workers", "accel"}
+
+
+@pytest.mark.parametrize("name", DECIDING)
+def test_what_decides_sees_nothing_of_the_world(name: str) -> None:
+    tree = ast.parse((Path(orchestrator.__file__).parent / f"{name}.py").read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("open", "print", "input", "__import__"), node.lineno
+    assert not found & WORLDLY
 
 
 def test_jobs_imports_neither_torch_nor_ray() -> None:
