@@ -117,7 +117,7 @@ def _time_pipeline(pipeline: Any, size: list[int]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--size", type=int, nargs=2, default=[144, 144])
+    parser.add_argument("--size", type=int, nargs=2, default=[160, 160])
     options = parser.parse_args()
     figures = {
         "size": options.size,
