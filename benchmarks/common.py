@@ -83,7 +83,7 @@ def _read_logs(folder: Path) -> tuple[dict[Unit, float], dict[Unit, float]]:
 
 
 def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
-    """Highest resident memory of the driver and of any worker, private pages only."""
+    """Highest resident memory of the driver, of any worker and of any store keeper."""
     peaks: dict[str, int] = {}
     while process.poll() is None:
         try:
