@@ -47,6 +47,11 @@ class StoreKeeper:
             recipe, data, kind=kind, numerics=numerics, writer=writer, extra=extra, ext=ext
         )
 
+    def take_disagreements(self) -> list[str]:
+        """Results that came a second time with other bits, since this was last asked."""
+        taken, self._results.disagreements = self._results.disagreements, []
+        return taken
+
     def load_bundle(self, recipe: str) -> Bundle:
         """The arrays of a result. Raises DamagedRecord, and StoreError if there is none."""
         return decode_bundle(self._results.read(recipe))

@@ -70,6 +70,7 @@ class Results:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.disagreements: list[str] = []  # of writers of one numerics class, as sentences
 
     def commit(
         self,
@@ -196,9 +197,9 @@ class Results:
             return None
         self._sync(self._folder(mine.recipe))
         if record.numerics == mine.numerics and record.sha256 != mine.sha256:
-            log.warning(
-                "result %s: %s and %s disagree, though both have numerics %s; kept the first",
-                *(mine.recipe, record.writer, mine.writer, mine.numerics),
+            self.disagreements.append(
+                f"result {mine.recipe}: {record.writer} and {mine.writer} disagree, though both "
+                f"have numerics {mine.numerics}; kept the first. One of them computes wrongly"
             )
         return record
 

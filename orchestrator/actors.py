@@ -65,7 +65,7 @@ def keeper_shell() -> type:
         def store(
             self, recipe: str, kind: str, numerics: str, writer: str, pinned: bool, output: Any
         ) -> tuple[str, Any]:
-            """("stored", record) or ("refused", message)."""
+            """("stored", (record, warnings)) or ("refused", message)."""
             from jobs.errors import StoreError
 
             try:
@@ -73,7 +73,7 @@ def keeper_shell() -> type:
                 if pinned and record.numerics != numerics:
                     self.keeper.set_aside(recipe, force=True)
                     record = self._commit(recipe, kind, numerics, writer, output)
-                return "stored", record
+                return "stored", (record, self.keeper.take_disagreements())
             except StoreError as error:
                 return "refused", str(error)
 

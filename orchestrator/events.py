@@ -104,10 +104,12 @@ class LoadFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputStored(Event):
-    """An output is durable: its data and its record are on storage."""
+    """An output is durable: its data and its record are on storage. ``warnings``: another writer
+    had stored other bits, though its numerics class is the same."""
 
     unit: Unit
     attempt: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -110,19 +110,22 @@ class KeeperLink:
         self._deaths = 0
         if what == "refused":
             return StoreFailed(at_s=now_s, unit=unit, attempt=attempt, message=answer)
+        record, warnings = answer
         self._note(
             {
                 "type": "stored",
-                "key": answer.recipe,
+                "key": record.recipe,
                 "unit": str(unit),
                 "kind": unit.kind,
-                "sha256": answer.sha256,
-                "length": answer.length,
-                "numerics": answer.numerics,
-                "writer": answer.writer,
+                "sha256": record.sha256,
+                "length": record.length,
+                "numerics": record.numerics,
+                "writer": record.writer,
             }
         )
-        return OutputStored(at_s=now_s, unit=unit, attempt=attempt)
+        for warning in warnings:
+            self._note({"type": "disagreement", "unit": str(unit), "message": warning})
+        return OutputStored(at_s=now_s, unit=unit, attempt=attempt, warnings=tuple(warnings))
 
     def delete(self, unit: Unit) -> None:
         """Delete a settled checkpoint; if that fails, a later resume tries again."""

@@ -212,6 +212,8 @@ class RenderProgress:
             case UnitFinished():
                 self._finished(event, state)
             case OutputStored():
+                for warning in event.warnings:
+                    self.say(f"warning: {event.unit}: {warning}")
                 self._tally.store(event.unit)
                 self._show_film()
             case LoadFailed():

@@ -44,6 +44,19 @@ def test_pieces_that_were_encoded_otherwise_are_encoded_again(keeper, tmp_path: 
     assert read_film(out).pixel_frames == 8
 
 
+def test_two_writers_of_one_class_that_disagree_are_reported(keeper) -> None:
+    """Same recipe and same numerics must mean same bits: who breaks that is not to be trusted."""
+    store(keeper, 18, 18)
+    args = ("n" * 12, "w2", False)
+    what, (record, warnings) = keeper.store(RECIPES[0], "decode", *args, piece(45))
+    assert (what, record.writer) == ("stored", "w1")
+    assert len(warnings) == 1 and "w1 and w2 disagree" in warnings[0]
+    _, (_, warnings) = keeper.store(RECIPES[1], "decode", *args, piece(18))
+    assert warnings == []
+    _, (_, warnings) = keeper.store(RECIPES[0], "decode", "m" * 12, "w3", False, piece(45))
+    assert warnings == [], "another class may differ"
+
+
 def test_a_film_that_cannot_be_written_is_named_once(keeper, tmp_path: Path) -> None:
     store(keeper, 18, 18)
     out = str(tmp_path / "nowhere" / "film.mp4")
