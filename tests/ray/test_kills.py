@@ -196,7 +196,7 @@ def kill_at(
     assert report["frames_sha256"] == reference["frames_sha256"]
 
 
-@pytest.mark.parametrize("point", ["data.mid_write", "journal.after_publish"])
+@pytest.mark.parametrize("point", ["data.mid_write"])
 def test_a_kill_at_a_commit_point(
     point: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:

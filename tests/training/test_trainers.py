@@ -9,7 +9,7 @@ import torch
 from training import vae, wan, whole_clip, world
 from training.latents import LatentCache, encode_normalised
 
-TINY = wan.WanRecipe(tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
+TINY = wan.WanRecipe(reading_steps=2, tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
 
 
 def test_whole_clips_equal_diffusers_pieces() -> None:
