@@ -120,8 +120,9 @@ def keeper_shell() -> type:
                 for recipe in recipes:
                     self.keeper.set_aside(recipe, force=True)
                 return "damaged", recipes
-            except (LongtakeError, OSError) as error:
-                told = str(error)
-                return "failed", told if out in told else f"{out}: {told}"
+            except LongtakeError as error:
+                return "failed", str(error)
+            except OSError as error:
+                return "failed", f"{out}: {error}"
 
     return LongtakeKeeper

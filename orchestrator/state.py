@@ -192,8 +192,6 @@ class RenderState:
                 unit.deaths += blame
                 unit.cluster_failures += not blame
             self.book.requeue(unit, f"{record.worker} was lost: {reason}")
-            if unit.deaths >= self.policy.max_deaths:
-                self._end("failed", f"{name}: {unit.deaths} workers died on it, the last: {reason}")
             self._give_up(unit, reason)
 
     # -- units
@@ -252,6 +250,9 @@ class RenderState:
         if len(record.faults) >= self.policy.max_faults:
             tries = len(record.faults)
             self._end("failed", f"{record.unit} failed {tries} times, the last: {message}")
+        elif record.deaths >= self.policy.max_deaths:
+            deaths = record.deaths
+            self._end("failed", f"{record.unit}: {deaths} workers died on it, the last: {message}")
         elif record.cluster_failures >= self.policy.max_cluster_failures:
             self._end("failed", f"{record.unit}: the cluster failed again and again: {message}")
 

@@ -128,11 +128,12 @@ def teach_to_read(
         tokens.input_ids[lost_BN & tokens.attention_mask.bool()] = tokenizer.unk_token_id
         told_ND = encoder(**tokens).last_hidden_state[tokens.attention_mask.bool()]
         lengths = tokens.attention_mask.sum(dim=1)
+        truths = [properties(scene) for scene in scenes]
         losses, hits = [], []
         for logits, (name, values) in zip(
             head(told_ND).split(sizes, dim=1), VALUES.items(), strict=True
         ):
-            truth_B = torch.tensor([values.index(properties(scene)[name]) for scene in scenes])
+            truth_B = torch.tensor([values.index(truth[name]) for truth in truths])
             truth_N = truth_B.repeat_interleave(lengths)
             losses.append(nn.functional.cross_entropy(logits, truth_N))
             hits.append((logits.argmax(dim=1) == truth_N).float().mean())

@@ -1,0 +1,100 @@
+"""Which workers may take part in a render, and when there will be none."""
+
+from __future__ import annotations
+
+import itertools
+
+from orchestrator import events as e
+from orchestrator.simcluster import profile
+from tests.orchestrator.bare import Bare, only
+from tests.orchestrator.plans import frames_for, make_plan
+
+ONE = make_plan(6, steps=2, checkpoint_every=1)
+THREE = make_plan(frames_for(3), steps=2, checkpoint_every=2, decode_context=0)
+
+
+def test_a_worker_that_is_too_small_is_refused_with_numbers() -> None:
+    plan = make_plan(6, tile_bytes=900 * 2**20)
+    bare = Bare(plan)
+    bare.start()
+    message = (
+        "a tile needs about 900 MiB, w1 has 200 MiB free after loading the model: 700 MiB short"
+    )
+    assert bare.joins("w1", free_bytes=200 * 2**20) == [
+        e.StopWorker("w1", message),
+        e.EndRender("cannot_run", message),
+    ]
+
+
+def test_a_small_worker_does_not_end_a_render_while_others_start() -> None:
+    plan = make_plan(6, tile_bytes=2**20)
+    bare = Bare(plan, workers=2)
+    bare.start()
+    commands = bare.joins("w1", free_bytes=0)
+    assert [type(command) for command in commands] == [e.StopWorker]
+    assert only(bare.joins("w2"), e.RunUnit), "the large one renders alone"
+    assert only(bare.passes(1000.0), e.StartWorker) == [], "the small one is not tried again"
+
+
+def test_after_a_loss_a_refused_device_is_tried_again() -> None:
+    """The lost worker's device may be the one that fits: both places are filled again."""
+    plan = make_plan(6, tile_bytes=2**20)
+    bare = Bare(plan, workers=2)
+    bare.start()
+    bare.joins("w1", free_bytes=0)
+    bare.joins("w2")
+    bare.happens(e.WorkerLost, worker="w2", message="power cut")
+    bare.passes(10.0)
+    assert set(bare.state.workers) == {"w3", "w4"}
+    bare.joins("w3", free_bytes=0)
+    assert only(bare.joins("w4"), e.RunUnit)
+
+
+def test_all_workers_too_small_is_said_once() -> None:
+    bare = Bare(make_plan(6, tile_bytes=2**20), workers=2)
+    bare.start()
+    bare.joins("w1", free_bytes=0)
+    commands = bare.joins("w2", free_bytes=5)
+    assert commands[-1].outcome == "cannot_run"  # type: ignore[union-attr]
+    assert "w1 has" in commands[-1].message  # type: ignore[union-attr]
+    assert "w2 has" in commands[-1].message  # type: ignore[union-attr]
+
+
+def test_pinned_numerics_refuse_another_class() -> None:
+    bare = Bare(make_plan(6, numerics="pinned"), workers=2)
+    bare.start()
+    bare.joins("w1", device="one card")
+    refusal = only(bare.joins("w2", device="another card"), e.StopWorker)[0].reason
+    assert "the job pins numerics class" in refusal
+    assert profile("x", device="one card").numerics.digest() in refusal
+    assert "numerics: any" in refusal
+
+
+def test_a_resumed_job_keeps_its_pinned_class() -> None:
+    bare = Bare(make_plan(6, numerics="pinned"), pinned="0" * 12)
+    bare.start()
+    assert bare.joins()[-1].outcome == "cannot_run"  # type: ignore[union-attr]
+
+
+def test_starts_that_fail_are_repeated_ever_more_slowly_and_end() -> None:
+    bare = Bare(ONE, max_barren_losses=3)
+    bare.start()
+    starts = [0.0]
+    while bare.state.outcome is None:
+        bare.happens(e.WorkerLost, worker=next(iter(bare.state.workers)), message="no driver found")
+        while bare.state.outcome is None and not bare.state.workers:
+            if only(bare.passes(1.0), e.StartWorker):
+                starts.append(bare.now_s)
+    assert bare.state.message == "workers keep dying: no driver found"
+    gaps = [b - a for a, b in itertools.pairwise(starts)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > gaps[0]
+
+
+def test_a_host_of_eight_devices_may_be_lost_at_once() -> None:
+    bare = Bare(ONE, workers=8).ready()
+    for worker in list(bare.state.workers):
+        bare.happens(e.WorkerLost, worker=worker, message="host rebooted")
+    assert bare.state.outcome is None
+    bare.passes(600.0)
+    assert len(bare.state.workers) == 8
