@@ -1,4 +1,4 @@
-"""Which workers may take part in a render, and when there will be none."""
+"""Workers: which may take part, when one counts as hanging, when there will be none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 from orchestrator import events as e
 from orchestrator.simcluster import profile
-from tests.orchestrator.bare import Bare, only
+from tests.orchestrator.bare import ENCODE, Bare, only, step
 from tests.orchestrator.plans import frames_for, make_plan
 
 ONE = make_plan(6, steps=2, checkpoint_every=1)
@@ -98,3 +98,40 @@ def test_a_host_of_eight_devices_may_be_lost_at_once() -> None:
     assert bare.state.outcome is None
     bare.passes(600.0)
     assert len(bare.state.workers) == 8
+
+
+# -- deadlines
+
+
+def test_a_worker_that_hangs_is_stopped_and_its_unit_given_to_another() -> None:
+    bare = Bare(ONE, workers=2, first_unit_limit_s=100.0).ready()
+    assert bare.passes(100.0) == []
+    commands = bare.passes(1.0)
+    assert only(commands, e.StopWorker) == [
+        e.StopWorker("w1", "hangs: shot 1 prompts has taken more than 100 s")
+    ]
+    assert only(commands, e.RunUnit)[0].worker == "w2"
+
+
+def test_the_limit_follows_what_was_measured() -> None:
+    bare = Bare(make_plan(6, steps=4), hang_factor=30.0, hang_floor_s=120.0).ready()
+    bare.finishes(ENCODE)
+    bare.finishes(step(0, 0), elapsed_s=10.0)
+    assert only(bare.passes(300.0), e.StopWorker) == []
+    assert len(only(bare.passes(1.0), e.StopWorker)) == 1
+
+
+def test_a_queued_unit_does_not_hang_before_its_turn() -> None:
+    bare = Bare(make_plan(frames_for(4)), depth=2, first_unit_limit_s=100.0).ready()
+    bare.computes(ENCODE)
+    bare.now_s += 90
+    bare.finishes(step(0, 0))
+    assert only(bare.passes(90.0), e.StopWorker) == []
+
+
+def test_a_worker_that_never_joins_is_replaced() -> None:
+    bare = Bare(ONE, join_limit_s=60.0)
+    bare.start()
+    assert bare.passes(61.0) == [e.StopWorker("w1", "did not join within 60 s")]
+    assert e.StartWorker("w2") in bare.passes(10.0)
+    assert bare.joins("w1") == [e.StopWorker("w1", "it joined after it had been given up")]
