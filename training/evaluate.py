@@ -50,7 +50,7 @@ def sheet(clips: list[NDArray[np.uint8]]) -> Image.Image:
     for frames_FHWC in clips:
         picked = np.linspace(0, len(frames_FHWC) - 1, SHEET_COLUMNS).round().astype(int)
         rows.append(np.concatenate(list(frames_FHWC[picked]), axis=1))
-    return Image.fromarray(np.concatenate(rows, axis=0)).quantize(128)
+    return Image.fromarray(np.concatenate(rows, axis=0))
 
 
 def draw_prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
