@@ -38,6 +38,10 @@ class WorkerProfile:
     numerics: NumericsClass
     free_bytes: int  # memory for tiles, after the model was loaded
     model_bytes: int
-    step_s: float  # seconds of one step of the plan's largest tile; 0 if not measured
     host: str
     process: int
+
+    def shares_memory(self, other: WorkerProfile) -> bool:
+        """Whether both take their tiles from the same memory: the host's. A GPU has its own."""
+        on_cpu = self.numerics.device.startswith("cpu") and other.numerics.device.startswith("cpu")
+        return on_cpu and self.host == other.host

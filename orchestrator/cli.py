@@ -206,7 +206,7 @@ def _render(
         except errors.CannotRunHere as error:
             ended = EndRender("cannot_run", str(error))
     if ended.outcome == "done" and latents is not None:
-        export_latents(store, plan, latents)
+        export_latents(store, plan, folder.id, latents)
     ending = show.Ending(folder.id, store.root, out, plan, ended)
     if as_json:
         print(json.dumps(ending.as_json()))

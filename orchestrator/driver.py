@@ -132,7 +132,7 @@ class Driver:
 
     def _wait(self) -> Iterator[Event]:
         """What happened since the last look; at least that time passed."""
-        self._check_cluster()
+        self._check()
         ready: list[Any] = []
         if self._pending:
             refs = list(self._pending)
@@ -153,11 +153,13 @@ class Driver:
             yield StopRequested(at_s=now_s, outcome=reason[0], message=reason[1])
         yield TimePassed(at_s=now_s)
 
-    def _check_cluster(self) -> None:
-        """Raise ClusterLost if Ray died. It is looked at now and then: each look reads /proc."""
+    def _check(self) -> None:
+        """Look after the keeper, and raise ClusterLost if Ray died: now and then, since each look
+        reads /proc."""
         if time.monotonic() - self._checked_s >= TICK_S:
             self._checked_s = time.monotonic()
             self._session.cluster.check()
+            self._keeper.check()
 
     def _execute(self, command: Command) -> None:
         match command:

@@ -14,7 +14,7 @@ from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes
 
 
-def save_latents(store: Store, plan: Plan, path: Path) -> None:
+def save_latents(store: Store, plan: Plan, job: str, path: Path) -> None:
     """Write the finished latents of every shot as ``shot_000``...: [1, C, T, H, W]."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -23,7 +23,7 @@ def save_latents(store: Store, plan: Plan, path: Path) -> None:
     from workers.parts import part_beside
     from workers.tiles import assemble
 
-    recipes, results = Recipes(plan), Results(store)
+    recipes, results = Recipes(plan, job), Results(store)
     tensors = {}
     for number, shot in enumerate(plan.shots):
         stage = shot.stages[-1]

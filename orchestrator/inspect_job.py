@@ -74,9 +74,9 @@ def summary(folder: JobFolder) -> dict[str, Any]:
     }
 
 
-def piece_records(plan: Plan, results: Results) -> list[ResultRecord | None]:
+def piece_records(plan: Plan, job: str, results: Results) -> list[ResultRecord | None]:
     """The records of the film's pieces, in film order."""
-    recipes = Recipes(plan)
+    recipes = Recipes(plan, job)
     return [results.lookup(recipes.key(goal)) for goal in plan.goals()]
 
 
@@ -107,7 +107,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     """All that ``show`` says."""
     plan = plan_from_json(folder.plan())
     records = journal_records(folder)
-    pieces = piece_records(plan, Results(store))
+    pieces = piece_records(plan, folder.id, Results(store))
     counts = computed_units(folder)
     ended = [record for record in records if record["type"] == "ended"]
     return summary(folder) | {

@@ -1,17 +1,19 @@
 """The driver's link to the store keeper: writes, reads and stitching on the store's host.
 
-A keeper that dies is replaced, once for all that it had in hand; one that dies again and again
-without finishing anything ends the render.
+A keeper that dies, or does not answer, is replaced, once for all that it had in hand; one that
+does so again and again without finishing anything ends the render.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -40,6 +42,9 @@ MAX_BARREN_KEEPERS = 5
 #: Keepers that may die while they read one and the same result.
 MAX_DEADLY_LOADS = 3
 
+#: How long a keeper may be silent while it is asked something. Disks are slow; shares hang.
+ANSWER_LIMIT_S = 600.0
+
 #: Registers what is to be done when a reference is ready.
 Watch = Callable[[Any, Callable[[Any], Event | None]], None]
 
@@ -63,18 +68,54 @@ class KeeperLink:
         self._watch, self._note, self._hold = watch, note, hold
         self._deaths = 0
         self._deadly: Counter[Unit] = Counter()  # loads that keepers died of
+        self._unanswered = 0
+        self._heard_s = time.monotonic()  # when it answered last, or was first asked since
+        self._silent = ""  # why a keeper is being killed
+        self._process: int | None = None
         self._keeper = self._start()
 
     def _start(self) -> Any:
         here = NodeAffinitySchedulingStrategy(self._cluster.node_id, soft=False)
         shell: Any = ray.remote(actors.keeper_shell())
-        return shell.options(num_cpus=0, scheduling_strategy=here).remote(
+        keeper = shell.options(num_cpus=0, scheduling_strategy=here).remote(
             self._root, self._store_uri
         )
+        self._process = None
+        self._watch(keeper.process.remote(), self._on_started)
+        return keeper
+
+    def _on_started(self, ref: Any) -> None:
+        with contextlib.suppress(RayError):  # what it was asked beside this will tell
+            self._process = ray.get(ref, timeout=0)
+            self._cluster.note_process(self._process)
+
+    def _ask(self, ref: Any, handler: Callable[[Any], Event | None]) -> None:
+        if not self._unanswered:
+            self._heard_s = time.monotonic()
+        self._unanswered += 1
+        self._watch(ref, partial(self._on_answer, handler))
+
+    def _on_answer(self, handler: Callable[[Any], Event | None], ref: Any) -> Event | None:
+        self._unanswered -= 1
+        self._heard_s = time.monotonic()
+        return handler(ref)
+
+    def check(self) -> None:
+        """Kill a keeper that does not answer: what it was asked then fails, and is asked again."""
+        now_s = time.monotonic()
+        if not self._unanswered or now_s - self._heard_s <= ANSWER_LIMIT_S:
+            return
+        self._heard_s = now_s
+        self._silent = f"it did not answer for {ANSWER_LIMIT_S:.0f} s; is the store's disk stuck?"
+        ray.kill(self._keeper, no_restart=True)
+        if self._process is not None:  # one that is stopped does not hear Ray
+            with contextlib.suppress(psutil.Error):
+                psutil.Process(self._process).kill()
 
     def _replace(self, dead: Any, error: Exception) -> StopRequested | None:
         """Start a new keeper, unless the dead one has been replaced already."""
         self._cluster.check()
+        why, self._silent = self._silent or in_words(error), ""
         if self._keeper is dead:
             self._deaths += 1
             ray.kill(dead, no_restart=True)
@@ -84,7 +125,7 @@ class KeeperLink:
         return StopRequested(
             at_s=time.monotonic(),
             outcome="store_failed",
-            message=f"the store keeper dies again and again: {in_words(error)}",
+            message=f"the store keeper dies again and again: {why}",
         )
 
     # -- writing
@@ -95,7 +136,7 @@ class KeeperLink:
         ref = keeper.store.remote(
             self._recipes.key(unit), unit.kind, numerics, writer, pinned, output
         )
-        self._watch(ref, partial(self._on_stored, unit, attempt, keeper))
+        self._ask(ref, partial(self._on_stored, unit, attempt, keeper))
 
     def _on_stored(self, unit: Unit, attempt: int, keeper: Any, ref: Any) -> Event:
         now_s = time.monotonic()
@@ -131,7 +172,7 @@ class KeeperLink:
         """Delete a settled checkpoint; if that fails, a later resume tries again."""
         keeper = self._keeper
         ref = keeper.delete.remote([self._recipes.key(unit)])
-        self._watch(ref, partial(self._on_deleted, keeper))
+        self._ask(ref, partial(self._on_deleted, keeper))
 
     def _on_deleted(self, keeper: Any, ref: Any) -> Event | None:
         try:
@@ -146,7 +187,7 @@ class KeeperLink:
     def load(self, unit: Unit) -> None:
         keeper = self._keeper
         status, output = keeper.load.options(num_returns=2).remote(self._recipes.key(unit))
-        self._watch(status, partial(self._on_loaded, unit, output, keeper))
+        self._ask(status, partial(self._on_loaded, unit, output, keeper))
 
     def _on_loaded(self, unit: Unit, output: Any, keeper: Any, ref: Any) -> Event | None:
         now_s = time.monotonic()
@@ -181,7 +222,7 @@ class KeeperLink:
         recipes = [self._recipes.key(goal) for goal in self._plan.goals()]
         keeper = self._keeper
         ref = keeper.stitch.remote(recipes, out, self._plan.fps, self._plan.codec, provenance)
-        self._watch(ref, partial(self._on_stitched, goals, out, provenance, keeper))
+        self._ask(ref, partial(self._on_stitched, goals, out, provenance, keeper))
 
     def _on_stitched(
         self, goals: dict[str, Unit], out: str, provenance: dict[str, Any], keeper: Any, ref: Any

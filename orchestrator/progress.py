@@ -22,6 +22,7 @@ from orchestrator.events import (
     StartWorker,
     StitchFailed,
     StitchFilm,
+    StopRequested,
     StopWorker,
     UnitFailed,
     UnitFinished,
@@ -207,6 +208,8 @@ class RenderProgress:
                 self._gone(event.worker, f"worker {event.worker} is refused: {event.message}")
             case WorkerLost():
                 self._gone(event.worker, f"worker {event.worker} was lost: {event.message}")
+            case StopRequested(outcome="interrupted"):
+                self._say_stopping(state)
             case UnitFailed():
                 self.say(_what_failed(event))
             case UnitFinished():
@@ -224,6 +227,11 @@ class RenderProgress:
         if not self._live and event.at_s - self._said_s >= LINE_EVERY_S:
             self._said_s = event.at_s
             self._line()
+
+    def _say_stopping(self, state: RenderState) -> None:
+        writing = sum(record.writing for record in state.book.records.values())
+        if writing:
+            self.say(f"stopping once {writing} results are written; Ctrl-C again leaves at once")
 
     def _begin(self, state: RenderState) -> None:
         """A session begins, with no worker, from what is stored: the rest of the one before is

@@ -1,7 +1,9 @@
 """Recipe keys: the names under which results are stored, computable before anything runs.
 
 A recipe holds everything that a result depends on and nothing else, so jobs share results, and
-changing one shot leaves the results of all others valid. Pure.
+changing one shot leaves the results of all others valid. Two kinds of result belong to one job, and
+name it: the states of unfinished steps, which their job deletes when it has got past them, and all
+results of a job that pins its numerics class, which is known only once a worker has joined. Pure.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ RECIPE_VERSION = 1
 
 
 class Recipes:
-    """The recipe keys of a plan's units: 64 hex digits each."""
+    """The recipe keys of the units of a plan and its job: 64 hex digits each."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, job: str) -> None:
+        self._plan, self._job = plan, job
         self._shot_key = lru_cache(maxsize=None)(self._shot)
 
     def key(self, unit: Unit) -> str:
@@ -30,7 +32,8 @@ class Recipes:
             return _key(self._prompts(unit.shot))
         if unit.kind == "step":
             place = [unit.stage, unit.index, unit.region, unit.step]
-            return _key({"shot": self._shot_key(unit.shot), "step": place})
+            owner = {} if self._plan.is_last_step(unit) else {"owner": [self._job, unit.shot]}
+            return _key({"shot": self._shot_key(unit.shot), "step": place} | owner)
         return _key({"shot": self._shot_key(unit.shot), "piece": self._piece(unit)})
 
     def _base(self) -> dict[str, Any]:
@@ -42,7 +45,7 @@ class Recipes:
             "dtype": plan.dtype,
             "preset": plan.preset,
             "threads": plan.threads,
-            "numerics": plan.numerics,
+            "numerics": ["pinned", self._job] if plan.numerics == "pinned" else "any",
         }
 
     def _prompts(self, shot: int) -> dict[str, Any]:
@@ -94,7 +97,7 @@ def film_key(plan: Plan) -> str:
 
     A title, a model's place or an estimate of memory is no part of it.
     """
-    recipes = Recipes(plan)
+    recipes = Recipes(plan, job="")
     return _key({"pieces": [recipes.key(goal) for goal in plan.goals()]})
 
 

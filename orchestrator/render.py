@@ -128,7 +128,7 @@ class _Render:
         self._store, self._folder, self._plan = store, folder, plan
         self._options = options
         self._watcher, self._say, self._journal, self._stops = watcher, say, journal, stops
-        self._recipes = Recipes(plan)
+        self._recipes = Recipes(plan, folder.id)
 
     def run(self) -> EndRender:
         """Sessions until one ends; a Ray that died is replaced."""

@@ -124,11 +124,17 @@ class Roster:
         self._refusals.append(reason)
 
     def _refusal(self, profile: WorkerProfile) -> str | None:
-        needed = self.plan.tile_bytes
+        beside = sum(  # took part, but their tiles take no memory yet
+            not record.units and profile.shares_memory(record.profile)
+            for record in self.workers.values()
+            if record.profile is not None
+        )
+        needed = self.plan.tile_bytes * (1 + beside)
         if not fits(profile.free_bytes, needed):
             short = needed - profile.free_bytes
+            tiles = f"{1 + beside} tiles, one a worker, need" if beside else "a tile needs"
             return (
-                f"a tile needs about {_mib(needed)}, {profile.host} has "
+                f"{tiles} about {_mib(needed)}, {profile.host} has "
                 f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short"
             )
         digest = profile.numerics.digest()

@@ -161,8 +161,10 @@ class SimCluster:
         return FilmStitched(at_s=self.now_s, path="film.mp4")
 
 
-def profile(name: str, free_bytes: int = 2**40, device: str = "sim") -> WorkerProfile:
-    """The profile of a simulated worker."""
+def profile(
+    name: str, free_bytes: int = 2**40, device: str = "sim", host: str = ""
+) -> WorkerProfile:
+    """The profile of a simulated worker, on a host of its own unless one is named."""
     numerics = NumericsClass(
         device=device,
         capability="sim",
@@ -175,5 +177,5 @@ def profile(name: str, free_bytes: int = 2**40, device: str = "sim") -> WorkerPr
         deterministic=True,
     )
     return WorkerProfile(
-        numerics=numerics, free_bytes=free_bytes, model_bytes=0, step_s=0.0, host=name, process=0
+        numerics=numerics, free_bytes=free_bytes, model_bytes=0, host=host or name, process=0
     )

@@ -41,7 +41,7 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
         )
     problems = _check_journal(folder)
     results = Results(store)
-    keys = dict(_lasting(plan))
+    keys = dict(_lasting(plan, folder.id))
     records = _check_results(keys, results, problems)
     numerics = _check_numerics(plan, records, problems)
     pieces = {goal: records.get(goal) for goal in plan.goals()}
@@ -71,9 +71,9 @@ def _check_journal(folder: JobFolder) -> list[str]:
     return []
 
 
-def _lasting(plan: Plan) -> Iterator[tuple[Unit, str]]:
+def _lasting(plan: Plan, job: str) -> Iterator[tuple[Unit, str]]:
     """The units whose results outlive the render: embeddings, finished latents, pieces."""
-    recipes = Recipes(plan)
+    recipes = Recipes(plan, job)
     for unit in plan.units():
         if plan.is_durable(unit) and (unit.kind != "step" or plan.is_last_step(unit)):
             yield unit, recipes.key(unit)

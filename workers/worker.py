@@ -57,7 +57,6 @@ class Worker:
             numerics=self._numerics,
             free_bytes=machine.free_bytes(self.setup.device),
             model_bytes=self._family.loaded_bytes(),
-            step_s=0.0,
             host=machine.host_name(),
             process=os.getpid(),
         )

@@ -29,8 +29,8 @@ def two_shots() -> Plan:
 def test_what_the_bits_do_not_depend_on(changes: dict[str, object]) -> None:
     before, after = two_shots(), replace(two_shots(), **changes)
     assert film_key(before) == film_key(after)
-    assert [Recipes(before).key(unit) for unit in before.units()] == [
-        Recipes(after).key(unit) for unit in before.units()
+    assert [Recipes(before, "a-1").key(unit) for unit in before.units()] == [
+        Recipes(after, "a-1").key(unit) for unit in before.units()
     ]
 
 
@@ -47,8 +47,8 @@ def test_what_the_bits_do_not_depend_on(changes: dict[str, object]) -> None:
 def test_every_result_depends_on(changes: dict[str, object]) -> None:
     before, after = two_shots(), replace(two_shots(), **changes)
     assert film_key(before) != film_key(after)
-    theirs = {Recipes(before).key(unit) for unit in before.units()}
-    assert not theirs & {Recipes(after).key(unit) for unit in after.units()}
+    theirs = {Recipes(before, "a-1").key(unit) for unit in before.units()}
+    assert not theirs & {Recipes(after, "a-1").key(unit) for unit in after.units()}
 
 
 @pytest.mark.parametrize("changes", [{"codec": "ffv1"}, {"quality": 3}, {"fps": 8}])
@@ -56,19 +56,44 @@ def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) 
     before, after = two_shots(), replace(two_shots(), **changes)
     assert film_key(before) != film_key(after)
     for unit in before.units():
-        same = Recipes(before).key(unit) == Recipes(after).key(unit)
+        same = Recipes(before, "a-1").key(unit) == Recipes(after, "a-1").key(unit)
         assert same == (unit.kind != "decode")
 
 
 def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = two_shots()
     piece, step = Unit("decode", 0), Unit("step", 0)
-    before = [Recipes(plan).key(piece), Recipes(plan).key(step), film_key(plan)]
+    before = [Recipes(plan, "a-1").key(piece), Recipes(plan, "a-1").key(step), film_key(plan)]
     monkeypatch.setattr("orchestrator.recipes.ENCODER_VERSION", 2)
-    after = [Recipes(plan).key(piece), Recipes(plan).key(step), film_key(plan)]
+    after = [Recipes(plan, "a-1").key(piece), Recipes(plan, "a-1").key(step), film_key(plan)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
 
 
 def test_the_order_of_shots_is_part_of_a_film() -> None:
     plan = two_shots()
     assert film_key(plan) != film_key(replace(plan, shots=plan.shots[::-1]))
+
+
+def test_jobs_share_all_that_is_finished_and_nothing_that_one_of_them_deletes() -> None:
+    plan = make_plan(6, frames_for(2), steps=3)
+    one, other = Recipes(plan, "a-1"), Recipes(plan, "b-2")
+    for unit in plan.units():
+        unfinished = unit.kind == "step" and not plan.is_last_step(unit)
+        assert (one.key(unit) != other.key(unit)) == unfinished
+
+
+def test_equal_shots_share_all_that_is_finished_and_nothing_that_one_of_them_deletes() -> None:
+    plan = two_shots()
+    plan = replace(plan, shots=(plan.shots[0], replace(plan.shots[0], first_pixel_frame=99)))
+    recipes = Recipes(plan, "a-1")
+    for unit in plan.units():
+        twin = replace(unit, shot=1)
+        unfinished = unit.kind == "step" and not plan.is_last_step(unit)
+        assert unit.shot or (recipes.key(unit) != recipes.key(twin)) == unfinished
+
+
+def test_a_job_that_pins_its_numerics_shares_nothing() -> None:
+    """Another such job may have pinned another class."""
+    plan = replace(two_shots(), numerics="pinned")
+    one, other = ({Recipes(plan, job).key(unit) for unit in plan.units()} for job in "ab")
+    assert not one & other

@@ -50,6 +50,35 @@ def test_after_a_loss_a_refused_device_is_tried_again() -> None:
     assert only(bare.joins("w4"), e.RunUnit)
 
 
+def test_workers_on_one_hosts_processors_share_its_memory() -> None:
+    bare = Bare(make_plan(frames_for(3), tile_bytes=2**20, steps=1), workers=4)
+    bare.start()
+    room = {"free_bytes": 2 * 2**20}
+    assert not only(bare.joins("w1", device="cpu: x", host="one", **room), e.StopWorker)
+    assert not only(bare.joins("w2", device="cpu: x", host="one", **room), e.StopWorker)
+    refusal = only(bare.joins("w3", device="cpu: x", host="one", **room), e.StopWorker)[0].reason
+    assert "3 tiles, one a worker, need about 3 MiB, one has 2 MiB" in refusal
+    assert not only(bare.joins("w4", device="cpu: x", host="two", **room), e.StopWorker)
+
+
+def test_the_memory_of_a_worker_at_work_is_counted_once() -> None:
+    """What it takes is missing from what the next one measures."""
+    bare = Bare(make_plan(6, tile_bytes=2**20), workers=2)
+    bare.start()
+    bare.joins("w1", device="cpu: x", host="one", free_bytes=2**20)
+    bare.finishes(ENCODE)
+    joined = bare.joins("w2", device="cpu: x", host="one", free_bytes=2**20)
+    assert not only(joined, e.StopWorker)
+
+
+def test_gpus_of_one_host_have_memory_of_their_own() -> None:
+    bare = Bare(make_plan(6, tile_bytes=2**20), workers=2)
+    bare.start()
+    for name in ("w1", "w2"):
+        joined = bare.joins(name, device="a card", host="one", free_bytes=2**20)
+        assert not only(joined, e.StopWorker)
+
+
 def test_all_workers_too_small_is_said_once() -> None:
     bare = Bare(make_plan(6, tile_bytes=2**20), workers=2)
     bare.start()

@@ -51,13 +51,13 @@ class Finished:
         self.plan, self.frames = plan, frames
         self.store = Store.open(folder / "my store")
         self.folder = self.store.create_job("kite-1", {}, plan_to_json(plan))
-        self.results, self.recipes = Results(self.store), Recipes(plan)
+        self.results, self.recipes = Results(self.store), Recipes(plan, self.folder.id)
         self.film = folder / f"film{ENDINGS[plan.codec]}"
         self.write()
 
     def write(self) -> None:
         segments = []
-        for unit, _ in verifying._lasting(self.plan):
+        for unit, _ in verifying._lasting(self.plan, self.folder.id):
             if unit.kind == "decode":
                 segments.append(self._encode(unit))
                 self.commit(unit, segments[-1], self._hashes(unit))

@@ -52,7 +52,7 @@ def load_plan(store: Path) -> Plan:
 
 def stored_units(store: Path, plan: Plan) -> set[Unit]:
     """What is durable, by looking at the files themselves."""
-    recipes = Recipes(plan)
+    recipes = Recipes(plan, job_ids(store)[0])
     keys = {path.parent.name for path in (store / "results").glob("*/*/record.json")}
     return {unit for unit in plan.units() if recipes.key(unit) in keys}
 

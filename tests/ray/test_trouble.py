@@ -287,7 +287,7 @@ def result_folder(store: Path, name: str) -> Path:
     opened = Store.open(store, create=False, writable=False)
     plan = plan_from_json(opened.job(job_ids(store)[0]).plan())
     unit = next(unit for unit in plan.units() if str(unit) == name)
-    key = Recipes(plan).key(unit)
+    key = Recipes(plan, job_ids(store)[0]).key(unit)
     return store / "results" / key[:2] / key
 
 
