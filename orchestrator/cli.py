@@ -321,6 +321,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message, "exit_code": code}))
     print(f"longtake: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -209,6 +209,7 @@ def verify_text(report: dict[str, Any]) -> str:
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
             f"{worst['frame']})"
         )
+    lines += [f"  warning: {said}" for said in report["disagreements"]]
     lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
     return "\n".join([*lines, "  not as recorded" if report["problems"] else "  all as recorded"])
 

@@ -33,7 +33,8 @@ Pieces = dict[Unit, ResultRecord | None]
 def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     """Check every stored result and every frame of the film. Raises BadJob if it isn't done."""
     plan = plan_from_json(folder.plan())
-    state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
+    journal = inspect_job.journal_records(folder)
+    state = inspect_job.job_state(folder, journal)
     if state != "done":
         raise BadJob(
             f"job {folder.id} is {state}, not done; finish it first: "
@@ -56,6 +57,7 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
         "numerics_parts": numerics if len(numerics) > 1 else {},
         "frames_sha256": inspect_job.frames_digest(list(pieces.values())),
         "seams": seams,
+        "disagreements": [row["message"] for row in journal if row["type"] == "disagreement"],
         "seam_median": median(seam["ratio"] for seam in seams) if seams else None,
         "problems": problems,
     }

@@ -219,6 +219,13 @@ def test_no_store(desk: Desk, name: str) -> None:
     assert not desk.store.exists(), "asking must not create it"
 
 
+def test_an_error_is_json_too_where_json_was_asked_for(desk: Desk) -> None:
+    ran = command(desk, "show", "kite-1", "--json")
+    assert ran.code == 6 and ran.json()["exit_code"] == 6
+    assert ran.err == f"longtake: {ran.json()['error']}\n"
+    assert "there is no store at" in ran.err
+
+
 @pytest.mark.parametrize("name", ["ls", "show", "verify", "resume", "render"])
 def test_a_store_of_a_newer_version(desk: Desk, flags: list[str], name: str) -> None:
     desk.store.mkdir()

@@ -216,6 +216,19 @@ def test_classes_among_the_results(tmp_path: Path, numerics: str) -> None:
         assert ["its results are of 2 classes" in each for each in report["problems"]] == [True]
 
 
+def test_writers_that_disagreed_are_told_of(tmp_path: Path) -> None:
+    """Both were of one class, so one of them computes wrongly; the film is as it was stored."""
+    job = finished(tmp_path)
+    journal = Journal.open(job.folder, "driver-1")
+    said = "w1 and w2 disagree"
+    journal.begin_epoch()
+    journal.append([{"type": "disagreement", "unit": "shot 1 window 1", "message": said}])
+    journal.append([{"type": "ended", "outcome": "done", "message": ""}])
+    report = job.verify()
+    assert report["disagreements"] == [said] and report["problems"] == []
+    assert f"warning: {said}" in show.verify_text(report)
+
+
 # -- what is told of a job
 
 
