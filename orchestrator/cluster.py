@@ -89,6 +89,9 @@ def open_cluster(address: str | None, workers: int, output_bytes: int = 0) -> Cl
 def _start(workers: int, output_bytes: int) -> Cluster:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # A Ray that needs no other host stays on loopback: so it is on Windows and macOS anyway, and
+    # with this on Linux. (Ray replaces a loopback address that it is given by one of the network.)
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Nobody reads Ray's own account of every task; the workers and the journal keep ours.
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     import ray  # reads these when it is first imported
@@ -126,7 +129,6 @@ def _init(ray: Any, workers: int, output_bytes: int) -> None:
             log_to_driver=False,
             configure_logging=False,
             object_store_memory=_store_bytes(output_bytes),
-            _node_ip_address="127.0.0.1",
         )
 
 

@@ -54,7 +54,7 @@ class WanRecipe:
     seed: int = 0
     window_latent_frames: int = 9
     short_window_latent_frames: int = 2
-    tokens: int = 2600
+    tokens: int = 5200
     starts: float = 0.3
     text_tokens: int = 64
     long_text_tokens: int = 512
