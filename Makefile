@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not long and not ray" -x
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not ray and not slow" -x -n auto
 
 format: setup
 	$(BIN)/ruff format .

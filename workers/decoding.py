@@ -5,6 +5,11 @@ that they saw. A ``DecodeLane`` holds that context of one shot between pieces. A
 context warms up: it decodes ``measured_context`` latent frames before its piece and throws their
 pixels away; after that its context equals the one that a decode of the whole shot would have.
 
+One layer, ``post_quant_conv``, diffusers applies to all frames at once. It looks at one place of
+one frame only, so doing it frame by frame gives the same bits, as long as the kernel adds up its
+few channels in the same order. On CPUs it does for latents of 4 x 4 and more; for smaller ones,
+which no film has, oneDNN may choose another kernel for many frames than for one.
+
 Shapes: z_BCTHW latents, x_BCFHW pixels, with B = 1.
 """
 

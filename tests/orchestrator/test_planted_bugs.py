@@ -30,6 +30,8 @@ from tests.orchestrator.plans import (
 )
 
 Patch = pytest.MonkeyPatch
+pytestmark = pytest.mark.slow
+
 BUGS: dict[str, Callable[[Patch], None]] = {}
 MAX_SEEDS = 1000
 

@@ -23,6 +23,8 @@ from tests.orchestrator.plans import (
     random_speeds,
 )
 
+pytestmark = pytest.mark.slow
+
 QUICK = 300
 LONG = 5000
 BATCH = 25

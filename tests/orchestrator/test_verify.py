@@ -34,6 +34,8 @@ from tests.orchestrator.plans import frames_for, make_plan
 from workers.parts import part_beside
 from workers.video import encode_segment, iter_frames, stitch
 
+pytestmark = pytest.mark.slow
+
 ENDINGS = {"ffv1": ".mkv", "h264": ".mp4"}
 
 

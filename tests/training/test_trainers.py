@@ -9,6 +9,8 @@ import torch
 from training import vae, wan, whole_clip, world
 from training.latents import LatentCache, encode_normalised
 
+pytestmark = pytest.mark.slow
+
 TINY = wan.WanRecipe(reading_steps=2, tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
 
 

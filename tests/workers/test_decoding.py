@@ -64,7 +64,7 @@ def test_warm_up_gives_the_same_bits(config) -> None:
     vae = tiny_vae(config)
     context = measured_context(vae)
     start = context + 2
-    latents = latents_of(vae, start + 3, size=2)
+    latents = latents_of(vae, start + 3)
     whole = decode_whole(vae, latents)
     warm = rest(vae, latents, 2, start, start + 3)
     assert torch.equal(warm, whole[:, :, -warm.shape[2] :])

@@ -17,6 +17,8 @@ from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from workers.video import CONTAINERS, encode_segment, iter_frames, read_film, stitch
 from workers.yuv import rgb_to_yuv420
 
+pytestmark = pytest.mark.slow
+
 CODECS = list(CONTAINERS)
 
 
