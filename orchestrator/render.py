@@ -7,13 +7,12 @@ process when Ray died, or by ``longtake resume`` when this process did.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -47,7 +46,6 @@ class RenderOptions:
     take_over: bool = False
     timeout_s: float | None = None
     device: str = "auto"  # or "cpu", "cuda"
-    policy: Policy | None = None  # None: the default one
 
 
 class Stops:
@@ -165,7 +163,7 @@ class _Render:
 
         plan, options = self._plan, self._options
         on_gpu = cluster.gpus > 0 and options.device != "cpu"
-        policy = options.policy or policy_of_a_test(Policy(workers=self._workers(cluster, on_gpu)))
+        policy = Policy(workers=self._workers(cluster, on_gpu))
         state = RenderState(plan, policy, durable=durable, pinned=self._pinned())
         session = Session(
             plan=plan,
@@ -214,12 +212,6 @@ class _Render:
             return None
         pinned = (r["numerics"] for r in self._journal.records() if r["type"] == "pinned")
         return next(pinned, None)
-
-
-def policy_of_a_test(policy: Policy) -> Policy:
-    """With the limits that a test asks for: it cannot wait an hour for a worker that hangs."""
-    asked = json.loads(os.environ.get("LONGTAKE_TEST_POLICY", "{}"))
-    return replace(policy, **asked)
 
 
 def find_durable(
