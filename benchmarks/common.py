@@ -33,6 +33,7 @@ class Rendered:
 
     plan: Plan
     store: Path
+    film: Path
     job: str
     elapsed_s: dict[Unit, float]
     ended_s: dict[Unit, float]  # wall clock
@@ -52,16 +53,24 @@ class Rendered:
         )
 
 
-def render(job: Mapping[str, Any], *, workers: int, watch_memory: bool = False) -> Rendered:
-    """Render a job in a fresh store."""
+def render(
+    job: Mapping[str, Any],
+    *,
+    workers: int,
+    watch_memory: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Rendered:
+    """Render a job in a fresh store; ``env`` is set for all processes of the render."""
     folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
     spec, store = folder / "job.yaml", folder / "store"
     spec.write_text(yaml.safe_dump({"version": 1, **job}))
+    film = folder / ("film.mkv" if job.get("output", {}).get("codec") == "ffv1" else "film.mp4")
     command = [
         str(LONGTAKE), "render", str(spec), "--store", str(store), "--json",
-        "--out", str(folder / "film.mp4"), "--workers", str(workers),
+        "--out", str(film), "--workers", str(workers),
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env={**os.environ, **(env or {})}, **pipes) as process:
         peaks = _watch(process) if watch_memory else {}
         out, err = process.communicate()
     if process.returncode != 0:
@@ -69,7 +78,8 @@ def render(job: Mapping[str, Any], *, workers: int, watch_memory: bool = False) 
     job_id = json.loads(out)["id"]
     opened = Store.open(store, create=False)
     elapsed, ended = _read_logs(opened.job(job_id).logs)
-    return Rendered(plan_from_json(opened.job(job_id).plan()), store, job_id, elapsed, ended, peaks)
+    plan = plan_from_json(opened.job(job_id).plan())
+    return Rendered(plan, store, film, job_id, elapsed, ended, peaks)
 
 
 def _read_logs(folder: Path) -> tuple[dict[Unit, float], dict[Unit, float]]:

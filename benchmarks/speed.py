@@ -21,8 +21,8 @@ PROMPT = "a red circle bounces on a blue background"
 
 
 def long_job(**changes: Any) -> dict[str, Any]:
-    """One shot of twenty overlapping windows."""
-    base = {"model": "demo", "steps": 14, "prompt": PROMPT, "seconds": 20.0}
+    """One shot of forty overlapping windows."""
+    base = {"model": "demo", "steps": 14, "prompt": PROMPT, "seconds": 40.0}
     return {**base, **changes}
 
 
