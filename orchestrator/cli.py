@@ -65,34 +65,23 @@ OutOption = Annotated[Path | None, typer.Option("--out", help="the film; default
 LatentsOption = Annotated[
     Path | None, typer.Option("--save-latents", help="also write the finished latents there")
 ]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help="what the film shows (one shot)")
+]
+NegativeOption = Annotated[str | None, typer.Option("--negative", help="what it must not show")]
+SecondsOption = Annotated[float | None, typer.Option("--seconds", help="how long it is")]
+SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="in pixels")]
+FpsOption = Annotated[int | None, typer.Option("--fps", help="frames per second")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="another one makes another film")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="'demo', a diffusers folder, or a Hugging Face id")
+]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="accelerations: exact")]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
 
-def _spec_options(
-    prompt: str | None,
-    negative: str | None,
-    seconds: float | None,
-    size: str | None,
-    fps: int | None,
-    seed: int | None,
-    steps: int | None,
-    model: str | None,
-    preset: str | None,
-) -> dict[str, Any]:
-    return {
-        "prompt": prompt,
-        "negative": negative,
-        "seconds": seconds,
-        "size": size,
-        "fps": fps,
-        "seed": seed,
-        "steps": steps,
-        "model": model,
-        "preset": preset,
-    }
-
-
-def _prepare(file: Path | None, flags: dict[str, Any]) -> Prepared:
+def _prepare(file: Path | None, **flags: Any) -> Prepared:
     from jobs.spec_file import load_spec, spec_from_flags
 
     if file is None and flags["prompt"] is None:
@@ -103,17 +92,15 @@ def _prepare(file: Path | None, flags: dict[str, Any]) -> Prepared:
 @app.command("render")
 def render_command(
     file: FileArgument = None,
-    prompt: Annotated[str | None, typer.Option(help="what the film shows (one shot)")] = None,
-    negative: Annotated[str | None, typer.Option(help="what it must not show")] = None,
-    seconds: Annotated[float | None, typer.Option(help="how long it is")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="in pixels")] = None,
-    fps: Annotated[int | None, typer.Option(help="frames per second")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    steps: Annotated[int | None, typer.Option(help="denoising steps")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="'demo', a diffusers folder, or a Hugging Face id")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="accelerations: exact")] = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = None,
+    seconds: SecondsOption = None,
+    size: SizeOption = None,
+    fps: FpsOption = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    model: ModelOption = None,
+    preset: PresetOption = None,
     workers: WorkersOption = None,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
@@ -127,8 +114,10 @@ def render_command(
     from jobs.store import Store
     from orchestrator.render import check_out
 
-    flags = _spec_options(prompt, negative, seconds, size, fps, seed, steps, model, preset)
-    prepared = _prepare(file, flags)
+    prepared = _prepare(
+        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
+        steps=steps, model=model, preset=preset,
+    )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
     _check_latents_path(save_latents)
@@ -217,15 +206,15 @@ def _render(
 @app.command("plan")
 def plan_command(
     file: FileArgument = None,
-    prompt: Annotated[str | None, typer.Option()] = None,
-    negative: Annotated[str | None, typer.Option()] = None,
-    seconds: Annotated[float | None, typer.Option()] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH")] = None,
-    fps: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    steps: Annotated[int | None, typer.Option()] = None,
-    model: Annotated[str | None, typer.Option()] = None,
-    preset: Annotated[str | None, typer.Option()] = None,
+    prompt: PromptOption = None,
+    negative: NegativeOption = None,
+    seconds: SecondsOption = None,
+    size: SizeOption = None,
+    fps: FpsOption = None,
+    seed: SeedOption = None,
+    steps: StepsOption = None,
+    model: ModelOption = None,
+    preset: PresetOption = None,
     workers: WorkersOption = None,
     step_seconds: Annotated[
         float | None,
@@ -234,8 +223,10 @@ def plan_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show how a film would be rendered, without rendering it."""
-    flags = _spec_options(prompt, negative, seconds, size, fps, seed, steps, model, preset)
-    prepared = _prepare(file, flags)
+    prepared = _prepare(
+        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
+        steps=steps, model=model, preset=preset,
+    )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
 

@@ -101,7 +101,7 @@ def test_a_render_ends_with_the_code_of_its_outcome(
 def test_a_render_that_raises_says_how_to_go_on(
     desk: Desk, flags: list[str], error: Any, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened")
 
     monkeypatch.setattr("orchestrator.render.render_job", fail)
@@ -129,7 +129,7 @@ def test_json_of_a_render_stands_alone_on_standard_output(
 def test_every_error_has_its_exit_code(
     desk: Desk, error: type[errors.LongtakeError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened, where, and the fix")
 
     monkeypatch.setattr(cli, "_prepare", fail)
@@ -139,7 +139,7 @@ def test_every_error_has_its_exit_code(
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_prepare", lambda *args: {}["nothing"])
+    monkeypatch.setattr(cli, "_prepare", lambda *args, **flags: {}["nothing"])
     monkeypatch.setattr("tempfile.tempdir", str(desk.folder))
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert (ran.code, ran.out) == (1, "")
@@ -151,7 +151,7 @@ def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.Mo
 
 
 def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args: Any, **flags: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_prepare", interrupted)
