@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jobs.numerics import NumericsClass, WorkerProfile
 from jobs.units import Unit
@@ -18,6 +18,7 @@ from orchestrator.events import (
     OutputLoaded,
     OutputLost,
     OutputStored,
+    RunUnit,
     StitchFailed,
     StoreFailed,
 )
@@ -49,6 +50,20 @@ class Faults:
     slow: float = 0.0  # share of workers that are five times slower
     late_s: float = 0.0  # reports take up to so long, and may overtake each other
     poison: Unit | None = None  # kills every worker that touches it
+
+
+@dataclass(slots=True)
+class SimWorker:
+    """A worker as it really is; the driver may know otherwise."""
+
+    name: str
+    speed: float
+    joined: bool = False
+    dead: bool = False  # its process is
+    given_up: bool = False  # the driver stopped it, or knows that it died
+    busy: bool = False
+    wakes: Callable[[], Event | None] | None = None
+    queue: deque[RunUnit] = field(default_factory=deque)
 
 
 class SimCluster:

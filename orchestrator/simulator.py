@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jobs.errors import FailureKind
 from jobs.units import Unit
@@ -48,20 +48,8 @@ from orchestrator.events import (
 from orchestrator.plan import Plan
 from orchestrator.referee import Key, Violation, digest
 from orchestrator.roster import Policy
-from orchestrator.simcluster import Faults, SimCluster, profile
+from orchestrator.simcluster import Faults, SimCluster, SimWorker, profile
 from orchestrator.state import RenderState
-
-
-@dataclass(slots=True)
-class SimWorker:
-    name: str
-    speed: float
-    joined: bool = False
-    dead: bool = False  # its process is
-    given_up: bool = False  # the driver stopped it, or knows that it died
-    busy: bool = False
-    wakes: Callable[[], Event | None] | None = None
-    queue: deque[RunUnit] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
