@@ -58,11 +58,17 @@ class UnitRecord:
 
 @dataclass(slots=True)
 class TileLine:
-    """The durable states of one tile, and what is kept of it in memory."""
+    """The durable states of one tile, those that will be, and what is kept of it in memory."""
 
-    durable_step: int = 0
     stored: set[int] = field(default_factory=set)
+    unwritten: set[int] = field(default_factory=set)  # wanted, and to be stored
     retained: set[int] = field(default_factory=set)
+
+    @property
+    def durable_step(self) -> int:
+        """The last stored step before any that is still to be stored; 0 if there is none."""
+        end = min(self.unwritten, default=None)
+        return max((step for step in self.stored if end is None or step < end), default=0)
 
 
 class IllegalTransition(AssertionError):

@@ -7,7 +7,9 @@ a resumed render, a lost object and a first start are the same computation.
 Retention. An output without consumers is kept until it is *settled*: every tile within
 ``checkpoint_every`` overlaps of its own has a durable state at a later step. A tile that must
 go back to its last durable state asks its neighbours for at most that many steps, each one
-overlap further away, so whatever it can ask for is still there.
+overlap further away, so whatever it can ask for is still there. A write may be overtaken by the
+one of a later state: until it is done, the later one counts for nothing, since the output on its
+way may yet be lost while a neighbour needs it.
 """
 
 from __future__ import annotations
@@ -50,7 +52,6 @@ class UnitBook:
             if unit.kind == "step":
                 line = self._tiles[_tile(unit)]
                 line.stored.add(unit.step)
-                line.durable_step = max(line.stored)
 
     # -- demand
 
@@ -68,10 +69,15 @@ class UnitBook:
             else:
                 created.append(record)
                 stack.extend(record.inputs)
+                self._to_be_stored(wanted)
         for record in created:
             self._set(record, "waiting", "needed")
         for record in created:
             self._link(record)
+
+    def _to_be_stored(self, unit: Unit) -> None:
+        if unit.kind == "step" and self.plan.is_durable(unit):
+            self._tiles[_tile(unit)].unwritten.add(unit.step)
 
     def _link(self, record: UnitRecord) -> None:
         """Enter a waiting unit with its inputs; it is ready if none is missing."""
@@ -205,8 +211,9 @@ class UnitBook:
         if unit.kind == "step":
             line = self._tiles[_tile(unit)]
             line.stored.discard(unit.step)
-            line.durable_step = max(line.stored, default=0)
         record = self.records.get(unit)
+        if record is not None:
+            self._to_be_stored(unit)
         if record is not None and record.status == "loading":
             self._recover(record, reason)
         elif record is None and self.is_goal(unit):
@@ -221,8 +228,10 @@ class UnitBook:
             record.writing = False
         self.durable.add(unit)
         if unit.kind == "step":
-            self._tiles[_tile(unit)].stored.add(unit.step)
-            self._advance_line(unit)
+            line = self._tiles[_tile(unit)]
+            line.stored.add(unit.step)
+            line.unwritten.discard(unit.step)
+            self._settle_near(_tile(unit))
         if record is None:
             return
         if record.status == "held":
@@ -255,12 +264,12 @@ class UnitBook:
         self.emit(StoreOutput(unit, attempt))
         return record.write_failures
 
-    def _advance_line(self, unit: Unit) -> None:
-        line = self._tiles[_tile(unit)]
-        line.durable_step = max(line.stored, default=0)
-        low, high = self._reach[unit.shot, unit.stage][unit.index]
+    def _settle_near(self, tile: Tile) -> None:
+        """A tile's line may have advanced."""
+        shot, stage, index = tile
+        low, high = self._reach[shot, stage][index]
         for window in range(low, high):
-            self._settle_tile((unit.shot, unit.stage, window))
+            self._settle_tile((shot, stage, window))
 
     def settle(self) -> None:
         """Let go of what an earlier driver had no time to delete."""
@@ -321,7 +330,12 @@ class UnitBook:
         self._set(record, "released", reason)
         del self.records[record.unit]
         if record.unit.kind == "step":
-            self._settle_tile(_tile(record.unit))
+            tile = _tile(record.unit)
+            if record.unit.step in self._tiles[tile].unwritten:
+                self._tiles[tile].unwritten.discard(record.unit.step)
+                self._settle_near(tile)
+            else:
+                self._settle_tile(tile)
 
     def is_goal(self, unit: Unit) -> bool:
         return unit.kind == "decode" and unit not in self.durable
