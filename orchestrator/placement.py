@@ -12,7 +12,7 @@ class Seat:
 
     worker: str
     queued: int  # units sent and not finished
-    unit_s: float  # seconds that it takes per unit; 0 if not measured yet
+    step_s: float  # seconds that it takes per step; 0 if not measured yet
 
 
 #: A worker that holds a tile's previous state takes the tile's next unit unless another would
@@ -26,7 +26,7 @@ EQUAL_SPEED = 1.5
 
 def unequal(seats: Iterable[Seat]) -> bool:
     """Whether some worker is so much slower that a unit may better wait for another."""
-    measured = [seat.unit_s for seat in seats if seat.unit_s > 0]
+    measured = [seat.step_s for seat in seats if seat.step_s > 0]
     return bool(measured) and max(measured) > EQUAL_SPEED * min(measured)
 
 
@@ -39,11 +39,11 @@ def choose_seat(seats: Iterable[Seat], *, preferred: str | None) -> str | None:
     that waits for them counted as queued. ``preferred`` holds the unit's previous state.
     """
     free = list(seats)
-    measured = [seat.unit_s for seat in free if seat.unit_s > 0]
+    measured = [seat.step_s for seat in free if seat.step_s > 0]
     guess = sum(measured) / len(measured) if measured else 1.0
 
     def rank(seat: Seat) -> tuple[float, str]:
-        finish_s = (seat.queued + 1) * (seat.unit_s or guess)
+        finish_s = (seat.queued + 1) * (seat.step_s or guess)
         home = seat.worker == preferred
         return finish_s * (1 - HOME_ADVANTAGE if home else 1), seat.worker
 

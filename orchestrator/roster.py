@@ -47,11 +47,18 @@ class WorkerRecord:
     head_since_s: float = 0.0
     faults: int = 0
     units: int = 0
-    busy_s: float = 0.0
+    encodes: int = 0
+    steps: int = 0  # that called the model; their time is the worker's speed
+    steps_s: float = 0.0
 
     @property
-    def unit_s(self) -> float:
-        return self.busy_s / self.units if self.units else 0.0
+    def step_s(self) -> float:
+        return self.steps_s / self.steps if self.steps else 0.0
+
+    @property
+    def holds_a_tile(self) -> bool:
+        """Whether a tile has taken its memory by now."""
+        return self.steps > 0 or (bool(self.queue) and self.queue[0].kind == "step")
 
 
 class Roster:
@@ -124,8 +131,8 @@ class Roster:
         self._refusals.append(reason)
 
     def _refusal(self, profile: WorkerProfile) -> str | None:
-        beside = sum(  # took part, but their tiles take no memory yet
-            not record.units and profile.shares_memory(record.profile)
+        beside = sum(  # take part, but their tiles take no memory yet
+            not record.holds_a_tile and profile.shares_memory(record.profile)
             for record in self.workers.values()
             if record.profile is not None
         )
@@ -170,15 +177,16 @@ class Roster:
             return f"did not join within {limit:.0f} s" if waited > limit else None
         if not record.queue:
             return None
-        limit = self._limit_s(record.queue[0])
+        limit = self._limit_s(record, record.queue[0])
         if now_s - record.head_since_s <= limit:
             return None
         return f"hangs: {record.queue[0]} has taken more than {limit:.0f} s"
 
-    def _limit_s(self, unit: Unit) -> float:
+    def _limit_s(self, record: WorkerRecord, unit: Unit) -> float:
         """How long a unit may take before its worker counts as hanging."""
         known = self._elapsed_s.get(unit.kind)
-        if not known:
+        loads = unit.kind == "encode" and not record.encodes  # the text encoder, before it
+        if not known or loads:
             return self.policy.first_unit_limit_s
         return max(self.policy.hang_floor_s, self.policy.hang_factor * median(known))
 
@@ -204,13 +212,16 @@ class Roster:
         if record.units == 0:
             self._useless_starts = 0
         record.units += 1
-        record.busy_s += elapsed_s
+        record.encodes += unit.kind == "encode"
+        if unit.kind == "step" and not self.plan.is_last_step(unit):
+            record.steps += 1
+            record.steps_s += elapsed_s
         record.faults = self._barren_losses = 0
         self._place(record)
         self._elapsed_s.setdefault(unit.kind, deque(maxlen=101)).append(elapsed_s)
 
     def _places(self, record: WorkerRecord) -> int:
-        """How many units may be with a worker: one, until it is known how slow it is."""
+        """How many units may be with a worker: one, until it has finished its first."""
         return self.policy.depth if record.units else 1
 
     def all_seats(self, claims: Mapping[str, int]) -> dict[str, Seat]:
@@ -219,7 +230,7 @@ class Roster:
             record.worker: Seat(
                 worker=record.worker,
                 queued=len(record.queue) + claims.get(record.worker, 0),
-                unit_s=record.unit_s,
+                step_s=record.step_s,
             )
             for record in self.joined()
         }
@@ -228,7 +239,7 @@ class Roster:
         """Note a worker's seat as it is now."""
         name, queued = record.worker, len(record.queue)
         if queued < self._places(record):
-            self.seats[name] = Seat(worker=name, queued=queued, unit_s=record.unit_s)
+            self.seats[name] = Seat(worker=name, queued=queued, step_s=record.step_s)
         else:
             self.seats.pop(name, None)
 

@@ -10,7 +10,7 @@ import pytest
 from jobs.units import Unit
 from orchestrator.roster import Policy
 from orchestrator.simcluster import Faults
-from orchestrator.simulator import SimReport, Simulation
+from orchestrator.simulator import SimReport, Simulation, even_cost
 from tests.orchestrator.plans import (
     FATAL,
     FAULTS,
@@ -74,6 +74,21 @@ def test_a_slow_card_never_makes_a_film_slower(slowness: tuple[int, ...]) -> Non
 
     fast = [each for each in slowness if each == 1]
     assert wall_s(*slowness) <= 1.02 * wall_s(*fast)
+
+
+@pytest.mark.parametrize("windows", [2, 4, 8])
+def test_loading_a_large_text_encoder_makes_no_worker_slow(windows: int) -> None:
+    """The one that encodes the prompt is as fast as the other from then on."""
+    plan = make_plan(frames_for(windows), steps=14)
+
+    def cost(unit: Unit) -> float:
+        return 30.0 if unit.kind == "encode" else even_cost(unit)
+
+    one, two = (
+        Simulation(plan, Policy(workers=workers), cost=cost).run().wall_s - 30.0
+        for workers in (1, 2)
+    )
+    assert one / two > 1.6
 
 
 @pytest.mark.long

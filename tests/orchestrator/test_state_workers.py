@@ -61,14 +61,16 @@ def test_workers_on_one_hosts_processors_share_its_memory() -> None:
     assert not only(bare.joins("w4", device="cpu: x", host="two", **room), e.StopWorker)
 
 
-def test_the_memory_of_a_worker_at_work_is_counted_once() -> None:
-    """What it takes is missing from what the next one measures."""
-    bare = Bare(make_plan(6, tile_bytes=2**20), workers=2)
+def test_the_memory_of_a_tile_at_work_is_counted_once() -> None:
+    """It is missing from what the next worker measures; an encoded prompt's is not."""
+    bare = Bare(make_plan(6, tile_bytes=2**20), workers=3)
     bare.start()
-    bare.joins("w1", device="cpu: x", host="one", free_bytes=2**20)
+    room = {"device": "cpu: x", "host": "one", "free_bytes": 2**20}
+    bare.joins("w1", **room)
+    assert only(bare.joins("w2", **room), e.StopWorker), "w1 will need this room"
     bare.finishes(ENCODE)
-    joined = bare.joins("w2", device="cpu: x", host="one", free_bytes=2**20)
-    assert not only(joined, e.StopWorker)
+    assert bare.sent(step(0, 0)).worker == "w1"
+    assert not only(bare.joins("w3", **room), e.StopWorker)
 
 
 def test_gpus_of_one_host_have_memory_of_their_own() -> None:
