@@ -1,6 +1,6 @@
 """``make demo``: render a film with the embedded model, and say what happened.
 
-Running it again after an interruption goes on where it stopped: results are found by recipe.
+Running it again after an interruption goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import time
 from pathlib import Path
 
 from jobs.spec_file import load_spec
-from orchestrator.prepare import prepare
+from jobs.store import Store
+from orchestrator.inspect_job import job_state, journal_records
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json, prepare
+from orchestrator.recipes import film_key
 from workers.contact_sheet import Row, contact_sheet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,11 +36,25 @@ def run(command: list[str]) -> tuple[int, str]:
                 continue
 
 
+def interrupted_job(plan: Plan) -> str | None:
+    """A job of the same film that was begun and not finished."""
+    if not STORE.exists():
+        return None
+    store = Store.open(STORE, create=False, writable=False)
+    for folder in map(store.job, store.jobs()):
+        same = film_key(plan_from_json(folder.plan())) == film_key(plan)
+        if same and job_state(folder, journal_records(folder)) == "interrupted":
+            return folder.id
+    return None
+
+
 def main() -> int:
     plan = prepare(load_spec(FILM)).plan
     begun = time.monotonic()
+    job = interrupted_job(plan)
     command = [
-        str(Path(sys.executable).parent / "longtake"), "render", str(FILM),
+        str(Path(sys.executable).parent / "longtake"),
+        *(["resume", job] if job else ["render", str(FILM)]),
         "--workers", "2", "--store", str(STORE), "--out", str(OUT), "--json",
     ]  # fmt: skip
     code, printed = run(command)

@@ -49,7 +49,3 @@ ACCELERATIONS: dict[str, Acceleration] = {
 
 def built_presets() -> tuple[str, ...]:
     return tuple(name for name, preset in PRESETS.items() if preset.built)
-
-
-def built_accelerations() -> tuple[str, ...]:
-    return tuple(name for name, found in ACCELERATIONS.items() if found.built)

@@ -194,13 +194,22 @@ def _render(
             ended = EndRender("store_failed", str(error))
         except errors.CannotRunHere as error:
             ended = EndRender("cannot_run", str(error))
-    if ended.outcome == "done" and latents is not None:
-        export_latents(store, plan, folder.id, latents)
     ending = show.Ending(folder.id, store.root, out, plan, ended)
     if as_json:
         print(json.dumps(ending.as_json()))
     print(ending.text(), file=sys.stderr)
+    if ended.outcome == "done" and latents is not None:
+        _export(store, plan, folder.id, latents)
     raise typer.Exit(ending.exit_code)
+
+
+def _export(store: Any, plan: Any, job: str, path: Path) -> None:
+    """The film is done whatever comes of this, and the person knows it by now."""
+    try:
+        export_latents(store, plan, job, path)
+    except errors.LongtakeError as error:
+        print(f"longtake: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
 
 
 @app.command("plan")

@@ -44,7 +44,7 @@ class Cluster:
     gpus: int
     node_id: str
     cpus: int
-    vital: list[psutil.Process] = field(default_factory=list)
+    vital: dict[str, psutil.Process] = field(default_factory=dict)
     _workers: list[psutil.Process] = field(default_factory=list)
 
     def note_process(self, pid: int) -> None:
@@ -55,9 +55,9 @@ class Cluster:
 
     def check(self) -> None:
         """Raise ClusterLost if a vital process is gone. Costs microseconds."""
-        for process in self.vital:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                raise ClusterLost(f"{process.pid} of the local Ray died")
+        for name, process in self.vital.items():
+            if not _lives(process):
+                raise ClusterLost(f"{name} of the local Ray died")
 
     def stop(self) -> None:
         """Disconnect; a Ray that we started is shut down, and nothing of it is left."""
@@ -72,8 +72,9 @@ class Cluster:
                 process.kill()
 
 
-def open_cluster(address: str | None, workers: int, output_bytes: int = 0) -> Cluster:
-    """Join the Ray at ``address``, or start one here with room for ``output_bytes``.
+def open_cluster(address: str | None, cpus: int, output_bytes: int = 0) -> Cluster:
+    """Join the Ray at ``address``, or start one here that may use ``cpus`` processors and has
+    room for ``output_bytes``.
 
     Raises CannotRunHere.
     """
@@ -82,11 +83,11 @@ def open_cluster(address: str | None, workers: int, output_bytes: int = 0) -> Cl
     # What fails is told by the driver, once; Ray would print its own traces beside that.
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if address is None:
-        return _start(workers, output_bytes)
+        return _start(cpus, output_bytes)
     return _join(address)
 
 
-def _start(workers: int, output_bytes: int) -> Cluster:
+def _start(cpus: int, output_bytes: int) -> Cluster:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # A Ray that needs no other host stays on loopback: so it is on Windows and macOS anyway, and
@@ -99,7 +100,7 @@ def _start(workers: int, output_bytes: int) -> Cluster:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     for attempt in range(1, START_TRIES + 1):
         try:
-            _init(ray, workers, output_bytes)
+            _init(ray, cpus, output_bytes)
             break
         except Exception as error:
             _clear(ray, before)
@@ -108,9 +109,12 @@ def _start(workers: int, output_bytes: int) -> Cluster:
                     f"Ray could not be started here: {_first_line(error)} Check free memory, "
                     "the load, and the disk space in /tmp"
                 ) from error
-    started = [p for p in psutil.Process().children(recursive=True) if p.pid not in before]
-    vital = [process for process in started if process.name() in _VITAL]
-    assert len(vital) == len(_VITAL), f"Ray's processes are named otherwise: {started}"
+    vital = {}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it was short-lived
+            if process.pid not in before and process.name() in _VITAL:
+                vital[process.name()] = process
+    assert len(vital) == len(_VITAL), f"Ray's processes are named otherwise: {vital}"
     return Cluster(
         local=True,
         gpus=_resource(ray, "GPU"),
@@ -120,11 +124,11 @@ def _start(workers: int, output_bytes: int) -> Cluster:
     )
 
 
-def _init(ray: Any, workers: int, output_bytes: int) -> None:
+def _init(ray: Any, cpus: int, output_bytes: int) -> None:
     with _quiet():
         ray.init(
             address="local",
-            num_cpus=workers + 1,
+            num_cpus=cpus + 1,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
@@ -179,6 +183,13 @@ def _has_token() -> bool:
     given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     kept = (Path.home() / ".ray" / "auth_token").is_file()
     return os.environ.get("RAY_AUTH_MODE") == "token" and bool(given or kept)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _resource(ray: Any, name: str) -> int:

@@ -132,7 +132,6 @@ class Driver:
 
     def _wait(self) -> Iterator[Event]:
         """What happened since the last look; at least that time passed."""
-        self._check()
         ready: list[Any] = []
         if self._pending:
             refs = list(self._pending)
@@ -146,6 +145,7 @@ class Driver:
             event = handler(ref) if handler is not None else None
             if event is not None:
                 yield event
+        self._check()
         now_s = time.monotonic()
         reason = self._session.stop_reason(now_s)
         if reason is not None and not self._stopping:
@@ -181,9 +181,8 @@ class Driver:
                 self._keeper.delete(unit)
             case StitchFilm():
                 self._keeper.stitch(self._session.out, self._session.provenance)
-            case EndRender(outcome, message):
+            case EndRender():
                 self._ended = command
-                self._note({"type": "ended", "outcome": outcome, "message": message})
 
     # -- workers
 
@@ -191,7 +190,10 @@ class Driver:
         gpus = self._session.gpu_per_worker
         shell: Any = ray.remote(actors.worker_shell())
         actor = self._workers[worker] = shell.options(
-            num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0, max_task_retries=0
+            num_cpus=0 if gpus else self._session.plan.threads,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
         ).remote(self._root)
         setup = replace(self._session.setup, worker=self._writer(worker))
         joined = actor.join.remote(setup, self._session.plan.model_identity)

@@ -29,15 +29,18 @@ def job_state(folder: JobFolder, records: list[dict[str, Any]]) -> str:
     """planned, rendering, interrupted, failed or done."""
     if is_held(folder.lease_path):
         return "rendering"
-    last: dict[str, Any] = {}
-    for record in records:
-        if record["type"] in ("epoch", "ended"):
-            last = record
+    last = _last_turn(records)
     if not last:
         return "planned"
     if last["type"] == "epoch":
         return "interrupted"
     return _STATES.get(last["outcome"], "interrupted")
+
+
+def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """How the last driver ended, or that it began; empty if there was none."""
+    turns = [record for record in records if record["type"] in ("epoch", "ended")]
+    return turns[-1] if turns else {}
 
 
 def film_path(folder: JobFolder) -> Path | None:
@@ -109,7 +112,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     records = journal_records(folder)
     pieces = piece_records(plan, folder.id, Results(store))
     counts = computed_units(folder)
-    ended = [record for record in records if record["type"] == "ended"]
+    last = _last_turn(records)
     return summary(folder) | {
         "model": plan.model,
         "fps": plan.fps,
@@ -120,7 +123,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
-        "message": ended[-1]["message"] if ended else "",
+        "message": last.get("message", ""),
         "out": str(film_path(folder) or ""),
         "prompts": [shot.render.prompt for shot in plan.shots],
         "store": str(store.root),

@@ -222,7 +222,8 @@ class KeeperLink:
         recipes = [self._recipes.key(goal) for goal in self._plan.goals()]
         keeper = self._keeper
         ref = keeper.stitch.remote(recipes, out, self._plan.fps, self._plan.codec, provenance)
-        self._ask(ref, partial(self._on_stitched, goals, out, provenance, keeper))
+        # Not asked with a deadline: a film of hours takes as long as its disk does.
+        self._watch(ref, partial(self._on_stitched, goals, out, provenance, keeper))
 
     def _on_stitched(
         self, goals: dict[str, Unit], out: str, provenance: dict[str, Any], keeper: Any, ref: Any
@@ -238,7 +239,7 @@ class KeeperLink:
                 self.stitch(out, provenance)
             return stop
         if what == "damaged":
-            lost = tuple(goals[recipe] for recipe in answer)
+            lost = tuple(goals[recipe] for recipe in dict.fromkeys(answer))
             return StitchFailed(at_s=now_s, message="a stored piece is damaged", lost=lost)
         if what == "failed":
             return StitchFailed(at_s=now_s, message=answer)

@@ -6,6 +6,7 @@ process when Ray died, or by ``longtake resume`` when this process did.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import signal
@@ -19,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from jobs.errors import BadJob, DamagedRecord
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord, StoreConflict, StoreError
 from jobs.journal import Journal
-from jobs.lease import Lease
+from jobs.lease import HEARTBEAT_S, Lease
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from jobs.units import Unit
@@ -104,11 +105,35 @@ def render_job(
         for path in journal.set_aside:
             say(f"a damaged part of the journal was set aside: {path}; no result is lost")
         journal.begin_epoch()
+        if options.take_over:
+            time.sleep(2 * HEARTBEAT_S)  # until the driver before has noticed, and stores no more
         journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
         stops = Stops(lease, options.timeout_s)
         render = _Render(store, folder, plan, options, watcher, say, journal, stops)
         with stops.listening():
-            return render.run()
+            ended = _run(render)
+        _note_end(journal, ended)
+        return ended
+
+
+def _run(render: _Render) -> EndRender:
+    try:
+        return render.run()
+    except StoreConflict as error:
+        return EndRender("conflict", str(error))
+    except StoreError as error:
+        return EndRender("store_failed", str(error))
+    except CannotRunHere as error:
+        return EndRender("cannot_run", str(error))
+
+
+def _note_end(journal: Journal, ended: EndRender) -> None:
+    """Every ending is in the journal, unless the store is what failed."""
+    try:
+        journal.append([{"type": "ended", "outcome": ended.outcome, "message": ended.message}])
+    except StoreError:
+        if ended.outcome == "done":  # not so, for whoever looks
+            raise
 
 
 class _Render:
@@ -149,7 +174,8 @@ class _Render:
     def _session(self, durable: set[Unit]) -> EndRender:
         options = self._options
         wanted = options.workers or default_workers(self._plan)
-        cluster = open_cluster(options.address, wanted, self._plan.live_bytes)
+        cpus = wanted * self._plan.threads
+        cluster = open_cluster(options.address, cpus, self._plan.live_bytes)
         try:
             self._stops.arm()
             return self._drive(cluster, durable)
@@ -194,9 +220,10 @@ class _Render:
         here = default_workers(self._plan) if cluster.local else cluster.cpus // self._plan.threads
         most = cluster.gpus if on_gpu else max(1, here)
         asked = self._options.workers
-        if asked is not None and on_gpu and asked > cluster.gpus:
-            self._say(f"--workers {asked}: the cluster has {cluster.gpus} GPUs; using those")
-            return cluster.gpus
+        if asked is not None and asked > most and (on_gpu or not cluster.local):
+            device = "GPUs" if on_gpu else f"times {self._plan.threads} processors"
+            self._say(f"--workers {asked}: the cluster has {most} {device}; using those")
+            return most
         return asked or most
 
     def _durable(self) -> set[Unit]:
@@ -210,8 +237,10 @@ class _Render:
         """The numerics class that the job began with, if it pins one."""
         if self._plan.numerics != "pinned":
             return None
-        pinned = (r["numerics"] for r in self._journal.records() if r["type"] == "pinned")
-        return next(pinned, None)
+        for record in self._journal.records():
+            if record["type"] == "pinned":
+                return str(record["numerics"])
+        return class_of_results(self._plan, self._recipes, Results(self._store))
 
 
 def find_durable(
@@ -236,6 +265,17 @@ def find_durable(
         if record is not None and pinned in (None, record.numerics):
             found.add(unit)
     return found
+
+
+def class_of_results(plan: Plan, recipes: Recipes, results: Results) -> str | None:
+    """The numerics class of a pinned job by its results, which are its own: its journal may have
+    been damaged."""
+    for unit in filter(plan.is_durable, plan.units()):
+        with contextlib.suppress(DamagedRecord):
+            record = results.lookup(recipes.key(unit))
+            if record is not None:
+                return record.numerics
+    return None
 
 
 def default_workers(plan: Plan) -> int:

@@ -33,14 +33,13 @@ Pieces = dict[Unit, ResultRecord | None]
 def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     """Check every stored result and every frame of the film. Raises BadJob if it isn't done."""
     plan = plan_from_json(folder.plan())
-    journal = inspect_job.journal_records(folder)
+    journal, problems = _journal(folder)
     state = inspect_job.job_state(folder, journal)
-    if state != "done":
+    if state != "done" and not problems:
         raise BadJob(
             f"job {folder.id} is {state}, not done; finish it first: "
             f"{next_command('resume', folder.id, store.root)}"
         )
-    problems = _check_journal(folder)
     results = Results(store)
     keys = dict(_lasting(plan, folder.id))
     records = _check_results(keys, results, problems)
@@ -63,14 +62,18 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     }
 
 
-def _check_journal(folder: JobFolder) -> list[str]:
-    """Every file of the journal, from the first."""
+def _journal(folder: JobFolder) -> tuple[list[dict[str, Any]], list[str]]:
+    """The journal's records, none if it cannot be read; and what is wrong with any of its files,
+    from the first on."""
+    records: list[dict[str, Any]] = []
     try:
-        for _ in Journal.open(folder, "verify").entries():
+        journal = Journal.open(folder, "verify")
+        records = journal.records()
+        for _ in journal.entries():
             pass
     except LongtakeError as error:
-        return [str(error)]
-    return []
+        return records, [str(error)]
+    return records, []
 
 
 def _lasting(plan: Plan, job: str) -> Iterator[tuple[Unit, str]]:
@@ -122,7 +125,10 @@ def _check_film(
     problems: list[str],
 ) -> tuple[int, list[dict[str, Any]]]:
     """Decode every frame of the film, once; returns how many there are, and the seams."""
-    if film is None or not film.is_file():
+    if film is None:
+        problems.append("the journal does not say where the film is; `longtake resume` writes it")
+        return 0, []
+    if not film.is_file():
         problems.append(f"the film {film} is missing; `longtake resume` writes it again")
         return 0, []
     count, wrong = 0, 0

@@ -16,13 +16,16 @@ from jobs.units import Unit
 from orchestrator.events import DeleteResult, DropOutput, RunUnit, StitchFilm, StoreOutput
 from orchestrator.lanes import Lanes
 from orchestrator.plan import Plan
-from orchestrator.records import UnitRecord
-from orchestrator.roster import Roster
+from orchestrator.records import TileLine, UnitRecord
+from orchestrator.roster import Policy, Roster
+from orchestrator.simcluster import Faults
 from orchestrator.simulator import SimReport, Simulation
 from orchestrator.state import RenderState
 from orchestrator.units import UnitBook
 from tests.orchestrator.plans import (
     FATAL,
+    frames_for,
+    make_plan,
     random_faults,
     random_plan,
     random_policy,
@@ -41,7 +44,23 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
     return plant
 
 
-def simulate(seed: int) -> SimReport:
+def simulate(seed: int) -> None:
+    small(seed)
+    if seed % 8 == 7:
+        crowded(seed)
+
+
+def crowded(seed: int) -> SimReport:
+    """Windows that overlap several others, on a cluster that loses outputs while it writes them."""
+    plan = make_plan(
+        frames_for(9, window=8, overlap=6), window=8, overlap=6, steps=7, checkpoint_every=1
+    )
+    faults = Faults(seed=seed, object_lost=0.1, write_dies=0.6)
+    policy = Policy(workers=4, max_cluster_failures=99, max_write_failures=999)
+    return Simulation(plan, policy, faults).run()
+
+
+def small(seed: int) -> SimReport:
     rng = random.Random(seed)
     plan = random_plan(rng, small=True)
     faults = random_faults(rng, seed, plan)
@@ -360,6 +379,12 @@ def stops_while_it_writes(patch: Patch) -> None:
         keep_going(self)
 
     patch.setattr(RenderState, "_keep_going", hasty)
+
+
+@bug
+def a_later_write_hides_an_earlier_one(patch: Patch) -> None:
+    """A tile's last stored state counts, though one before it is still on its way."""
+    patch.setattr(TileLine, "durable_step", property(lambda self: max(self.stored, default=0)))
 
 
 @bug

@@ -27,7 +27,19 @@ PURE = (
     "referee",
     "records",
     "lanes",
+    "recipes",
 )
+
+#: What each of our packages may import of the others; and which modules of the orchestrator stand
+#: around the driver, where it meets workers, films and Ray.
+LAYERS = {
+    "jobs": set(),
+    "accel": {"jobs"},
+    "workers": {"jobs", "accel"},
+    "orchestrator": {"jobs"},
+    "training": {"jobs", "accel", "workers"},
+}
+AROUND_THE_DRIVER = {"actors", "driver", "render", "verify", "export"}
 
 #: What decides: these have no clock, no files and no random numbers either.
 DECIDING = ("plan", "units", "state", "roster", "placement", "events", "records", "lanes")
@@ -76,3 +88,28 @@ def test_jobs_imports_neither_torch_nor_ray() -> None:
 def test_sleeping_is_forbidden_here() -> None:
     with pytest.raises(AssertionError, match="neither sleep"):
         time.sleep(0)
+
+
+def test_imports_point_one_way() -> None:
+    """jobs <- accel <- workers <- orchestrator, wherever in a file they stand."""
+    root = Path(orchestrator.__file__).parent.parent
+    packages = {*LAYERS, "benchmarks", "tests"}
+    wrong = []
+    for package, allowed in LAYERS.items():
+        for path in sorted((root / package).rglob("*.py")):
+            around = package == "orchestrator" and path.stem in AROUND_THE_DRIVER
+            may = {package, *allowed, *({"workers"} if around else ())}
+            named = _imported(ast.parse(path.read_text())) & packages
+            wrong += [f"{path.relative_to(root)}: {name}" for name in named - may]
+    assert not wrong
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """The packages that a file imports anywhere."""
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    return {name.split(".")[0] for name in names}

@@ -29,6 +29,7 @@ from orchestrator.events import EndRender
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_to_json
 from orchestrator.recipes import Recipes
+from orchestrator.render import class_of_results
 from orchestrator.verify import verify
 from tests.orchestrator.plans import frames_for, make_plan
 from workers.parts import part_beside
@@ -216,6 +217,24 @@ def test_classes_among_the_results(tmp_path: Path, numerics: str) -> None:
         assert report["problems"] == []
     else:
         assert ["its results are of 2 classes" in each for each in report["problems"]] == [True]
+
+
+def test_the_class_of_a_pinned_job_is_known_without_its_journal(tmp_path: Path) -> None:
+    job = finished(tmp_path, numerics="pinned")
+    assert class_of_results(job.plan, job.recipes, job.results) == "a" * 12
+    other = Recipes(job.plan, "another-job")
+    assert class_of_results(job.plan, other, job.results) is None
+
+
+def test_a_damaged_journal_is_a_problem_among_others(tmp_path: Path) -> None:
+    """It is named, and everything else is checked all the same."""
+    job = finished(tmp_path)
+    first = min(job.folder.journal_path.glob("*.json"))
+    first.write_bytes(first.read_bytes()[:-9])
+    job.results.delete(job.recipes.key(Unit("encode", 0)))
+    said = "\n".join(job.problems())
+    assert first.name in said and "where the film is" in said
+    assert "shot 1 prompts: its result" in said
 
 
 def test_writers_that_disagreed_are_told_of(tmp_path: Path) -> None:

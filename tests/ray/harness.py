@@ -117,6 +117,12 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+def busy_workers(store: Path) -> set[str]:
+    """The workers that computed anything, by their own logs."""
+    logs = (store / "jobs").glob("*/logs/*.jsonl")
+    return {log.stem for log in logs if log.stat().st_size}
+
+
 def job_ids(store: Path) -> list[str]:
     folder = store / "jobs"
     return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []

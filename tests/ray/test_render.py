@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray.harness import job_ids, longtake, show
+from tests.ray.harness import busy_workers, job_ids, longtake, show
 from workers.video import read_film
 
 
@@ -22,7 +22,7 @@ def test_any_number_of_workers_makes_the_same_film(
     assert ran.code == 0, ran.err
     assert ran.json()["state"] == "done"
     assert show(store, job_ids(store)[0])["frames_sha256"] == reference["frames_sha256"]
-    assert out.read_bytes()[1000:] != b""
+    assert len(busy_workers(store)) > 1, "one did it all: the test shows nothing"
     assert read_film(out).pixel_frames == 81
 
 

@@ -24,6 +24,7 @@ from tests.ray.clusters import cluster_of_nodes
 from tests.ray.harness import (
     Ran,
     Running,
+    busy_workers,
     job_ids,
     longtake,
     show,
@@ -413,9 +414,9 @@ def test_a_unit_on_which_workers_hang(
         "LONGTAKE_FAULT_ON": "shot 1 window 2 step 3",
     }
     policy = '{"max_deaths": %d, "same_loss_s": 0.0, "hang_floor_s": 4.0, "hang_factor": 1.0}'
-    ran = render(film_yaml, tmp_path, **hang, POLICY=policy % 1)
+    ran = render(film_yaml, tmp_path, **hang, POLICY=policy % 2)
     check_refused(ran, 3)
-    assert "shot 1 window 2 step 3: 1 workers died on it" in ran.err
+    assert "shot 1 window 2 step 3: 2 workers died on it" in ran.err
     assert "hangs: shot 1 window 2 step 3 has taken more than 4 s" in ran.err
 
     once = {"LONGTAKE_FAULT_ONCE": str(tmp_path / "fired")}
@@ -436,7 +437,7 @@ def test_a_lost_node_is_nobodys_fault(
         args = (*args, "--address", cluster.address)
         with Running(*args, log=tmp_path / "log.txt", **token) as running:
             wait_for_units(store, reference["units_computed"] // 2, running)
-            busy = {row["worker"] for row in worker_rows(store)}
+            busy = busy_workers(store)
             node = next(iter(cluster.worker_nodes))
             cluster.remove_node(node, allow_graceful=False)
             assert running.wait() == 0, running.text()
@@ -448,9 +449,3 @@ def test_a_lost_node_is_nobodys_fault(
     assert report["state"] == "done"
     assert report["units_repeated"] > 0, "nothing was lost: the test shows nothing"
     assert report["frames_sha256"] == reference["frames_sha256"]
-
-
-def worker_rows(store: Path) -> list[dict[str, Any]]:
-    """The workers' logs, with their names."""
-    logs = (store / "jobs").glob("*/logs/*.jsonl")
-    return [{"worker": log.stem} for log in logs if log.stat().st_size]
