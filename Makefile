@@ -22,7 +22,8 @@ demo: setup
 
 # Unit layer, real Ray, a handful of kills: under ten minutes on two cores.
 test: setup
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not ray" -n auto
+	$(BIN)/python -m pytest -m "ray and not long"
 
 # Format, lint, types, fast tests.
 check: setup

@@ -94,7 +94,9 @@ def test_names_resolve(model, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["nothing", "./a/b", "/a/b", "a/b/c", "a b/c", "../x", "~/none/x"])
-def test_names_that_can_be_nothing(name):
+def test_names_that_can_be_nothing(name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(BadJob, match="valid: 'demo', the folder of a model, or a Hugging Face id"):
         resolve_model(name)
 
