@@ -5,7 +5,7 @@ jobs/<id>/spec.json, plan.json   what was asked for, and how it is laid out; nev
 jobs/<id>/journal/, snapshots/   what happened, in order (jobs.journal)
 jobs/<id>/lease.json             which driver owns the job now (jobs.lease)
 jobs/<id>/logs/                  for workers' logs; not part of the record
-results/<aa>/<recipe>/           finished work, shared by all jobs (jobs.results)
+results/<aa>/<recipe>/           what was computed, shared where recipes are equal (jobs.results)
 damaged/                         results found damaged, set aside, never deleted
 tmp/                             files being written
 """
