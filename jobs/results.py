@@ -1,9 +1,9 @@
 """Finished work, found by what it is: ``results/<aa>/<recipe>/``, shared by all jobs.
 
 A recipe is the sha256 of all that a result depends on, so a result that exists need not be
-computed again by anyone. (What a job keeps to itself has a recipe that names the job.) A folder holds data files, each under a name of its own, and one
-``record.json`` that names one of them into truth. The data is durable before its record is
-written; the first record wins.
+computed again by anyone. (What a job keeps to itself has a recipe that names the job.) A folder
+holds data files, each under a name of its own, and one ``record.json`` that names one of them into
+truth. The data is durable before its record is written; the first record wins.
 """
 
 from __future__ import annotations
