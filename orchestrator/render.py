@@ -99,7 +99,8 @@ def render_job(
     watcher: Any,
     say: Callable[[str], None],
 ) -> EndRender:
-    """Render a stored job to its end. Raises StoreConflict, StoreError, CannotRunHere."""
+    """Render a stored job to its end. Raises StoreConflict if another driver has it, StoreError if
+    its journal cannot be read or written."""
     with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
         journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
         for path in journal.set_aside:

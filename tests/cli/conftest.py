@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from jobs.store import Store
 from orchestrator import cli
+from orchestrator.prepare import plan_to_json, prepare
 from tests.ray.harness import Ran
 from tests.workers.tiny import write_tiny_wan
 
@@ -91,3 +93,22 @@ def desk(
 ) -> Desk:
     monkeypatch.chdir(tmp_path)
     return Desk(tmp_path, model, longtake)
+
+
+@pytest.fixture
+def flags(desk: Desk) -> list[str]:
+    """A good job, as flags."""
+    text = "--prompt kite --seconds 1 --size 64x64 --steps 4 --fps 8 --seed 3 --preset exact"
+    return [*text.split(), "--model", str(desk.model), "--negative", "blurred"]
+
+
+@pytest.fixture
+def stored(desk: Desk) -> str:
+    """The id of a job that was planned and never rendered."""
+    from jobs.spec_file import spec_from_flags
+
+    job = {"prompt": "a red kite", "seconds": 2.0, "size": "64x64", "model": str(desk.model)}
+    prepared = prepare(spec_from_flags(job))
+    store = Store.open(desk.store)
+    store.create_job("kite-1", prepared.spec.canonical(), plan_to_json(prepared.plan))
+    return "kite-1"

@@ -1,0 +1,124 @@
+"""How a command ends: its exit code, and what it says then."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from jobs import errors
+from orchestrator import cli
+from orchestrator.events import EndRender, Outcome
+from orchestrator.show import EXIT_CODES
+from tests.cli.conftest import Desk
+from tests.ray.harness import Ran
+
+OUTCOMES = {
+    "done": 0,
+    "failed": 3,
+    "cancelled": 4,
+    "timeout": 5,
+    "cannot_run": 6,
+    "store_failed": 6,
+    "conflict": 7,
+    "interrupted": 130,
+}
+
+ERRORS = {
+    errors.BadJob: 2,
+    errors.CannotRunHere: 6,
+    errors.StoreError: 6,
+    errors.StoreFull: 6,
+    errors.DamagedRecord: 6,
+    errors.StoreConflict: 7,
+}
+
+
+def test_every_outcome_has_its_exit_code() -> None:
+    assert EXIT_CODES == OUTCOMES
+    assert set(get_args(Outcome)) == set(OUTCOMES)
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_a_render_ends_with_the_code_of_its_outcome(
+    desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = EndRender(outcome, "why it ended")
+    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    ran = desk.render(*flags, "--out", "film.mp4")
+    assert (ran.code, ran.out) == (OUTCOMES[outcome], "")
+    job = os.listdir(desk.store / "jobs")[0]
+    assert f"job {job} in {desk.store}" in ran.err
+    if outcome == "done":
+        assert f"next: longtake verify {job} --store {desk.store}" in ran.err
+    else:
+        assert "why it ended" in ran.err
+        to_resume = f"longtake resume {job} --store {desk.store}"
+        assert (to_resume in ran.err) == (outcome != "conflict")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(errors.StoreFull, 6), (errors.CannotRunHere, 6), (errors.StoreConflict, 7)]
+)
+def test_a_render_that_raises_says_how_to_go_on(
+    desk: Desk, flags: list[str], error: Any, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **flags: Any) -> None:
+        raise error("what happened")
+
+    monkeypatch.setattr("orchestrator.render.render_job", fail)
+    ran = desk.render(*flags)
+    assert (ran.code, ran.out) == (code, "")
+    assert "what happened" in ran.err and "Traceback" not in ran.err
+    job = os.listdir(desk.store / "jobs")[0]
+    assert (f"longtake resume {job} --store {desk.store}" in ran.err) == (code == 6)
+
+
+def test_json_of_a_render_stands_alone_on_standard_output(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = EndRender("failed", "why")
+    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    ran = desk.render(*flags, "--json")
+    assert ran.code == 3
+    report = ran.json()
+    assert report["id"] in os.listdir(desk.store / "jobs")
+    assert (report["state"], report["message"]) == ("failed", "why")
+    assert report["pixel_frames"] == report["fps"] == 8
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_error_has_its_exit_code(
+    desk: Desk, error: type[errors.LongtakeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **flags: Any) -> None:
+        raise error("what happened, where, and the fix")
+
+    monkeypatch.setattr(cli, "_prepare", fail)
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert (ran.code, ran.out) == (ERRORS[error], "")
+    assert ran.err == "longtake: what happened, where, and the fix\n"
+
+
+def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_prepare", lambda *args, **flags: {}["nothing"])
+    monkeypatch.setattr("tempfile.tempdir", str(desk.folder))
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("longtake: internal error: KeyError: 'nothing'")
+    assert "Traceback" not in ran.err
+    log = Path(re.search(r"\S+\.log", ran.err)[0])
+    assert "Traceback" in log.read_text() and "KeyError: 'nothing'" in log.read_text()
+    assert oct(log.stat().st_mode)[-3:] == "600", "a trace may hold a prompt"
+
+
+def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **flags: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_prepare", interrupted)
+    ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
+    assert ran == Ran(130, "", "longtake: interrupted\n")
