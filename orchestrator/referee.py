@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable
 
 from jobs.units import Unit
+from orchestrator.events import RunUnit
 from orchestrator.plan import Plan
+from orchestrator.roster import Policy
 
 Key = tuple[Unit, int]  # an output: unit and attempt
 
@@ -40,6 +43,8 @@ class Referee:
         self._lost: set[Unit] = set()  # outputs that vanished since they were made
         self._allowed_redo: set[Unit] = set()
         self._attempts: set[Key] = set()
+        self._struck: dict[str, Counter[Unit]] = {}  # by kind of fault, in this life
+        self._lost_workers = 0
         self._truth: dict[Unit, str] = {}
         self._inputs: dict[Unit, tuple[Unit, ...]] = {}
         self._overlapping: dict[tuple[int, int, int], list[int]] = {}
@@ -155,6 +160,8 @@ class Referee:
         }
         self._this_life.clear()
         self._attempts.clear()
+        self._struck.clear()
+        self._lost_workers = 0
 
     def _is_recent(self, unit: Unit, lines: dict[tuple[Unit, int], int]) -> bool:
         """Whether a unit lies after the last line that all tiles near it have reached."""
@@ -190,6 +197,31 @@ class Referee:
         return 0
 
     # -- the end
+
+    def struck(self, kind: str, unit: Unit) -> None:
+        """Note what befell a unit: "fault" (its own), "death" (of its worker), "cluster"."""
+        self._struck.setdefault(kind, Counter())[unit] += 1
+
+    def lost_worker(self, kind: str, queue: Iterable[RunUnit]) -> None:
+        """It died, or hangs; the driver may believe that it was at any unit of its queue."""
+        self._lost_workers += 1
+        for command in queue:
+            self.struck(kind, command.unit)
+
+    def check_failed(self, message: str, policy: Policy) -> None:
+        """A render may fail only by a unit that was struck as often as the policy says, which it
+        names, or because worker after worker was lost."""
+        limits = {
+            "fault": policy.max_faults,
+            "death": policy.max_deaths,
+            "cluster": policy.max_cluster_failures,
+        }
+        for kind, units in self._struck.items():
+            for unit, times in units.items():
+                if times >= limits[kind] and message.startswith((f"{unit} ", f"{unit}:")):
+                    return
+        if "keep dying" not in message or self._lost_workers <= policy.max_barren_losses:
+            raise Violation(f"it failed without a cause: {message}")
 
     def check_done(self, held: list[Key]) -> None:
         if held:

@@ -280,6 +280,7 @@ class Simulation(SimCluster):
         if fate in ("worker_dies", "node_lost"):
             return self._die(worker, node=fate == "node_lost")
         if fate == "worker_hangs":
+            self.referee.lost_worker("death", worker.queue)
             if self._strikes(0.5):  # as if it had been suspended: it goes on once it is given up
                 worker.wakes = lambda: self._finish(worker, command, seconds, early, "finishes")
             return None
@@ -332,6 +333,7 @@ class Simulation(SimCluster):
         kind: FailureKind = "cluster"
         if fate == "unit_fails" and not lost:
             kind = self.random.choice(("worker", "out_of_memory", "not_finite"))
+        self.referee.struck("cluster" if kind == "cluster" else "fault", command.unit)
         return self._report(
             lambda: UnitFailed(
                 at_s=self.now_s,
@@ -353,6 +355,7 @@ class Simulation(SimCluster):
 
     def _die(self, worker: SimWorker, *, node: bool) -> Event | None:
         worker.dead = True
+        self.referee.lost_worker("cluster" if node else "death", worker.queue)
         if node:
             for key, maker in list(self.made_by.items()):
                 if maker == worker.name:
@@ -390,3 +393,5 @@ class Simulation(SimCluster):
             )
         elif not ended.message:
             raise Violation("a failure without a reason")
+        elif ended.outcome == "failed":
+            self.referee.check_failed(ended.message, self.policy)

@@ -244,7 +244,7 @@ class RenderState:
         if worker.faults >= self.policy.max_worker_faults and worker.worker in self.workers:
             reason = f"{worker.faults} failures in a row, the last: {message}"
             self._emit(StopWorker(worker.worker, reason))
-            self._drop_worker(worker, reason)
+            self._drop_worker(worker, reason, blame=False)  # nothing of its queue has done harm
 
     def _give_up(self, record: UnitRecord, message: str) -> None:
         if len(record.faults) >= self.policy.max_faults:

@@ -402,6 +402,25 @@ def survivors_redo_work(patch: Patch) -> None:
     patch.setattr(RenderState, "_drop_worker", wide)
 
 
+@bug
+def all_failures_are_the_units_own(patch: Patch) -> None:
+    """A lost object or a dead worker counts as if the unit itself had failed."""
+    give_up = RenderState._give_up
+
+    def harsh(self: RenderState, record: UnitRecord, message: str) -> None:
+        failures = len(record.faults) + record.deaths + record.cluster_failures
+        if failures >= self.policy.max_faults:
+            self._end("failed", f"{record.unit} failed {failures} times: {message}")
+        give_up(self, record, message)
+
+    patch.setattr(RenderState, "_give_up", harsh)
+
+
+@bug
+def gives_up_after_two_lost_workers(patch: Patch) -> None:
+    patch.setattr(Roster, "_gives_up", property(lambda self: self._barren_losses > 1))
+
+
 # -- the hunt
 
 
