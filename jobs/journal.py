@@ -139,10 +139,6 @@ class Journal:
         """The last epoch that was begun, by anyone; 0 if none was."""
         return self._tip.epoch
 
-    @property
-    def last_seq(self) -> int:
-        return self._tip.seq
-
     def records(self) -> list[Record]:
         """All records, folded. After ``begin_epoch`` none by an earlier driver can follow."""
         self._records = self._fold(self._records)

@@ -173,27 +173,14 @@ def _render(
     **options: Any,
 ) -> None:
     """Render, say how it ended, and exit with its code."""
-    from orchestrator.events import EndRender
     from orchestrator.progress import RenderProgress
     from orchestrator.render import RenderOptions, render_job
 
     with RenderProgress(plan) as progress:
         progress.say(f"job {folder.id} in {store.root}")
-        try:
-            ended = render_job(
-                store,
-                folder,
-                plan,
-                RenderOptions(out=out, **options),
-                progress,
-                progress.say,
-            )
-        except errors.StoreConflict:
-            raise
-        except errors.StoreError as error:
-            ended = EndRender("store_failed", str(error))
-        except errors.CannotRunHere as error:
-            ended = EndRender("cannot_run", str(error))
+        ended = render_job(
+            store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
+        )
     ending = show.Ending(folder.id, store.root, out, plan, ended)
     if as_json:
         print(json.dumps(ending.as_json()))

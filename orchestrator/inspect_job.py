@@ -18,7 +18,16 @@ from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
 
 #: How a render's outcome reads as the state of its job.
-_STATES = {"done": "done", "failed": "failed", "cannot_run": "failed", "store_failed": "failed"}
+STATES: dict[str, str] = {
+    "done": "done",
+    "failed": "failed",
+    "cannot_run": "failed",
+    "store_failed": "failed",
+    "conflict": "rendering",
+    "interrupted": "interrupted",
+    "cancelled": "interrupted",
+    "timeout": "interrupted",
+}
 
 
 def journal_records(folder: JobFolder) -> list[dict[str, Any]]:
@@ -34,7 +43,7 @@ def job_state(folder: JobFolder, records: list[dict[str, Any]]) -> str:
         return "planned"
     if last["type"] == "epoch":
         return "interrupted"
-    return _STATES.get(last["outcome"], "interrupted")
+    return STATES.get(last["outcome"], "interrupted")
 
 
 def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:

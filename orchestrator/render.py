@@ -64,7 +64,9 @@ class Stops:
         if self._signal is not None:
             return "cancelled", "terminated"
         if self._lease.lost:
-            return "conflict", "another driver has taken over this job"
+            return "conflict", (
+                "another driver has taken over this job; this one has stopped, nothing is lost"
+            )
         if self._deadline_s is not None and now_s > self._deadline_s:
             return "timeout", "the time limit has passed"
         return None
@@ -99,33 +101,45 @@ def render_job(
     watcher: Any,
     say: Callable[[str], None],
 ) -> EndRender:
-    """Render a stored job to its end. Raises StoreConflict if another driver has it, StoreError if
-    its journal cannot be read or written."""
-    with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
-        journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
-        for path in journal.set_aside:
-            say(f"a damaged part of the journal was set aside: {path}; no result is lost")
-        journal.begin_epoch()
-        if options.take_over:
-            time.sleep(2 * HEARTBEAT_S)  # until the driver before has noticed, and stores no more
-        journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
-        stops = Stops(lease, options.timeout_s)
-        render = _Render(store, folder, plan, options, watcher, say, journal, stops)
-        with stops.listening():
-            ended = _run(render)
-        _note_end(journal, ended)
-        return ended
-
-
-def _run(render: _Render) -> EndRender:
+    """Render a stored job to its end, whichever it is."""
     try:
-        return render.run()
-    except StoreConflict as error:
+        with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
+            return _render_leased(lease, store, folder, plan, options, watcher, say)
+    except (StoreError, CannotRunHere) as error:
+        return _ended_by(error)
+
+
+def _render_leased(
+    lease: Lease,
+    store: Store,
+    folder: JobFolder,
+    plan: Plan,
+    options: RenderOptions,
+    watcher: Any,
+    say: Callable[[str], None],
+) -> EndRender:
+    journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
+    for path in journal.set_aside:
+        say(f"a damaged part of the journal was set aside: {path}; no result is lost")
+    journal.begin_epoch()
+    if options.take_over:
+        time.sleep(2 * HEARTBEAT_S)  # until the driver before has noticed, and stores no more
+    journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
+    stops = Stops(lease, options.timeout_s)
+    render = _Render(store, folder, plan, options, watcher, say, journal, stops)
+    with stops.listening():
+        try:
+            ended = render.run()
+        except (StoreError, CannotRunHere) as error:
+            ended = _ended_by(error)
+    _note_end(journal, ended)
+    return ended
+
+
+def _ended_by(error: StoreError | CannotRunHere) -> EndRender:
+    if isinstance(error, StoreConflict):
         return EndRender("conflict", str(error))
-    except StoreError as error:
-        return EndRender("store_failed", str(error))
-    except CannotRunHere as error:
-        return EndRender("cannot_run", str(error))
+    return EndRender("store_failed" if isinstance(error, StoreError) else "cannot_run", str(error))
 
 
 def _note_end(journal: Journal, ended: EndRender) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from jobs import errors
 from jobs.units import Unit
 from orchestrator.events import EndRender
+from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
 
 EXIT_CODES = {
@@ -46,7 +47,8 @@ class Ending:
     def as_json(self) -> dict[str, Any]:
         return {
             "id": self.job,
-            "state": "done" if self.ended.outcome == "done" else self.ended.outcome,
+            "state": STATES[self.ended.outcome],
+            "outcome": self.ended.outcome,
             "message": self.ended.message,
             "out": str(self.out),
             "store": str(self.store),
@@ -63,7 +65,7 @@ class Ending:
                 f"next: {next_command('verify', self.job, self.store)}"
             )
         if self.ended.outcome == "conflict":
-            return f"longtake: {self.ended.message}; this driver has stopped, nothing is lost"
+            return f"longtake: {self.ended.message}"
         return (
             f"longtake: {self.ended.outcome.replace('_', ' ')}: {self.ended.message}\n"
             f"What was finished is kept in {self.store}. To go on: "

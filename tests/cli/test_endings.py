@@ -47,7 +47,7 @@ def test_a_render_ends_with_the_code_of_its_outcome(
     desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = EndRender(outcome, "why it ended")
-    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: ended)
     ran = desk.render(*flags, "--out", "film.mp4")
     assert (ran.code, ran.out) == (OUTCOMES[outcome], "")
     job = os.listdir(desk.store / "jobs")[0]
@@ -60,19 +60,32 @@ def test_a_render_ends_with_the_code_of_its_outcome(
         assert (to_resume in ran.err) == (outcome != "conflict")
 
 
+@pytest.mark.parametrize("raises", ["Lease.acquire", "Journal.open", "_Render.run", "_note_end"])
 @pytest.mark.parametrize(
-    ("error", "code"), [(errors.StoreFull, 6), (errors.CannotRunHere, 6), (errors.StoreConflict, 7)]
+    ("error", "code", "state"),
+    [
+        (errors.StoreFull, 6, "failed"),
+        (errors.CannotRunHere, 6, "failed"),
+        (errors.StoreConflict, 7, "rendering"),
+    ],
 )
-def test_a_render_that_raises_says_how_to_go_on(
-    desk: Desk, flags: list[str], error: Any, code: int, monkeypatch: pytest.MonkeyPatch
+def test_wherever_a_render_ends_it_says_how_to_go_on(
+    desk: Desk,
+    flags: list[str],
+    raises: str,
+    error: Any,
+    code: int,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened")
 
-    monkeypatch.setattr("orchestrator.render.render_job", fail)
-    ran = desk.render(*flags)
-    assert (ran.code, ran.out) == (code, "")
-    assert "what happened" in ran.err and "Traceback" not in ran.err
+    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: EndRender("done", ""))
+    monkeypatch.setattr(f"orchestrator.render.{raises}", fail)
+    ran = desk.render(*flags, "--json")
+    assert (ran.code, ran.json()["state"]) == (code, state)
+    assert ran.err.count("what happened") == 1 and "Traceback" not in ran.err
     job = os.listdir(desk.store / "jobs")[0]
     assert (f"longtake resume {job} --store {desk.store}" in ran.err) == (code == 6)
 
@@ -80,13 +93,14 @@ def test_a_render_that_raises_says_how_to_go_on(
 def test_json_of_a_render_stands_alone_on_standard_output(
     desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = EndRender("failed", "why")
-    monkeypatch.setattr("orchestrator.render.render_job", lambda *args: ended)
+    ended = EndRender("timeout", "why")
+    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: ended)
     ran = desk.render(*flags, "--json")
-    assert ran.code == 3
+    assert ran.code == 5
     report = ran.json()
     assert report["id"] in os.listdir(desk.store / "jobs")
-    assert (report["state"], report["message"]) == ("failed", "why")
+    assert (report["outcome"], report["message"]) == ("timeout", "why")
+    assert report["state"] == "interrupted", "as `ls` says"
     assert report["pixel_frames"] == report["fps"] == 8
 
 

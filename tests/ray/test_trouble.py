@@ -128,7 +128,7 @@ def interrupted(
     ran = render(film_yaml, folder, "--timeout", 1, "--json", **PARKED)
     check_refused(ran, 5)
     job = ran.json()["id"]
-    assert ran.json()["state"] == "timeout"
+    assert (ran.json()["outcome"], ran.json()["state"]) == ("timeout", "interrupted")
     assert f"To go on: longtake resume {job} --store {store}" in ran.err
     assert show(store, job)["state"] == "interrupted"
 
@@ -246,7 +246,7 @@ def test_a_disk_that_is_full_or_read_only(
     check_refused(full, 6)
     assert "No space left on device" in full.err
     assert f"To go on: longtake resume {job} --store {store}" in full.err
-    assert (full.json()["id"], full.json()["state"]) == (job, "store_failed")
+    assert (full.json()["id"], full.json()["outcome"]) == (job, "store_failed")
 
     closed = resume(store, LONGTAKE_FAULT="lease.before_write:erofs")
     check_refused(closed, 6)
