@@ -43,9 +43,13 @@ class Cluster:
     local: bool
     gpus: int
     node_id: str
-    cpus: int
+    cpus: tuple[int, ...]  # of each node
     vital: dict[str, psutil.Process] = field(default_factory=dict)
     _workers: list[psutil.Process] = field(default_factory=list)
+
+    def room_for(self, threads: int) -> int:
+        """How many workers with so many threads fit, each on one node."""
+        return sum(cpus // threads for cpus in self.cpus)
 
     def note_process(self, pid: int) -> None:
         """Remember a worker's process on this host: it must not outlive a Ray that died."""
@@ -118,7 +122,7 @@ def _start(cpus: int, output_bytes: int) -> Cluster:
     return Cluster(
         local=True,
         gpus=_resource(ray, "GPU"),
-        cpus=_resource(ray, "CPU"),
+        cpus=_cpus(ray),
         node_id=ray.get_runtime_context().get_node_id(),
         vital=vital,
     )
@@ -173,7 +177,7 @@ def _join(address: str) -> Cluster:
     return Cluster(
         local=False,
         gpus=_resource(ray, "GPU"),
-        cpus=_resource(ray, "CPU"),
+        cpus=_cpus(ray),
         node_id=ray.get_runtime_context().get_node_id(),
     )
 
@@ -194,6 +198,11 @@ def _lives(process: psutil.Process) -> bool:
 
 def _resource(ray: Any, name: str) -> int:
     return int(ray.cluster_resources().get(name, 0))
+
+
+def _cpus(ray: Any) -> tuple[int, ...]:
+    nodes = (node["Resources"] for node in ray.nodes() if node["Alive"])
+    return tuple(int(resources.get("CPU", 0)) for resources in nodes)
 
 
 def _first_line(error: Exception) -> str:

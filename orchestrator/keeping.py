@@ -240,7 +240,7 @@ class KeeperLink:
             return stop
         if what == "damaged":
             lost = tuple(goals[recipe] for recipe in dict.fromkeys(answer))
-            return StitchFailed(at_s=now_s, message="a stored piece is damaged", lost=lost)
+            return StitchFailed(at_s=now_s, message="its stored result is damaged", lost=lost)
         if what == "failed":
             return StitchFailed(at_s=now_s, message=answer)
         return FilmStitched(at_s=now_s, path=out)

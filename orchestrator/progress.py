@@ -220,13 +220,17 @@ class RenderProgress:
                 self._tally.store(event.unit)
                 self._show_film()
             case LoadFailed():
-                self._tally.spoil(event.unit)
+                self._spoiled(event.unit, event.message)
             case StitchFailed():
                 for unit in event.lost:
-                    self._tally.spoil(unit)
+                    self._spoiled(unit, event.message)
         if not self._live and event.at_s - self._said_s >= LINE_EVERY_S:
             self._said_s = event.at_s
             self._line()
+
+    def _spoiled(self, unit: Unit, message: str) -> None:
+        self.say(f"{unit}: {message}; it is set aside, and computed again")
+        self._tally.spoil(unit)
 
     def _say_stopping(self, state: RenderState) -> None:
         writing = sum(record.writing for record in state.book.records.values())

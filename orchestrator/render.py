@@ -232,14 +232,19 @@ class _Render:
 
     def _workers(self, cluster: Cluster, on_gpu: bool) -> int:
         """How many workers to keep: as asked, or one per GPU, or one per ``threads`` cores."""
-        here = default_workers(self._plan) if cluster.local else cluster.cpus // self._plan.threads
-        most = cluster.gpus if on_gpu else max(1, here)
-        asked = self._options.workers
-        if asked is not None and asked > most and (on_gpu or not cluster.local):
-            device = "GPUs" if on_gpu else f"times {self._plan.threads} processors"
+        plan, asked = self._plan, self._options.workers
+        if cluster.local and not on_gpu:
+            return asked or default_workers(plan)
+        most = cluster.gpus if on_gpu else cluster.room_for(plan.threads)
+        if not most:
+            raise CannotRunHere(
+                f"a worker of this job takes {plan.threads} processors (threads: in the job), and "
+                f"no node of the cluster has more than {max(cluster.cpus, default=0)}"
+            )
+        if asked is not None and asked > most:
+            device = "GPUs" if on_gpu else f"times {plan.threads} processors"
             self._say(f"--workers {asked}: the cluster has {most} {device}; using those")
-            return most
-        return asked or most
+        return min(asked or most, most)
 
     def _durable(self) -> set[Unit]:
         """What is stored. A pinned job takes only what its own class made."""

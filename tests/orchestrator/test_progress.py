@@ -203,6 +203,8 @@ def test_damage_takes_back_what_was_done() -> None:
     assert share(screen.lines()[0]) == 100
     lost = (piece(0),)
     render.happens(e.StitchFailed, message="it is damaged", lost=lost)
+    said = screen.lines()
+    assert "shot 1 piece 1: it is damaged; it is set aside, and computed again" in said
     assert share(screen.last(render)) == round(100 * 12 / 13)
     assert f"{plan.pixel_frames / 16:.1f} of {plan.pixel_frames / 16:.1f}" not in screen.lines()[-1]
     render.happens(e.LoadFailed, unit=step(0, 4), message="it is damaged too")

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ray.harness import job_ids, longtake, show
+from tests.ray.harness import job_ids, longtake, show, wait_until_gone
+from tests.ray.trouble import (
+    FILM,
+    PARKED,
+    background_resume,
+    check_pieces,
+    check_refused,
+    check_second_driver,
+    render,
+    wait_until_held,
+    wait_until_parked,
+)
 from tests.workers.tiny import write_tiny_wan
 
 JOB = """\
@@ -58,3 +72,62 @@ def reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     report = show(store, job_ids(store)[0])
     assert report["units_repeated"] == 0
     return report | {"store_path": store, "film": out}
+
+
+@pytest.fixture(scope="session")
+def film_yaml(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trouble") / "film.yaml"
+    path.write_text(FILM.format(model=model))
+    return path
+
+
+@pytest.fixture(scope="session")
+def good(film_yaml: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same film, rendered without trouble."""
+    folder = tmp_path_factory.mktemp("good")
+    ran = render(film_yaml, folder, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json()["state"] == "done"
+    return show(folder / "store", ran.json()["id"])
+
+
+@pytest.fixture(scope="session")
+def interrupted(
+    film_yaml: Path, good: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a render that Ctrl-C ended at its last piece; what it said is in log.txt.
+
+    On its way: a time limit, SIGTERM, a second driver that is refused, a look at the pieces.
+    """
+    folder = tmp_path_factory.mktemp("interrupted")
+    store = folder / "store"
+    ran = render(film_yaml, folder, "--timeout", 1, "--json", **PARKED)
+    check_refused(ran, 5)
+    job = ran.json()["id"]
+    assert (ran.json()["outcome"], ran.json()["state"]) == ("timeout", "interrupted")
+    assert f"To go on: longtake resume {job} --store {store}" in ran.err
+    assert show(store, job)["state"] == "interrupted"
+
+    with background_resume(store, folder / "term.txt", **PARKED) as running:
+        wait_until_parked(store, running)
+        os.killpg(running.process.pid, signal.SIGTERM)
+        assert running.wait(60) == 4, running.text()
+        assert f"longtake resume {job} --store {store}" in running.text()
+        assert "Traceback" not in running.text()
+        wait_until_gone(running)
+
+    with background_resume(store, folder / "log.txt", **PARKED) as running:
+        wait_until_held(store, job, running)
+        check_second_driver(store, job, running)
+        check_pieces(store, job)
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.wait(60) == 130, running.text()
+        assert not running.family(), "processes are left"
+    return folder
+
+
+@pytest.fixture
+def copied(interrupted: Path, tmp_path: Path) -> Path:
+    """The interrupted store, in a folder of its own."""
+    shutil.copytree(interrupted / "store", tmp_path / "store")
+    return tmp_path

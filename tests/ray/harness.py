@@ -153,3 +153,18 @@ def show(store: Path, job: str) -> dict[str, Any]:
     ran = longtake("show", job, "--store", store, "--json")
     assert ran.code == 0, ran.err
     return ran.json()
+
+
+def wait_until_gone(running: Running, limit_s: float = 60.0) -> None:
+    """After a driver's death its workers and its Ray must die by themselves.
+
+    Ray's two node agents only notice when their own attempts to reach the dead cluster time out,
+    a minute or more later; they hold no device and no store.
+    """
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        left = [each.name() for each in running.family() if "Agent" not in each.name()]
+        if not left:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"still running after the driver died: {left}")

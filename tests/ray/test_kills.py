@@ -30,6 +30,7 @@ from tests.ray.harness import (
     show,
     units_logged,
     wait_for_units,
+    wait_until_gone,
 )
 
 VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
@@ -100,21 +101,6 @@ def strike(running: Running, victim: str, rng: random.Random) -> bool:
     except psutil.Error:
         return False
     return True
-
-
-def wait_until_gone(running: Running, limit_s: float = 60.0) -> None:
-    """After a driver's death its workers and its Ray must die by themselves.
-
-    Ray's two node agents only notice when their own attempts to reach the dead cluster time out,
-    a minute or more later; they hold no device and no store.
-    """
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        left = [each.name() for each in running.family() if "Agent" not in each.name()]
-        if not left:
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"still running after the driver died: {left}")
 
 
 def play_round(
