@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -32,6 +34,38 @@ def ideal_s(run: Rendered, workers: int) -> float:
         run.plan, Policy(workers=workers), cost=lambda unit: run.elapsed_s[unit]
     )
     return simulation.run().wall_s
+
+
+def bare_s(size: list[int], calls: int = 60) -> float:
+    """Median seconds of a model call in a process that does nothing else, on one thread."""
+    from diffusers import WanTransformer3DModel
+
+    torch.set_num_threads(1)
+    folder = resolve_model("demo")
+    geometry = inspect_model(folder).geometry
+    model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer").eval()
+    height, width = (pixels // geometry.spatial_scale for pixels in size[::-1])
+    latents = torch.randn(1, geometry.latent_channels, geometry.window_latent_frames, height, width)
+    text = torch.randn(1, geometry.text_tokens, geometry.text_dim)
+    seconds = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            model(latents, torch.tensor([500.0]), text)
+        seconds.append(time.perf_counter() - begun)
+    return median(seconds)
+
+
+def ceiling(repeats: int, size: list[int]) -> dict[str, Any]:
+    """What two processes that share nothing but this machine gain over one: no scheduler can
+    gain more."""
+    gains = []
+    for _ in range(repeats):
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            alone = pool.submit(bare_s, size).result()
+            together = [pool.submit(bare_s, size) for _ in range(2)]
+            gains.append(2 * alone / median(each.result() for each in together))
+    return {"gains": gains, "gain": median(gains)}
 
 
 def scaling(repeats: int, size: list[int]) -> dict[str, Any]:
@@ -121,6 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     figures = {
         "size": options.size,
+        "ceiling": ceiling(options.repeats, options.size),
         "scaling": scaling(options.repeats, options.size),
         "checkpoints": checkpoints(options.repeats, options.size),
         "one_window": one_window(options.repeats, options.size),
