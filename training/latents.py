@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from training import world
 from training.captions import caption
 from training.vae import encode, to_signal
 from training.world import Scene
+
+#: Pixels that differ by more, of 255, from the empty scene are a body's.
+BODY_CONTRAST = 12
 
 
 def encode_normalised(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
@@ -26,6 +30,18 @@ def encode_normalised(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
     return (z_BCFHW - mean) / std
+
+
+def body_mask(scene: Scene, frames_FHWC: np.ndarray, scale: tuple[int, int]) -> Tensor:
+    """Where a body is, at any time of a latent frame, as FHW of booleans; the first latent frame
+    of a clip is a single picture. ``scale`` is pixels per latent in time and in space."""
+    empty = Scene(bodies=(), background=scene.background)
+    backdrop_1HWC = world.render(empty, np.zeros(1, np.float32), frames_FHWC.shape[1])
+    apart_FHW = np.abs(frames_FHWC.astype(np.int16) - backdrop_1HWC).max(axis=-1)
+    seen_1FHW = torch.from_numpy(apart_FHW > BODY_CONTRAST)[None].float()
+    in_time, in_space = scale
+    whole_1FHW = torch.cat([seen_1FHW[:, :1].repeat(1, in_time - 1, 1, 1), seen_1FHW], dim=1)
+    return F.max_pool3d(whole_1FHW, (in_time, in_space, in_space))[0] > 0
 
 
 @dataclass(slots=True)
@@ -43,43 +59,52 @@ class LatentCache:
     num_made: int = 0
     scenes: list[Scene] = field(default_factory=list)
     clips: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)  # where bodies are: FHW of booleans
 
     def add(self, count: int) -> None:
         """Make, encode and keep the next `count` clips."""
         drawn = [self._draw(self.num_made + index) for index in range(count)]
         z_BCFHW = encode_normalised(self.vae, to_signal(np.stack([frames for _, frames in drawn])))
-        for (scene, _), z_CFHW in zip(drawn, z_BCFHW.half().cpu(), strict=True):
-            if len(self.scenes) < self.capacity:
-                self.scenes.append(scene)
-                self.clips.append(z_CFHW)
+        config = self.vae.config
+        scale = (config.scale_factor_temporal, config.scale_factor_spatial)
+        for (scene, frames_FHWC), z_CFHW in zip(drawn, z_BCFHW.half().cpu(), strict=True):
+            self._keep(scene, z_CFHW, body_mask(scene, frames_FHWC, scale))
+
+    def _keep(self, *clip: object) -> None:
+        rings: tuple[list, ...] = (self.scenes, self.clips, self.masks)
+        for ring, each in zip(rings, clip, strict=True):
+            if len(ring) < self.capacity:
+                ring.append(each)
             else:
-                self.scenes[self.num_made % self.capacity] = scene
-                self.clips[self.num_made % self.capacity] = z_CFHW
-            self.num_made += 1
+                ring[self.num_made % self.capacity] = each
+        self.num_made += 1
 
     def windows(
         self, rng: np.random.Generator, batch: int, latent_frames: int, starts: float
-    ) -> tuple[Tensor, list[str]]:
-        """Random windows, BCFHW, with captions; a share `starts` begins where its clip begins.
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """Random windows, BCFHW, where their bodies are, B1FHW, and captions; a share `starts`
+        begins where its clip begins.
 
         Only that first latent frame of a clip holds a single picture, all others hold two.
         """
-        parts, captions = [], []
+        parts, masks, captions = [], [], []
         for clip in rng.integers(len(self.clips), size=batch):
             last = self.clips[clip].shape[1] - latent_frames
             start = 0 if rng.uniform() < starts or last < 1 else int(rng.integers(1, last + 1))
             parts.append(self.clips[clip][:, start : start + latent_frames])
+            masks.append(self.masks[clip][None, start : start + latent_frames])
             captions.append(caption(self.scenes[clip], rng))
-        return torch.stack(parts).float(), captions
+        return torch.stack(parts).float(), torch.stack(masks), captions
 
     def save(self, path: Path) -> None:
         """Write the clips; their scenes follow from their numbers."""
-        torch.save({"num_made": self.num_made, "clips": self.clips}, path)
+        torch.save({"num_made": self.num_made, "clips": self.clips, "masks": self.masks}, path)
 
     def load(self, path: Path) -> None:
         """Take up the clips that `save` wrote with the same seed and capacity."""
         kept = torch.load(path, weights_only=True)
-        self.num_made, self.clips = int(kept["num_made"]), list(kept["clips"])
+        self.num_made = int(kept["num_made"])
+        self.clips, self.masks = list(kept["clips"]), list(kept["masks"])
         laps, newest = divmod(self.num_made, self.capacity)
         numbers = [
             place + self.capacity * (laps - (place >= newest)) for place in range(len(self.clips))

@@ -55,6 +55,7 @@ class WanRecipe:
     window_latent_frames: int = 9
     short_window_latent_frames: int = 2
     tokens: int = 5200
+    body_weight: float = 6.0
     starts: float = 0.3
     text_tokens: int = 64
     long_text_tokens: int = 512
@@ -175,9 +176,13 @@ class Trainer:
         self.save()
 
     def train_step(self, progress: float) -> float:
-        """One step on fresh windows and noise, all drawn from the seed and the step; the loss."""
+        """One step on fresh windows and noise, all drawn from the seed and the step; the loss.
+
+        Bodies are a tenth of a frame and most of what its caption says: their error counts for
+        more at first. In the end all counts alike, for only then is the flow that of the data.
+        The loss that is returned is the plain one."""
         rng = np.random.default_rng((self.recipe.seed, 3, self.step))
-        inputs, target_BCFHW, odd = self._draw(rng, progress)
+        inputs, target_BCFHW, mask_B1FHW, odd = self._draw(rng, progress)
         stance = "force_eager" if odd else "default"
         for group in (group for o in self.optimizers for group in o.param_groups):
             group["lr"] = rate_at(self.step, progress, self.recipe)
@@ -186,8 +191,9 @@ class Trainer:
         attention = attention_backend("_native_math" if self.device.type == "cpu" else "native")
         with torch.compiler.set_stance(stance), autocast, attention:
             flow_BCFHW = self.model(*inputs)
-        loss = (flow_BCFHW.float() - target_BCFHW).square().mean()
-        loss.backward()
+        error_BCFHW = (flow_BCFHW.float() - target_BCFHW).square()
+        weight_B1FHW = 1 + (self.recipe.body_weight - 1) * falling(progress) * mask_B1FHW
+        (weight_B1FHW / weight_B1FHW.mean() * error_BCFHW).mean().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -195,12 +201,12 @@ class Trainer:
         self.step += 1
         if self.step % self.recipe.average_every == 0:
             self.average.update_parameters(self.model)
-        return loss.item()
+        return error_BCFHW.mean().item()
 
     def _draw(
         self, rng: np.random.Generator, progress: float
-    ) -> tuple[tuple[Tensor, ...], Tensor, bool]:
-        """The model's inputs, its target, and whether their shapes are unusual ones.
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, bool]:
+        """The model's inputs, its target, where bodies are, and whether shapes are unusual ones.
 
         Short windows come first: they show more scenes for the same work.
         """
@@ -209,7 +215,7 @@ class Trainer:
         latent_frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
         latent_frames = int(rng.integers(2, 18)) if odd else latent_frames
         batch = max(1, recipe.tokens // (36 * latent_frames))
-        z_BCFHW, captions = self.cache.windows(rng, batch, latent_frames, recipe.starts)
+        z_BCFHW, mask_B1FHW, captions = self.cache.windows(rng, batch, latent_frames, recipe.starts)
         length = recipe.long_text_tokens if odd else recipe.text_tokens
         tokens = self.tokenizer(
             spoil(captions, rng, recipe),
@@ -224,7 +230,8 @@ class Trainer:
         x_BCFHW = (1 - sigma_B1111) * z_BCFHW + sigma_B1111 * noise_BCFHW
         inputs = (x_BCFHW, sigma_B, tokens.input_ids, tokens.attention_mask)
         moved = tuple(value.to(self.device) for value in inputs)
-        return moved, (noise_BCFHW - z_BCFHW).to(self.device), odd
+        target_BCFHW = (noise_BCFHW - z_BCFHW).to(self.device)
+        return moved, target_BCFHW, mask_B1FHW.to(self.device), odd
 
     def save(self) -> None:
         """Write the averaged model as diffusers folders, and the state to go on from."""
@@ -294,8 +301,12 @@ def warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor],
 def rate_at(step: int, progress: float, recipe: WanRecipe) -> float:
     """The learning rate: a short rise, a level half, and a straight fall."""
     warm = min(1.0, (step + 1) / recipe.warmup_steps)
-    left = min(1.0, 2 * (1 - progress))
-    return warm * (recipe.final_rate + (recipe.peak_rate - recipe.final_rate) * left)
+    return warm * (recipe.final_rate + (recipe.peak_rate - recipe.final_rate) * falling(progress))
+
+
+def falling(progress: float) -> float:
+    """1 for the first half of the training, then straight down to 0."""
+    return min(1.0, 2 * (1 - progress))
 
 
 def save_model(out: Path, tokenizer: PreTrainedTokenizerFast, model: TextToVideo) -> None:

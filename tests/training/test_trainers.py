@@ -1,5 +1,6 @@
 """The trainers: whole clips agree with diffusers, drawn data is right, a stopped run goes on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 
 from training import vae, wan, whole_clip, world
-from training.latents import LatentCache, encode_normalised
+from training.latents import LatentCache, body_mask, encode_normalised
+from training.world import Background, Body, Scene
 
 pytestmark = pytest.mark.slow
 
@@ -43,12 +45,43 @@ def test_windows_start_where_they_should() -> None:
     cache = LatentCache(vae.new_vae().eval(), capacity=2, pixel_frames=9)
     cache.add(2)
     rng = np.random.default_rng(0)
-    z_BCFHW, captions = cache.windows(rng, 4, 3, starts=1.0)
+    z_BCFHW, mask_B1FHW, captions = cache.windows(rng, 4, 3, starts=1.0)
     assert z_BCFHW.shape == (4, 8, 3, 24, 24) and len(captions) == 4
+    assert mask_B1FHW.shape == (4, 1, 3, 24, 24)
     first = [clip[:, :3].float() for clip in cache.clips]
     assert all(any(torch.equal(z_CFHW, f) for f in first) for z_CFHW in z_BCFHW)
-    z_BCFHW, _ = cache.windows(rng, 4, 3, starts=0.0)
+    z_BCFHW, _, _ = cache.windows(rng, 4, 3, starts=0.0)
     assert not any(any(torch.equal(z_CFHW, f) for f in first) for z_CFHW in z_BCFHW)
+
+
+def test_a_mask_is_where_the_body_is() -> None:
+    """It crosses the frame in 33 frames; its latents see one, then two pictures at a time."""
+    body = Body(shape="square", colour="black", motion="right", phase=0.3, start=(0.5, 0.25))
+    scene = Scene(bodies=(body,), background=Background(pattern="dotted", colour="pink"))
+    times_s = world.frame_times(17)
+    mask_FHW = body_mask(scene, world.render(scene, times_s), (2, 4))
+    assert mask_FHW.shape == (9, 24, 24)
+    columns = torch.arange(24) + 0.5
+    seen_FW = mask_FHW.any(dim=1)
+    middle_F = (seen_FW * columns).sum(dim=1) / seen_FW.sum(dim=1) / 24
+    x_F = torch.from_numpy(world.pose(body, times_s).x_F)
+    expected_F = torch.cat([x_F[:1], (x_F[1::2] + x_F[2::2]) / 2])
+    assert (middle_F - expected_F).abs().max() < 0.03
+    assert not mask_FHW[:, 14:].any(), "it stays in the upper half"
+
+
+def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
+    network = vae.new_vae().eval()
+
+    def after(progress: float, weight: float) -> torch.Tensor:
+        recipe = replace(TINY, body_weight=weight)
+        trainer = wan.Trainer(recipe, network, tmp_path)
+        trainer.cache.add(4)
+        trainer.train_step(progress)
+        return trainer.model.transformer.proj_out.weight.detach().clone()
+
+    assert not torch.equal(after(0.0, 6.0), after(0.0, 1.0))
+    assert torch.equal(after(1.0, 6.0), after(1.0, 1.0))
 
 
 def test_sigmas_and_dropped_captions() -> None:
