@@ -63,6 +63,13 @@ def test_a_write_that_is_overtaken_by_a_later_ones(seed: int) -> None:
     run(seed)
 
 
+@pytest.mark.parametrize("seed", [2045, 3290])
+def test_a_lost_state_is_still_on_its_way_in_the_end(seed: int) -> None:
+    """One run is stopped while a state that is lost may yet be written; in the other a slow worker
+    makes a lost state again when the film is done. (Found among thousands.)"""
+    run(seed)
+
+
 @pytest.mark.parametrize("slowness", [(1, 1, 8), (1, 8, 8), (1, 12), (1, 1, 20), (1, 1, 1, 8)])
 def test_a_slow_card_never_makes_a_film_slower(slowness: tuple[int, ...]) -> None:
     """The wavefront must not wait for it with its most urgent units."""
