@@ -36,14 +36,14 @@ def run(command: list[str]) -> tuple[int, str]:
                 continue
 
 
-def interrupted_job(plan: Plan) -> str | None:
-    """A job of the same film that was begun and not finished."""
+def begun_job(plan: Plan) -> str | None:
+    """A job of the same film that was begun, or even finished, and can be gone on with."""
     if not STORE.exists():
         return None
     store = Store.open(STORE, create=False, writable=False)
     for folder in map(store.job, store.jobs()):
         same = film_key(plan_from_json(folder.plan())) == film_key(plan)
-        if same and job_state(folder, journal_records(folder)) == "interrupted":
+        if same and job_state(folder, journal_records(folder)) in ("interrupted", "done"):
             return folder.id
     return None
 
@@ -51,7 +51,7 @@ def interrupted_job(plan: Plan) -> str | None:
 def main() -> int:
     plan = prepare(load_spec(FILM)).plan
     begun = time.monotonic()
-    job = interrupted_job(plan)
+    job = begun_job(plan)
     command = [
         str(Path(sys.executable).parent / "longtake"),
         *(["resume", job] if job else ["render", str(FILM)]),
@@ -60,7 +60,7 @@ def main() -> int:
     code, printed = run(command)
     if code != 0:
         return code
-    job = json.loads(printed)["id"]
+    resumed, job = job is not None, json.loads(printed)["id"]
     rows = [
         Row(
             shot.render.prompt,
@@ -70,12 +70,14 @@ def main() -> int:
         for shot in plan.shots
     ]
     contact_sheet(OUT, rows, SHEET)
+    took = f"in {time.monotonic() - begun:.0f} s"
+    if resumed:
+        took = f"this time {took}, for it went on from what was stored"
     windows = [len(shot.stages[-1].windows) for shot in plan.shots]
     print(
         f"""
 Rendered {plan.pixel_frames / plan.fps:.0f} s in {len(plan.shots)} shots, as {sum(windows)} \
-overlapping windows ({", ".join(map(str, windows))}) on 2 workers, in \
-{time.monotonic() - begun:.0f} s.
+overlapping windows ({", ".join(map(str, windows))}) on 2 workers, {took}.
   {OUT}   the film
   {SHEET}   the film at a glance
 

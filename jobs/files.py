@@ -81,7 +81,7 @@ def refusal(error: OSError, path: Path) -> StoreError:
     """What to tell the person of a failed write: where, why, what is kept, and the fix."""
     said = f"cannot write {path}: {error.strerror or error}"
     if error.errno == errno.ENOENT:
-        return FolderGone(f"{said}; its folder was moved or deleted")
+        return FolderGone(f"{said}; its folder is gone, or takes no files")
     fix = _REFUSED.get(error.errno or 0)
     if fix is None:
         return StoreError(f"{said}. Finished work is kept. Check the disk, then resume the job")

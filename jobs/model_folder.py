@@ -116,11 +116,13 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub's client lets errors of several libraries through
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.removeprefix("Got: ")
         named = repository + (f"@{revision}" if revision else "")
         raise CannotRunHere(
             f"model {named!r} is no folder here and could not be had from Hugging Face: {reason}\n"
             "Valid: 'demo', the folder of a model, or a Hugging Face id like org/name. Without a "
-            "network, fetch it once with one, or copy its folder here and give the path"
+            "network, fetch it once with one (hf download org/name), or copy its folder here and "
+            "give the path"
         ) from error
 
 

@@ -104,7 +104,8 @@ def explain(kind: str, value: Any, context: Mapping[str, Any]) -> str:
         valid = str(context["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
         if isinstance(value, str):
             return unknown(value, valid, "value")
-        return f"must be one of {', '.join(valid)}, got {describe(value)}"
+        which = "one of " if len(valid) > 1 else ""
+        return f"must be {which}{', '.join(valid)}, got {describe(value)}"
     if kind in ("too_short", "too_long", "string_too_short", "string_too_long"):
         most, least = context.get("max_length"), context.get("min_length")
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -44,7 +45,7 @@ def parse_spec(data: Mapping[str, Any], places: Places | None = None) -> JobSpec
     try:
         spec = JobSpec.model_validate(data)
     except ValidationError as error:
-        raise bad_job(_problems(error, data), places) from None
+        raise bad_job(_problems(error, data, places), places) from None
     spec._places = places
     return spec
 
@@ -56,21 +57,31 @@ def _with_flags(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return merged | {"output": {**base, **output}} if output and isinstance(base, dict) else merged
 
 
-def _problems(error: ValidationError, data: Mapping[str, Any]) -> list[Problem]:
+def _problems(error: ValidationError, data: Mapping[str, Any], places: Places) -> list[Problem]:
     problems: dict[Problem, None] = {}
-    for each in error.errors(include_url=False):
+    errors = error.errors(include_url=False)
+    misspelt = {str(each["loc"][-1]) for each in errors if each["type"] == "extra_forbidden"}
+    for each in errors:
+        path = each["loc"]
         if each["type"] == "too_short" and each["input"]:
             continue  # said of entries that were refused, each with its own problem
-        path = each["loc"]
-        problems[Problem(path, _message(path, dict(each), data))] = None
+        message = _message(path, dict(each), data, places)
+        if message.startswith("missing") and _is_there_misspelt(str(path[-1]), misspelt):
+            continue
+        problems[Problem(path, message)] = None
     return list(problems)
 
 
-def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any]) -> str:
+def _is_there_misspelt(name: str, misspelt: set[str]) -> bool:
+    """Whether a field is missing only since it, or the list of shots around it, is misspelt."""
+    return any(get_close_matches(said, [name, "shots"], cutoff=0.6) for said in misspelt)
+
+
+def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any], places: Places) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     if error["type"] == "extra_forbidden":
-        return _unknown_field(path, data)
+        return _unknown_field(path, data, places)
     if path == ("size",) or (path[:1] == ("size",) and error["type"] == "missing"):
         return "needs width and height in px, for example [832, 480] or 832x480"
     if error["type"] == "missing":
@@ -86,13 +97,15 @@ _FIXES = {
 }
 
 
-def _unknown_field(path: Path, data: Mapping[str, Any]) -> str:
+def _unknown_field(path: Path, data: Mapping[str, Any], places: Places) -> str:
     name = path[-1]
     if path[0] == "shots" and len(path) > 2:
         return unknown(name, Shot.model_fields)
     parts: dict[object, type[Part]] = {"output": Output, "loras": Lora, "audio": Audio}
     if path[0] in parts and len(path) > 1:
         return unknown(name, parts[path[0]].model_fields)
+    if name in places.flags and "shots" in data:
+        return "belongs to one shot, and this job file has a list of them; change it in the file"
     if name in SHORTHAND and "shots" in data:
         return "stands at the top beside shots; move it into a shot, or remove shots"
     return unknown(name, [*JobSpec.model_fields, *SHORTHAND])
@@ -121,8 +134,12 @@ def _read_text(path: FilePath) -> str:
 
 def _near(path: FilePath) -> str:
     folder = path.parent
-    found = sorted(folder.glob("*.y*ml"))[:5] if folder.is_dir() else []
-    return f"; job files there: {', '.join(each.name for each in found)}" if found else ""
+    found = sorted(each.name for each in folder.glob("*.y*ml")) if folder.is_dir() else []
+    if not found:
+        return ""
+    shown = get_close_matches(path.name, found, n=1) + found
+    more = ", ..." if len(found) > 5 else ""
+    return f"; job files there: {', '.join(list(dict.fromkeys(shown))[:5])}{more}"
 
 
 def _read_yaml(text: str, source: str) -> tuple[dict[str, Any], dict[Path, tuple[int, int]]]:

@@ -12,6 +12,7 @@ tmp/                             files being written
 
 from __future__ import annotations
 
+import datetime
 import errno
 import fcntl
 import json
@@ -77,6 +78,12 @@ class JobFolder:
     def snapshots_path(self) -> Path:
         return self.path / "snapshots"
 
+    def created(self) -> datetime.datetime:
+        """When the job was submitted, by the store's clock, in local time."""
+        spec = self.path / "spec.json"
+        written = (spec if spec.exists() else self.path).stat()
+        return datetime.datetime.fromtimestamp(written.st_mtime).astimezone()
+
     @property
     def lease_path(self) -> Path:
         return self.path / "lease.json"
@@ -111,7 +118,9 @@ class Store:
         store = cls(root)
         if not store._check_format():
             if not (create and writable):
-                raise StoreError(f"there is no store at {root}; check the path, or submit a job")
+                raise StoreError(
+                    f"there is no store at {root}; check the path, or render a film into it"
+                )
             store._create()
         if writable:
             store._prepare()

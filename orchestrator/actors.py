@@ -108,7 +108,7 @@ def keeper_shell() -> type:
         def stitch(
             self, recipes: list[str], out: str, fps: int, codec: str, metadata: dict[str, Any]
         ) -> tuple[str, Any]:
-            """("stitched", facts), ("damaged", recipes) or ("failed", message)."""
+            """("stitched", (sha256, kept)), ("damaged", recipes) or ("failed", message)."""
             from pathlib import Path
 
             from jobs.errors import LongtakeError
@@ -120,7 +120,7 @@ def keeper_shell() -> type:
             try:
                 paths = [self.keeper.path(recipe) for recipe in recipes]
                 facts = stitch(paths, Path(out), fps=fps, codec=codec, metadata=metadata)
-                return "stitched", facts
+                return "stitched", (facts.sha256, facts.kept)
             except SegmentsDiffer:  # as after an upgrade: all are encoded anew, from their latents
                 for recipe in recipes:
                     self.keeper.set_aside(recipe, force=True)

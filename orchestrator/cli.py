@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -26,8 +27,6 @@ from orchestrator.prepare import (
 
 app = typer.Typer(
     name="longtake",
-    help="Render long AI videos on the GPUs you already own. Kill it at any time: `longtake "
-    "resume` goes on to the same bits.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -79,6 +78,22 @@ ModelOption = Annotated[
 ]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="accelerations: exact")]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("longtake"))
+        raise typer.Exit
+
+
+@app.callback()
+def longtake(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="and exit")
+    ] = False,
+) -> None:
+    """Render long AI videos on the GPUs you already own. Kill it at any time: `longtake resume`
+    goes on to the same bits."""
 
 
 def _prepare(file: Path | None, **flags: Any) -> Prepared:
@@ -232,6 +247,7 @@ def ls_command(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) 
     """List the jobs of a store."""
     opened = _open(store, writable=False)
     rows = [inspect_job.summary(opened.job(job)) for job in opened.jobs()]
+    rows.sort(key=lambda row: row["created"])
     print(json.dumps(rows) if as_json else show.job_table(rows))
 
 

@@ -173,7 +173,11 @@ def _join(address: str) -> Cluster:
         with _quiet():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:
-        raise CannotRunHere(f"no Ray at {address} to join: {_first_line(error)}") from error
+        token = "" if _has_token() else "; if it wants a token, set RAY_AUTH_MODE=token, too"
+        raise CannotRunHere(
+            f"no Ray at {address} to join: {_first_line(error)} Is one running there (ray start, "
+            f"or ray up cluster.yaml){token}?"
+        ) from error
     return Cluster(
         local=False,
         gpus=_resource(ray, "GPU"),

@@ -124,7 +124,10 @@ class StoreFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilmStitched(Event):
+    """``kept`` is where another file is now that had the film's name; "" if there was none."""
+
     path: str
+    kept: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,11 @@ def job_state(folder: JobFolder, records: list[dict[str, Any]]) -> str:
     return STATES.get(last["outcome"], "interrupted")
 
 
+def outcome_of(records: list[dict[str, Any]]) -> str | None:
+    """How the last driver ended; None if it did not, or there was none."""
+    return _last_turn(records).get("outcome")
+
+
 def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
     """How the last driver ended, or that it began; empty if there was none."""
     turns = [record for record in records if record["type"] in ("epoch", "ended")]
@@ -67,6 +72,10 @@ def _readable(folder: JobFolder) -> list[dict[str, Any]]:
 
 def summary(folder: JobFolder) -> dict[str, Any]:
     """A line of ``ls``. A job that cannot be read is listed as such, and hides no other."""
+    return _about(folder) | {"created": folder.created().isoformat(timespec="seconds")}
+
+
+def _about(folder: JobFolder) -> dict[str, Any]:
     try:
         plan = plan_from_json(folder.plan())
         state = job_state(folder, journal_records(folder))

@@ -243,4 +243,6 @@ class KeeperLink:
             return StitchFailed(at_s=now_s, message="its stored result is damaged", lost=lost)
         if what == "failed":
             return StitchFailed(at_s=now_s, message=answer)
-        return FilmStitched(at_s=now_s, path=out)
+        sha256, kept = answer
+        self._note({"type": "film", "key": "film", "path": out, "sha256": sha256})
+        return FilmStitched(at_s=now_s, path=out, kept=kept)

@@ -15,6 +15,7 @@ from jobs.units import Unit
 from orchestrator.events import (
     Command,
     Event,
+    FilmStitched,
     LoadFailed,
     OutputStored,
     RenderStarted,
@@ -219,6 +220,8 @@ class RenderProgress:
                     self.say(f"warning: {event.unit}: {warning}")
                 self._tally.store(event.unit)
                 self._show_film()
+            case FilmStitched(kept=kept) if kept:
+                self.say(f"another file had the film's name; it is kept as {kept}")
             case LoadFailed():
                 self._spoiled(event.unit, event.message)
             case StitchFailed():
@@ -235,7 +238,8 @@ class RenderProgress:
     def _say_stopping(self, state: RenderState) -> None:
         writing = sum(record.writing for record in state.book.records.values())
         if writing:
-            self.say(f"stopping once {writing} results are written; Ctrl-C again leaves at once")
+            what = "result is" if writing == 1 else "results are"
+            self.say(f"stopping once {writing} {what} written; Ctrl-C again leaves at once")
 
     def _begin(self, state: RenderState) -> None:
         """A session begins, with no worker, from what is stored: the rest of the one before is
@@ -266,6 +270,8 @@ class RenderProgress:
         fps = self._plan.fps
         ready_s, film_s = self._tally.playable_frames / fps, self._plan.pixel_frames / fps
         note = f"{ready_s:.1f} of {film_s:.1f} s ready"
+        if not any(self._tally.left().values()):
+            return note
         left = self._estimate.left_s(self._tally.left(), len(self._joined))
         if left is None:
             return note + ", ETA unknown yet"

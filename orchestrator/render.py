@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,9 +29,11 @@ from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator.cluster import Cluster, ClusterLost, open_cluster
 from orchestrator.events import EndRender, Outcome
+from orchestrator.inspect_job import outcome_of
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
 from orchestrator.roster import Policy
+from orchestrator.show import next_command
 from orchestrator.state import RenderState
 
 #: How often Ray may die under a render without a unit finished in between.
@@ -52,17 +55,17 @@ class RenderOptions:
 class Stops:
     """Why a render should stop: Ctrl-C, SIGTERM, a timeout, a lost lease."""
 
-    def __init__(self, lease: Lease, timeout_s: float | None) -> None:
-        self._lease = lease
+    def __init__(self, lease: Lease, timeout_s: float | None, to_resume: str) -> None:
+        self._lease, self._to_resume = lease, to_resume
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._signal: int | None = None
 
     def reason(self, now_s: float) -> tuple[Outcome, str] | None:
         """The outcome and a word on it, or None to go on."""
         if self._signal == signal.SIGINT:
-            return "interrupted", "interrupted"
+            return "interrupted", "Ctrl-C"
         if self._signal is not None:
-            return "cancelled", "terminated"
+            return "cancelled", "SIGTERM"
         if self._lease.lost:
             return "conflict", (
                 "another driver has taken over this job; this one has stopped, nothing is lost"
@@ -89,6 +92,8 @@ class Stops:
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
+            shown = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # the bars hide the cursor
+            os.write(2, f"{shown}longtake: left at once. To go on: {self._to_resume}\n".encode())
             os._exit(130)
         self._signal = number
 
@@ -121,12 +126,13 @@ def _render_leased(
     journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
     for path in journal.set_aside:
         say(f"a damaged part of the journal was set aside: {path}; no result is lost")
+    was_done = outcome_of(journal.records()) == "done"
     journal.begin_epoch()
     if options.take_over:
         time.sleep(2 * HEARTBEAT_S)  # until the driver before has noticed, and stores no more
     journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
-    stops = Stops(lease, options.timeout_s)
-    render = _Render(store, folder, plan, options, watcher, say, journal, stops)
+    stops = Stops(lease, options.timeout_s, next_command("resume", folder.id, store.root))
+    render = _Render(store, folder, plan, options, watcher, say, journal, stops, was_done)
     with stops.listening():
         try:
             ended = render.run()
@@ -162,11 +168,14 @@ class _Render:
         say: Callable[[str], None],
         journal: Journal,
         stops: Stops,
+        was_done: bool,
     ) -> None:
+        """``was_done``: it is resumed though it is; then for something that is damaged."""
         self._store, self._folder, self._plan = store, folder, plan
         self._options = options
         self._watcher, self._say, self._journal, self._stops = watcher, say, journal, stops
         self._recipes = Recipes(plan, folder.id)
+        self._was_done = was_done
 
     def run(self) -> EndRender:
         """Sessions until one ends; a Ray that died is replaced."""
@@ -251,7 +260,8 @@ class _Render:
         pinned = self._pinned()
         if self._plan.numerics == "pinned" and pinned is None:
             return set()
-        return find_durable(self._plan, self._recipes, Results(self._store), pinned, self._say)
+        results, read = Results(self._store), self._was_done
+        return find_durable(self._plan, self._recipes, results, pinned, self._say, read=read)
 
     def _pinned(self) -> str | None:
         """The numerics class that the job began with, if it pins one."""
@@ -269,8 +279,14 @@ def find_durable(
     results: Results,
     pinned: str | None,
     say: Callable[[str], None],
+    *,
+    read: bool = False,
 ) -> set[Unit]:
-    """The units whose results are in the store, whichever job put them there."""
+    """The units whose results are in the store, whichever job put them there. ``read`` them all,
+    or believe their records until they are needed.
+
+    A piece whose latents are gone counts as missing: the film could not be made again from them.
+    """
     found = set()
     for unit in plan.units():
         if not plan.is_durable(unit):
@@ -278,13 +294,15 @@ def find_durable(
         key = recipes.key(unit)
         try:
             record = results.lookup(key)
+            if record is not None and read:
+                results.read(key)
         except DamagedRecord as damage:
             say(f"{damage}; it is set aside, and {unit} is computed again")
             results.quarantine(key)
             continue
         if record is not None and pinned in (None, record.numerics):
             found.add(unit)
-    return found
+    return found - {goal for goal in plan.goals() if not found.issuperset(plan.inputs(goal))}
 
 
 def class_of_results(plan: Plan, recipes: Recipes, results: Results) -> str | None:

@@ -142,7 +142,8 @@ class Roster:
             tiles = f"{1 + beside} tiles, one a worker, need" if beside else "a tile needs"
             return (
                 f"{tiles} about {_mib(needed)}, {profile.host} has "
-                f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short"
+                f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short; "
+                "render it smaller, with fewer workers, or where there is more memory"
             )
         digest = profile.numerics.digest()
         if self.plan.numerics == "pinned":

@@ -68,7 +68,7 @@ class Ending:
             return f"longtake: {self.ended.message}"
         return (
             f"longtake: {self.ended.outcome.replace('_', ' ')}: {self.ended.message}\n"
-            f"What was finished is kept in {self.store}. To go on: "
+            f"The job and all that is finished are in {self.store}. To go on: "
             f"{next_command('resume', self.job, self.store)}"
         )
 
@@ -132,16 +132,17 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
 def plan_text(report: dict[str, Any]) -> str:
     width, height = report["size"]
     lines = [
-        f"{report['seconds']:.1f} s, {report['pixel_frames']} frames of {width}x{height} at "
-        f"{report['fps']} fps, model {report['model']} in {report['dtype']}, preset "
-        f"{report['preset']}",
+        f"{report['seconds']:.1f} s, {_count(report['pixel_frames'], 'frame')} of "
+        f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
+        f"preset {report['preset']}",
     ]
     for number, shot in enumerate(report["shots"], 1):
         windows = shot["stages"][-1]["windows"]
         lines.append(
-            f"  shot {number}: {shot['seconds']:.1f} s, {shot['latent_frames']} latent frames in "
-            f"{len(windows)} windows of {windows[0][1] - windows[0][0]}, {shot['steps']} steps, "
-            f"{shot['pieces']} pieces, seed {shot['seed']}: {_shorten(shot['prompt'])}"
+            f"  shot {number}: {shot['seconds']:.1f} s, "
+            f"{_count(shot['latent_frames'], 'latent frame')} in {_count(len(windows), 'window')} "
+            f"of {windows[0][1] - windows[0][0]}, {_count(shot['steps'], 'step')}, "
+            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['prompt'])}"
         )
     mib = 2**20
     lines += [
@@ -166,7 +167,7 @@ def job_table(rows: list[dict[str, Any]]) -> str:
         return "no jobs"
     width = max(len(row["id"]) for row in rows)
     return "\n".join(
-        f"{row['id']:{width}}  {row['state']:11}  "
+        f"{row['id']:{width}}  {row['state']:11}  {row['created'].replace('T', ' ')[:16]}  "
         + (
             f"{row['seconds']:7.1f} s  {_shorten(row['title'])}"
             if "title" in row
@@ -213,7 +214,10 @@ def verify_text(report: dict[str, Any]) -> str:
         )
     lines += [f"  warning: {said}" for said in report["disagreements"]]
     lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
-    return "\n".join([*lines, "  not as recorded" if report["problems"] else "  all as recorded"])
+    if not report["problems"]:
+        return "\n".join([*lines, "  all as recorded"])
+    to_mend = next_command("resume", report["id"], report["store"])
+    return "\n".join([*lines, f"  not as recorded; to make again what is damaged: {to_mend}"])
 
 
 def _count(number: int, thing: str) -> str:

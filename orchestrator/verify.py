@@ -36,10 +36,9 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     journal, problems = _journal(folder)
     state = inspect_job.job_state(folder, journal)
     if state != "done" and not problems:
-        raise BadJob(
-            f"job {folder.id} is {state}, not done; finish it first: "
-            f"{next_command('resume', folder.id, store.root)}"
-        )
+        to_finish = next_command("resume", folder.id, store.root)
+        fix = "wait until it is" if state == "rendering" else f"finish it first: {to_finish}"
+        raise BadJob(f"job {folder.id} is {state}, not done; {fix}")
     results = Results(store)
     keys = dict(_lasting(plan, folder.id))
     records = _check_results(keys, results, problems)
@@ -47,8 +46,11 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     pieces = {goal: records.get(goal) for goal in plan.goals()}
     film = inspect_job.film_path(folder)
     frames, seams = _check_film(plan, film, results, pieces, problems)
+    if not problems and film is not None:
+        _check_bytes(film, journal, problems)
     return {
         "id": folder.id,
+        "store": str(store.root),
         "film": str(film),
         "results": len(records),
         "pixel_frames": frames,
@@ -93,7 +95,8 @@ def _check_results(
         try:
             record = results.lookup(key)
             if record is None:
-                problems.append(f"{unit}: its result {key} is missing")
+                if unit.kind != "encode":  # a film that is done needs no prompts again
+                    problems.append(f"{unit}: its result {key} is missing")
                 continue
             results.read(key)
             found[unit] = record
@@ -149,6 +152,14 @@ def _check_film(
     if wrong > 1:
         problems.append(f"{film}: {wrong} frames are not what was stored")
     return count, meter.ratios()
+
+
+def _check_bytes(film: Path, journal: list[dict[str, Any]], problems: list[str]) -> None:
+    """The film's file, when its frames are right: its metadata may have been changed."""
+    written = [row["sha256"] for row in journal if row["type"] == "film"]
+    with film.open("rb") as file:
+        if written and hashlib.file_digest(file, "sha256").hexdigest() != written[-1]:
+            problems.append(f"{film}: its frames are right, but the file is not as it was written")
 
 
 def _stored(plan: Plan, results: Results, pieces: Pieces) -> Iterator[np.ndarray | str]:

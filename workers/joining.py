@@ -35,7 +35,10 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda:0" if torch.cuda.is_available() else "cpu"
     if asked == "cuda" and not torch.cuda.is_available():
-        raise CannotRunHere(f"{host_name()}: torch {torch.__version__} finds no GPU to use")
+        raise CannotRunHere(
+            f"{host_name()}: torch {torch.__version__} finds no GPU to use; "
+            "render with --device cpu or auto, or install a torch that was built for the GPU"
+        )
     return "cuda:0" if asked == "cuda" else asked
 
 

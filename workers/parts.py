@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import time
@@ -38,6 +39,16 @@ def whole_or_absent(out: Path) -> Iterator[Path]:
         raise BadJob(f"{reason}; choose another --out") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def keep_other(out: Path) -> Path | None:
+    """Give a file that stands under the name of ``out`` the next free one: ``film.1.mp4``."""
+    if not out.exists():
+        return None
+    free = (out.with_stem(f"{out.stem}.{number}") for number in itertools.count(1))
+    kept = next(path for path in free if not path.exists())
+    out.rename(kept)
+    return kept
 
 
 def part_beside(out: Path) -> Path:

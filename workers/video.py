@@ -7,12 +7,13 @@ after another. The conversion to YUV is integer arithmetic, the same on every ma
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +26,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from workers.parts import whole_or_absent
+from workers.parts import keep_other, whole_or_absent
 from workers.yuv import rgb_to_yuv420
 
 #: codec name -> container format, and the ending that a film of it has
@@ -60,6 +61,8 @@ class FilmFacts:
     matrix: int
     full_range: bool
     faststart: bool  # mp4: the index comes before the frames
+    sha256: str  # of the file
+    kept: str = ""  # where another film is now that stood under this name
     metadata: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -174,7 +177,8 @@ def stitch(
     """Join segments into one film, copying packets: nothing is decoded or encoded again.
 
     ``metadata`` may hold ``title``; all the rest goes into the comment as JSON. The film appears
-    under its name only when whole. Raises BadJob where ``out`` cannot be written, DamagedRecord
+    under its name only when whole; what stood there is kept under another, unless it is the same
+    ``film`` by its metadata. Raises BadJob where ``out`` cannot be written, DamagedRecord
     for a segment that cannot be read, SegmentsDiffer for segments of different settings.
     """
     check_output(out, codec)
@@ -183,7 +187,19 @@ def stitch(
         with av.open(str(part), "w", format=muxer, options=_muxer_options(muxer, fps)) as film:
             film.metadata.update(_tags(metadata))
             count = _copy_all(segments, film, fps, codec)
-    return _facts(out, count)
+        is_same = metadata.get("film") is not None and _film_of(out) == metadata["film"]
+        kept = None if is_same else keep_other(out)
+    return replace(_facts(out, count), kept=str(kept or ""))
+
+
+def _film_of(path: Path) -> object:
+    """Which film a file is, by the comment that ``stitch`` gives it; None for any other file."""
+    try:
+        with av.open(str(path)) as container:
+            tags = {key.lower(): value for key, value in container.metadata.items()}
+        return json.loads(tags["comment"])["film"]
+    except (OSError, ValueError, KeyError, TypeError, av.error.FFmpegError):
+        return None
 
 
 def check_output(out: Path, codec: str) -> None:
@@ -199,11 +215,11 @@ def _check_place(out: Path, codec: str) -> None:
     if codec not in CONTAINERS:
         raise BadJob(f"output codec {codec!r} is unknown; valid: {', '.join(CONTAINERS)}")
     ending = CONTAINERS[codec][1]
+    if out.is_dir():
+        raise BadJob(f"{out} is a folder; give a file name for the film")
     if out.suffix.lower() != ending:
         fix = f"name it {out.with_suffix(ending).name}"
         raise BadJob(f"{out}: a film with codec {codec} must end in {ending}; {fix}")
-    if out.is_dir():
-        raise BadJob(f"{out} is a folder; give a file name for the film")
     if not out.parent.is_dir():
         raise BadJob(f"{out}: the folder {out.parent} does not exist; create it first")
     if not os.access(out.parent, os.W_OK):
@@ -341,10 +357,13 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _facts(path: Path, pixel_frames: int) -> FilmFacts:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         return FilmFacts(
+            sha256=sha256,
             codec=context.name,
             pix_fmt=str(context.pix_fmt),
             fps=Fraction(stream.average_rate or 0),

@@ -81,7 +81,7 @@ def test_too_much_and_too_little(desk: Desk) -> None:
 def test_no_store(desk: Desk, name: str) -> None:
     job = [] if name == "ls" else ["kite-1"]
     said = refusal(command(desk, name, *job), 6)
-    assert f"there is no store at {desk.store}; check the path, or submit a job" in said
+    assert f"there is no store at {desk.store}; check the path, or render a film into it" in said
     assert not desk.store.exists(), "asking must not create it"
 
 
@@ -154,7 +154,8 @@ def test_ls(desk: Desk, stored: str) -> None:
     assert [(row["id"], row["state"]) for row in rows] == [("kite-1", "planned")]
     assert rows[0]["seconds"] == 2.0 and rows[0]["size"] == [64, 64]
     table = command(desk, "ls")
-    assert re.fullmatch(r"kite-1 +planned +2\.0 s +a red kite\n", table.out)
+    today = rows[0]["created"][:10]
+    assert re.fullmatch(rf"kite-1 +planned +{today} \d\d:\d\d +2\.0 s +a red kite\n", table.out)
     assert table.err == ""
 
 
@@ -175,7 +176,8 @@ def test_a_damaged_job_hides_no_other(desk: Desk, stored: str, damage: bytes) ->
     assert "plan.json is damaged" in rows["kite-1"]["problem"]
     table = command(desk, "ls")
     assert table.code == 0
-    assert re.search(r"kite-1 +damaged +\S*plan.json is damaged", table.out)
+    assert re.search(r"kite-1 +damaged .*plan.json is damaged", table.out)
+    assert table.out.index("kite-1") < table.out.index("other-1"), "in the order of their creation"
     for name in ("show", "verify", "resume"):
         assert "plan.json is damaged" in refusal(command(desk, name, stored), 6)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -136,3 +138,29 @@ def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cli, "_prepare", interrupted)
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert ran == Ran(130, "", "longtake: interrupted\n")
+
+
+# -- leaving at once
+
+STOPS = """
+import os, signal, sys, time
+from orchestrator.render import Stops
+class Lease: lost = False
+stops = Stops(Lease(), None, "longtake resume kite-1")
+with stops.listening():
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stops.reason(time.monotonic()) == ("interrupted", "Ctrl-C")
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_says_how_to_go_on() -> None:
+    """On a terminal it shows the cursor again, which the progress bars hide."""
+    ours, theirs = os.openpty()
+    process = subprocess.run([sys.executable, "-c", STOPS], stderr=theirs, timeout=60)
+    os.close(theirs)
+    said = os.read(ours, 1000).decode()
+    os.close(ours)
+    assert process.returncode == 130
+    assert said.startswith("\x1b[?25h") and "To go on: longtake resume kite-1" in said

@@ -131,7 +131,7 @@ def test_pixel_frames_are_taken_as_they_are():
         ({"guidance": -1}, "guidance[1]: must be at least 0"),
         ({"guidance": "high"}, "guidance: needs a number, or a list"),
         ({"flow_shift": 0}, "flow_shift: must be more than 0"),
-        ({"version": 2}, "version: must be one of 1"),
+        ({"version": 2}, "version: must be 1, got 2"),
         ({"dtype": "fp16"}, "valid: auto, float32, bfloat16, float16"),
         ({"scheduler": "eular"}, "did you mean 'euler'? valid: auto, unipc, euler, dpm++"),
         ({"numerics": "exact"}, "valid: any, pinned"),

@@ -72,7 +72,22 @@ def test_flags_win_over_the_file_and_are_named(load, refusal):
     text = "prompt: a gull\nseconds: 5\noutput: {quality: 3}"
     assert load(text, prompt="a kite", codec="ffv1") == job(output={"codec": "ffv1", "quality": 3})
     assert refusal(text, fps=0).startswith("--fps: must be")
-    assert refusal("shots: [{prompt: a, seconds: 1}]", prompt="b").startswith("--prompt: stands at")
+    said = refusal("shots: [{prompt: a, seconds: 1}]", prompt="b")
+    assert said.startswith("--prompt: belongs to one shot")
+
+
+def test_what_is_only_misspelt_is_not_called_missing(refusal):
+    said = refusal("shot: [{prompt: a, seconds: 1}]")
+    assert "did you mean 'shots'?" in said and "missing" not in said
+    said = refusal("promt: a\nseconds: 1")
+    assert "did you mean 'prompt'?" in said and "missing" not in said
+
+
+def test_a_job_file_that_is_not_there(tmp_path):
+    for name in ("a", "b", "c", "d", "e", "film"):
+        (tmp_path / f"{name}.yaml").write_text("")
+    with pytest.raises(BadJob, match=r"job files there: film.yaml, a.yaml, .*d.yaml, \.\.\.$"):
+        load_spec(tmp_path / "flim.yaml")
 
 
 @pytest.mark.parametrize(

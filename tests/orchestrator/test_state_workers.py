@@ -18,7 +18,8 @@ def test_a_worker_that_is_too_small_is_refused_with_numbers() -> None:
     bare = Bare(plan)
     bare.start()
     message = (
-        "a tile needs about 900 MiB, w1 has 200 MiB free after loading the model: 700 MiB short"
+        "a tile needs about 900 MiB, w1 has 200 MiB free after loading the model: 700 MiB short; "
+        "render it smaller, with fewer workers, or where there is more memory"
     )
     assert bare.joins("w1", free_bytes=200 * 2**20) == [
         e.StopWorker("w1", message),

@@ -29,7 +29,7 @@ from orchestrator.events import EndRender
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_to_json
 from orchestrator.recipes import Recipes
-from orchestrator.render import class_of_results
+from orchestrator.render import class_of_results, find_durable
 from orchestrator.verify import verify
 from tests.orchestrator.plans import frames_for, make_plan
 from workers.parts import part_beside
@@ -70,6 +70,8 @@ class Finished:
         journal = Journal.open(self.folder, "driver-1")
         journal.begin_epoch()
         journal.append([{"type": "out", "key": "out", "path": str(self.film)}])
+        written = hashlib.sha256(self.film.read_bytes()).hexdigest()
+        journal.append([{"type": "film", "key": "film", "sha256": written}])
         journal.append([{"type": "ended", "outcome": "done", "message": ""}])
 
     def join(self, segments: list[bytes]) -> None:
@@ -195,6 +197,38 @@ def test_another_film(tmp_path: Path, codec: str) -> None:
     assert job.problems() == [f"the film {job.film} is missing; `longtake resume` writes it again"]
 
 
+def test_a_file_that_was_touched_though_its_frames_are_right(tmp_path: Path) -> None:
+    job = finished(tmp_path, codec="h264")
+    assert job.problems() == []
+    with job.film.open("ab") as film:
+        film.write(b"x")
+    assert job.problems() == [
+        f"{job.film}: its frames are right, but the file is not as it was written"
+    ]
+
+
+def test_damage_that_no_record_shows_is_found_by_reading(tmp_path: Path) -> None:
+    """Latents that are damaged are set aside, and so the pieces that are made of them go, too."""
+    job, said = finished(tmp_path), list[str]()
+
+    def durable(*, read: bool) -> set[Unit]:
+        return find_durable(job.plan, job.recipes, job.results, None, said.append, read=read)
+
+    everything = {unit for unit, _ in verifying._lasting(job.plan, job.folder.id)}
+    latents, prompts = Unit("step", 0, 0, 1, 0, 2), Unit("encode", 1)
+    for unit in (latents, prompts):
+        path = job.results.path(job.recipes.key(unit))
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert durable(read=False) == everything and said == []
+    made_of_it = {goal for goal in job.plan.goals() if latents in job.plan.inputs(goal)}
+    assert made_of_it
+    both = {Unit("encode", 0), prompts}  # are one result: the shots' prompts are the same
+    assert durable(read=True) == everything - {latents} - both - made_of_it
+    assert len(said) == 2 and all("is set aside" in line for line in said)
+    job.commit(latents, b"computed again")
+    assert job.problems() == [], "nobody needs the prompts of a film that is done"
+
+
 @pytest.mark.parametrize("codec", ENDINGS)
 def test_a_piece_that_is_missing_spoils_no_other(tmp_path: Path, codec: str) -> None:
     job = finished(tmp_path, codec=codec)
@@ -231,10 +265,10 @@ def test_a_damaged_journal_is_a_problem_among_others(tmp_path: Path) -> None:
     job = finished(tmp_path)
     first = min(job.folder.journal_path.glob("*.json"))
     first.write_bytes(first.read_bytes()[:-9])
-    job.results.delete(job.recipes.key(Unit("encode", 0)))
+    job.results.delete(job.recipes.key(Unit("step", 0, 0, 1, 0, 2)))
     said = "\n".join(job.problems())
     assert first.name in said and "where the film is" in said
-    assert "shot 1 prompts: its result" in said
+    assert "shot 1 window 2 step 2: its result" in said
 
 
 def test_writers_that_disagreed_are_told_of(tmp_path: Path) -> None:
@@ -303,7 +337,7 @@ def segments():
         os.kill(os.getpid(), signal.SIGKILL)
     print("stitching", flush=True)
     input()
-stitch(segments(), Path(sys.argv[1]), fps=8, codec="h264", metadata={})
+stitch(segments(), Path(sys.argv[1]), fps=8, codec="h264", metadata={"film": "black"})
 """
 
 
@@ -319,7 +353,7 @@ def stitching(film: Path, how: str) -> subprocess.Popen[str]:
 def stitch_here(film: Path) -> None:
     black = np.zeros((5, 32, 32, 3), np.uint8)
     segment = encode_segment(black, fps=8, codec="h264", quality=20)
-    stitch([segment], film, fps=8, codec="h264", metadata={})
+    stitch([segment], film, fps=8, codec="h264", metadata={"film": "black"})
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:

@@ -158,3 +158,15 @@ def test_verify_finds_what_changed(finished: dict[str, Any]) -> None:
         assert text.code == 8 and "PROBLEM" in text.out
         spoiled.write_bytes(content)
     assert verify(finished).code == 0
+
+
+def test_resume_mends_what_verify_finds(finished: dict[str, Any]) -> None:
+    """Also latents that nobody would read again, for the film has been made of them."""
+    store = finished["root"]
+    flip_bit(data_file(store, "shot 1 window 2 step 4"))
+    said = longtake("verify", finished["id"], "--store", store)
+    assert said.code == 8
+    assert f"longtake resume {finished['id']} --store {store}" in said.out
+    ran = resume(store)
+    assert ran.code == 0 and "it is set aside, and shot 1 window 2 step 4 is" in ran.err, ran.err
+    assert verify(finished).code == 0

@@ -253,6 +253,22 @@ def test_a_missing_segment_is_named_and_the_old_film_is_kept(tmp_path):
         read_film(tmp_path / "gone.mp4")
 
 
+def test_another_file_of_the_films_name_is_kept(tmp_path):
+    def film(name, count=2):
+        return stitch(
+            [encode(picture(count), "h264")], out, fps=24, codec="h264", metadata={"film": name}
+        )
+
+    out = tmp_path / "f.mp4"
+    assert film("one").kept == ""
+    assert film("one", 3).kept == "", "the same film, made again"
+    assert film("two").kept == str(tmp_path / "f.1.mp4")
+    assert read_film(tmp_path / "f.1.mp4").pixel_frames == 3
+    out.write_bytes(b"no film at all")
+    assert film("two").kept == str(tmp_path / "f.2.mp4")
+    assert (tmp_path / "f.2.mp4").read_bytes() == b"no film at all"
+
+
 def test_who_watches_the_old_film_goes_on_watching_it(tmp_path):
     """The new film takes the name in one move; the old one's content is never written over."""
     out = tmp_path / "f.mp4"
