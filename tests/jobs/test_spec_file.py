@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from jobs.model_geometry import ModelDefaults
 from jobs.spec import resolve
 from jobs.spec_file import load_spec
 from tests.jobs.test_spec import GEOMETRY, job, shots
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -152,3 +155,8 @@ def test_paths_that_are_no_file(tmp_path):
         load_spec("/dev/zero")
     with pytest.raises(BadJob, match=r"cannot be read|does not exist"):
         load_spec("a\0b")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[each.name for each in EXAMPLES])
+def test_the_examples_are_jobs(path):
+    assert EXAMPLES and load_spec(path).shots
