@@ -5,12 +5,14 @@ Running it again after an interruption goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from jobs.errors import LongtakeError
 from jobs.spec_file import load_spec
 from jobs.store import Store
 from orchestrator.inspect_job import job_state, journal_records
@@ -42,9 +44,10 @@ def begun_job(plan: Plan) -> str | None:
         return None
     store = Store.open(STORE, create=False, writable=False)
     for folder in map(store.job, store.jobs()):
-        same = film_key(plan_from_json(folder.plan())) == film_key(plan)
-        if same and job_state(folder, journal_records(folder)) in ("interrupted", "done"):
-            return folder.id
+        with contextlib.suppress(LongtakeError):  # of another version, or damaged: not this one
+            same = film_key(plan_from_json(folder.plan())) == film_key(plan)
+            if same and job_state(folder, journal_records(folder)) in ("interrupted", "done"):
+                return folder.id
     return None
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from statistics import median
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -36,8 +36,12 @@ def ideal_s(run: Rendered, workers: int) -> float:
     return simulation.run().wall_s
 
 
-def bare_s(size: list[int], calls: int = 60) -> float:
-    """Median seconds of a model call in a process that does nothing else, on one thread."""
+#: Seconds in which the bare processes count their model calls.
+COUNTED_S = 12.0
+
+
+def count_calls(size: list[int], ready: Barrier, counts: Any) -> None:
+    """In a process that does nothing else, on one thread: model calls in a common interval."""
     from diffusers import WanTransformer3DModel
 
     torch.set_num_threads(1)
@@ -45,26 +49,42 @@ def bare_s(size: list[int], calls: int = 60) -> float:
     geometry = inspect_model(folder).geometry
     model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer").eval()
     height, width = (pixels // geometry.spatial_scale for pixels in size[::-1])
-    latents = torch.randn(1, geometry.latent_channels, geometry.window_latent_frames, height, width)
+    frames = geometry.window_latent_frames
+    latents = torch.randn(1, geometry.latent_channels, frames, height, width)
     text = torch.randn(1, geometry.text_tokens, geometry.text_dim)
-    seconds = []
-    for _ in range(calls):
-        begun = time.perf_counter()
+
+    def call() -> None:
         with torch.inference_mode():
             model(latents, torch.tensor([500.0]), text)
-        seconds.append(time.perf_counter() - begun)
-    return median(seconds)
+
+    for _ in range(5):
+        call()
+    ready.wait()
+    begun, ends = time.perf_counter(), []
+    while not ends or ends[-1] < begun + COUNTED_S:
+        call()
+        ends.append(time.perf_counter())
+    counts.put(len(ends) / (ends[-1] - begun))
+
+
+def calls_per_s(processes: int, size: list[int]) -> float:
+    """Model calls a second of so many processes together."""
+    context = get_context("spawn")
+    ready, counts = context.Barrier(processes), context.Queue()
+    started = [
+        context.Process(target=count_calls, args=(size, ready, counts)) for _ in range(processes)
+    ]
+    for process in started:
+        process.start()
+    total = sum(float(counts.get()) for _ in started)
+    for process in started:
+        process.join()
+    return total
 
 
 def ceiling(repeats: int, size: list[int]) -> dict[str, Any]:
-    """What two processes that share nothing but this machine gain over one: no scheduler can
-    gain more."""
-    gains = []
-    for _ in range(repeats):
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            alone = pool.submit(bare_s, size).result()
-            together = [pool.submit(bare_s, size) for _ in range(2)]
-            gains.append(2 * alone / median(each.result() for each in together))
+    """What two processes that share nothing but this machine gain over one."""
+    gains = [calls_per_s(2, size) / calls_per_s(1, size) for _ in range(repeats)]
     return {"gains": gains, "gain": median(gains)}
 
 
@@ -73,8 +93,8 @@ def scaling(repeats: int, size: list[int]) -> dict[str, Any]:
     spans: dict[int, list[float]] = {1: [], 2: []}
     shares = []
     steps: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(repeats):
-        for workers in (1, 2):
+    for repeat in range(repeats):
+        for workers in (1, 2) if repeat % 2 else (2, 1):
             run = render(long_job(size=size), workers=workers)
             spans[workers].append(run.span_s)
             steps[workers].append(run.median_step_s())
@@ -95,9 +115,10 @@ def scaling(repeats: int, size: list[int]) -> dict[str, Any]:
 def checkpoints(repeats: int, size: list[int]) -> dict[str, Any]:
     """Checkpoints at the default interval against none."""
     spans: dict[str, list[float]] = {"default": [], "none": []}
-    for _ in range(repeats):
-        for name, every in (("default", 5), ("none", 1000)):
-            job = long_job(size=size, checkpoint_every=every, steps=20, seconds=5.0)
+    intervals = [("default", 5), ("none", 1000)]
+    for repeat in range(repeats):
+        for name, every in intervals if repeat % 2 else intervals[::-1]:
+            job = long_job(size=size, checkpoint_every=every, steps=20, seconds=10.0)
             spans[name].append(render(job, workers=2).span_s)
     cost = median(spans["default"]) / median(spans["none"]) - 1
     return {"checkpointing_cost": cost, **{f"{name}_s": s for name, s in spans.items()}}

@@ -39,10 +39,13 @@ FAULT_POINTS = (
     "result.after_quarantine",
 )
 
+#: Around the moment when a film gets its name.
+FILM_POINTS = ("film.before_publish", "film.after_publish")
+
 #: Points of a worker; each is passed with the unit's name.
 WORKER_POINTS = ("worker.before_unit",)
 
-_VALID = (*FAULT_POINTS, *WORKER_POINTS)
+_VALID = (*FAULT_POINTS, *FILM_POINTS, *WORKER_POINTS)
 _ERRNOS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}
 _ACTIONS = ("kill", "hang", *_ERRNOS)
 

@@ -60,21 +60,31 @@ def _with_flags(data: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 def _problems(error: ValidationError, data: Mapping[str, Any], places: Places) -> list[Problem]:
     problems: dict[Problem, None] = {}
     errors = error.errors(include_url=False)
-    misspelt = {str(each["loc"][-1]) for each in errors if each["type"] == "extra_forbidden"}
+    misspelt = [each["loc"] for each in errors if each["type"] == "extra_forbidden"]
     for each in errors:
         path = each["loc"]
         if each["type"] == "too_short" and each["input"]:
             continue  # said of entries that were refused, each with its own problem
         message = _message(path, dict(each), data, places)
-        if message.startswith("missing") and _is_there_misspelt(str(path[-1]), misspelt):
-            continue
-        problems[Problem(path, message)] = None
+        if not (message.startswith("missing") and _is_there_misspelt(path, misspelt)):
+            problems[Problem(path, message)] = None
     return list(problems)
 
 
-def _is_there_misspelt(name: str, misspelt: set[str]) -> bool:
+def _is_there_misspelt(path: Path, misspelt: list[Path]) -> bool:
     """Whether a field is missing only since it, or the list of shots around it, is misspelt."""
-    return any(get_close_matches(said, [name, "shots"], cutoff=0.6) for said in misspelt)
+
+    def is_meant(said: Path) -> bool:
+        names = [str(path[-1])] if _beside(said) == _beside(path) else []
+        names += ["shots"] if len(said) == 1 else []
+        return bool(get_close_matches(str(said[-1]), names, cutoff=0.6))
+
+    return any(map(is_meant, misspelt))
+
+
+def _beside(path: Path) -> Path:
+    """What a field is a part of; what stands at the top may be of the only shot."""
+    return path[:-1] or ("shots", 0)
 
 
 def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any], places: Places) -> str:

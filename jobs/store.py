@@ -271,7 +271,7 @@ def _identity() -> bytes:
 
 
 def _is_job(folder: Path) -> bool:
-    return (folder / "spec.json").is_file()
+    return os.path.isfile(folder / "spec.json")  # also False where another user's may not be read
 
 
 def _rename_new(building: Path, folder: Path) -> None:

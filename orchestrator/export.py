@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from jobs.arrays import decode_bundle
-from jobs.errors import StoreFull
 from jobs.results import Results
 from jobs.store import Store
 from jobs.units import Unit
@@ -16,11 +14,10 @@ from orchestrator.recipes import Recipes
 
 def save_latents(store: Store, plan: Plan, job: str, path: Path) -> None:
     """Write the finished latents of every shot as ``shot_000``...: [1, C, T, H, W]."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from workers.bundles import to_tensor
-    from workers.parts import part_beside
+    from workers.parts import whole_or_absent
     from workers.tiles import assemble
 
     recipes, results = Recipes(plan, job), Results(store)
@@ -34,14 +31,5 @@ def save_latents(store: Store, plan: Plan, job: str, path: Path) -> None:
             parts.append((window.start, to_tensor(bundle, "latents")))
         owned = [stage.owned(window.index) for window in stage.windows]
         tensors[f"shot_{number:03}"] = assemble(parts, owned).contiguous()
-    out = path.expanduser()
-    part = part_beside(out)
-    try:
-        save_file(tensors, str(part))
-        os.replace(part, out)
-    except (OSError, SafetensorError) as error:
-        raise StoreFull(
-            f"{out} cannot be written: {error}; the film is done, see its job"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_or_absent(path.expanduser(), "--save-latents") as part:
+        part.write_bytes(save(tensors))

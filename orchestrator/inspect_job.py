@@ -23,7 +23,7 @@ STATES: dict[str, str] = {
     "failed": "failed",
     "cannot_run": "failed",
     "store_failed": "failed",
-    "conflict": "rendering",
+    "conflict": "interrupted",
     "interrupted": "interrupted",
     "cancelled": "interrupted",
     "timeout": "interrupted",
@@ -44,11 +44,6 @@ def job_state(folder: JobFolder, records: list[dict[str, Any]]) -> str:
     if last["type"] == "epoch":
         return "interrupted"
     return STATES.get(last["outcome"], "interrupted")
-
-
-def outcome_of(records: list[dict[str, Any]]) -> str | None:
-    """How the last driver ended; None if it did not, or there was none."""
-    return _last_turn(records).get("outcome")
 
 
 def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -72,7 +67,11 @@ def _readable(folder: JobFolder) -> list[dict[str, Any]]:
 
 def summary(folder: JobFolder) -> dict[str, Any]:
     """A line of ``ls``. A job that cannot be read is listed as such, and hides no other."""
-    return _about(folder) | {"created": folder.created().isoformat(timespec="seconds")}
+    about = _about(folder)
+    try:
+        return about | {"created": folder.created().isoformat(timespec="seconds")}
+    except OSError:
+        return about | {"created": ""}
 
 
 def _about(folder: JobFolder) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def _about(folder: JobFolder) -> dict[str, Any]:
         state = job_state(folder, journal_records(folder))
     except DamagedRecord as damage:
         return {"id": folder.id, "state": "damaged", "problem": str(damage)}
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         return {"id": folder.id, "state": "unreadable", "problem": str(error)}
     except CannotRunHere as other:
         return {"id": folder.id, "state": "other version", "problem": str(other)}
@@ -96,9 +95,16 @@ def _about(folder: JobFolder) -> dict[str, Any]:
 
 
 def piece_records(plan: Plan, job: str, results: Results) -> list[ResultRecord | None]:
-    """The records of the film's pieces, in film order."""
+    """The records of the film's pieces, in film order; None for one that is not there, or is
+    damaged."""
     recipes = Recipes(plan, job)
-    return [results.lookup(recipes.key(goal)) for goal in plan.goals()]
+    found: list[ResultRecord | None] = []
+    for goal in plan.goals():
+        try:
+            found.append(results.lookup(recipes.key(goal)))
+        except DamagedRecord:
+            found.append(None)
+    return found
 
 
 def frames_digest(records: list[ResultRecord | None]) -> str | None:
@@ -116,10 +122,10 @@ def computed_units(folder: JobFolder) -> Counter[str]:
     """How often each unit was computed for this job, by the workers' own logs."""
     counts: Counter[str] = Counter()
     for log in sorted(folder.logs.glob("*.jsonl")):
-        for line in log.read_text(encoding="utf-8").splitlines():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 counts[json.loads(line)["unit"]] += 1
-            except (json.JSONDecodeError, KeyError):
+            except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a worker was killed while it wrote this line
     return counts
 

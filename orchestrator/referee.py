@@ -9,14 +9,23 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from jobs.units import Unit
-from orchestrator.events import RunUnit
 from orchestrator.plan import Plan
 from orchestrator.roster import Policy
 
 Key = tuple[Unit, int]  # an output: unit and attempt
+
+
+#: What may end a render: how its message tells it, and how often it must have happened.
+_CAUSES = {
+    "fault": (" failed ", "max_faults"),
+    "death": (" died on it", "max_deaths"),
+    "cluster": ("the cluster failed", "max_cluster_failures"),
+    "damage": ("was damaged", "max_damages"),
+    "write": ("writers died", "max_write_failures"),
+}
 
 
 class Violation(AssertionError):
@@ -44,7 +53,7 @@ class Referee:
         self._allowed_redo: set[Unit] = set()
         self._attempts: set[Key] = set()
         self._struck: dict[str, Counter[Unit]] = {}  # by kind of fault, in this life
-        self._lost_workers = 0
+        self._barren_losses = 0  # workers lost since a unit was finished
         self._truth: dict[Unit, str] = {}
         self._inputs: dict[Unit, tuple[Unit, ...]] = {}
         self._overlapping: dict[tuple[int, int, int], list[int]] = {}
@@ -138,6 +147,7 @@ class Referee:
         """Note a unit whose end the driver knows. It may have been finished before only if a
         loss explains it: of its own output, or of everything since its line."""
         self.completed[unit] += 1
+        self._barren_losses = 0
         again = unit in self._this_life
         self._this_life.add(unit)
         if not self.damaged and self.completed[unit] > 1:
@@ -161,7 +171,7 @@ class Referee:
         self._this_life.clear()
         self._attempts.clear()
         self._struck.clear()
-        self._lost_workers = 0
+        self._barren_losses = 0
 
     def _is_recent(self, unit: Unit, lines: dict[tuple[Unit, int], int]) -> bool:
         """Whether a unit lies after the last line that all tiles near it have reached."""
@@ -199,35 +209,40 @@ class Referee:
     # -- the end
 
     def struck(self, kind: str, unit: Unit) -> None:
-        """Note what befell a unit: "fault" (its own), "death" (of its worker), "cluster"."""
+        """Note what befell a unit, by the word for it in ``_CAUSES``."""
         self._struck.setdefault(kind, Counter())[unit] += 1
 
-    def lost_worker(self, kind: str, queue: Iterable[RunUnit]) -> None:
-        """It died, or hangs; the driver may believe that it was at any unit of its queue."""
-        self._lost_workers += 1
-        for command in queue:
-            self.struck(kind, command.unit)
+    def lost_worker(self, kind: str, suspects: Iterable[Unit]) -> None:
+        """It died, or hangs; the driver may believe that it was at any of these."""
+        self._barren_losses += 1
+        for unit in suspects:
+            self.struck(kind, unit)
 
     def check_failed(self, message: str, policy: Policy) -> None:
-        """A render may fail only by a unit that was struck as often as the policy says, which it
-        names, or because worker after worker was lost."""
-        limits = {
-            "fault": policy.max_faults,
-            "death": policy.max_deaths,
-            "cluster": policy.max_cluster_failures,
-        }
-        for kind, units in self._struck.items():
-            for unit, times in units.items():
-                if times >= limits[kind] and message.startswith((f"{unit} ", f"{unit}:")):
+        """A render may fail only by a unit that was struck as often as the policy says, and as its
+        message says, or because worker after worker was lost."""
+        for kind, (words, limit) in _CAUSES.items():
+            for unit, times in self._struck.get(kind, Counter()).items():
+                is_named = message.startswith((f"{unit} ", f"{unit}:")) and words in message
+                if is_named and times >= getattr(policy, limit):
                     return
-        if "keep dying" not in message or self._lost_workers <= policy.max_barren_losses:
+        if "keep dying" not in message or self._barren_losses <= policy.max_barren_losses:
             raise Violation(f"it failed without a cause: {message}")
 
-    def check_done(self, held: list[Key]) -> None:
-        if held:
+    def check_done(self, held: list[Key], running: Collection[Unit]) -> None:
+        """Nothing is left in memory or store, but around what is ``running``: a state that was
+        lost while it was written may still be made again when the film is done."""
+        if held and not running:
             raise Violation(f"left in memory at the end: {sorted(held)[:5]}")
         if self.damaged:
             return
+        near = {
+            (unit.shot, unit.stage, index)
+            for unit in running
+            if unit.kind == "step"
+            for index in self._near(unit, self.plan.checkpoint_every)
+        }
         for unit in self.results:
-            if unit.kind == "step" and unit.step < self.plan.steps(unit):
+            is_over = unit.kind == "step" and unit.step < self.plan.steps(unit)
+            if is_over and (unit.shot, unit.stage, unit.index) not in near:
                 raise Violation(f"a checkpoint is left in the store: {unit}")

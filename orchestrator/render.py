@@ -21,7 +21,15 @@ from typing import Any
 
 import psutil
 
-from jobs.errors import BadJob, CannotRunHere, DamagedRecord, StoreConflict, StoreError
+from jobs.errors import (
+    EXIT_CANCELLED,
+    EXIT_INTERRUPTED,
+    BadJob,
+    CannotRunHere,
+    DamagedRecord,
+    StoreConflict,
+    StoreError,
+)
 from jobs.journal import Journal
 from jobs.lease import HEARTBEAT_S, Lease
 from jobs.results import Results
@@ -29,7 +37,6 @@ from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator.cluster import Cluster, ClusterLost, open_cluster
 from orchestrator.events import EndRender, Outcome
-from orchestrator.inspect_job import outcome_of
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
 from orchestrator.roster import Policy
@@ -74,6 +81,12 @@ class Stops:
             return "timeout", "the time limit has passed"
         return None
 
+    def sleep(self, seconds: float) -> None:
+        """Until the time has passed, or there is a reason to stop."""
+        end_s = time.monotonic() + seconds
+        while (now_s := time.monotonic()) < end_s and self.reason(now_s) is None:
+            time.sleep(0.05)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Catch the first Ctrl-C or SIGTERM; a second one ends the process at once."""
@@ -94,7 +107,7 @@ class Stops:
         if self._signal is not None:
             shown = "\x1b[?25h\n" if sys.stderr.isatty() else ""  # the bars hide the cursor
             os.write(2, f"{shown}longtake: left at once. To go on: {self._to_resume}\n".encode())
-            os._exit(130)
+            os._exit(EXIT_INTERRUPTED if number == signal.SIGINT else EXIT_CANCELLED)
         self._signal = number
 
 
@@ -109,37 +122,11 @@ def render_job(
     """Render a stored job to its end, whichever it is."""
     try:
         with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
-            return _render_leased(lease, store, folder, plan, options, watcher, say)
+            stops = Stops(lease, options.timeout_s, next_command("resume", folder.id, store.root))
+            with stops.listening():
+                return _Render(store, folder, plan, options, watcher, say, stops).run()
     except (StoreError, CannotRunHere) as error:
         return _ended_by(error)
-
-
-def _render_leased(
-    lease: Lease,
-    store: Store,
-    folder: JobFolder,
-    plan: Plan,
-    options: RenderOptions,
-    watcher: Any,
-    say: Callable[[str], None],
-) -> EndRender:
-    journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
-    for path in journal.set_aside:
-        say(f"a damaged part of the journal was set aside: {path}; no result is lost")
-    was_done = outcome_of(journal.records()) == "done"
-    journal.begin_epoch()
-    if options.take_over:
-        time.sleep(2 * HEARTBEAT_S)  # until the driver before has noticed, and stores no more
-    journal.append([{"type": "out", "key": "out", "path": str(options.out)}])
-    stops = Stops(lease, options.timeout_s, next_command("resume", folder.id, store.root))
-    render = _Render(store, folder, plan, options, watcher, say, journal, stops, was_done)
-    with stops.listening():
-        try:
-            ended = render.run()
-        except (StoreError, CannotRunHere) as error:
-            ended = _ended_by(error)
-    _note_end(journal, ended)
-    return ended
 
 
 def _ended_by(error: StoreError | CannotRunHere) -> EndRender:
@@ -158,6 +145,8 @@ def _note_end(journal: Journal, ended: EndRender) -> None:
 
 
 class _Render:
+    """A job whose lease is held."""
+
     def __init__(
         self,
         store: Store,
@@ -166,31 +155,54 @@ class _Render:
         options: RenderOptions,
         watcher: Any,
         say: Callable[[str], None],
-        journal: Journal,
         stops: Stops,
-        was_done: bool,
     ) -> None:
-        """``was_done``: it is resumed though it is; then for something that is damaged."""
         self._store, self._folder, self._plan = store, folder, plan
         self._options = options
-        self._watcher, self._say, self._journal, self._stops = watcher, say, journal, stops
+        self._watcher, self._say, self._stops = watcher, say, stops
         self._recipes = Recipes(plan, folder.id)
-        self._was_done = was_done
+        self._journal = Journal.open(folder, f"driver-{os.getpid()}", repair=True)
+        self._read_all = False
 
     def run(self) -> EndRender:
+        """Render, and note in the journal how it ended."""
+        for path in self._journal.set_aside:
+            self._say(f"a damaged part of the journal was set aside: {path}; no result is lost")
+        self._read_all = self._is_to_be_read_through()
+        self._journal.begin_epoch()
+        self._journal.append([{"type": "out", "key": "out", "path": str(self._options.out)}])
+        try:
+            ended = self._sessions()
+        except (StoreError, CannotRunHere) as error:
+            ended = _ended_by(error)
+        _note_end(self._journal, ended)
+        return ended
+
+    def _is_to_be_read_through(self) -> bool:
+        """Whether the job was done once, or its journal is damaged: it is resumed for something
+        that is not as recorded, and that may be anywhere."""
+        once_done = any(
+            record["type"] == "ended" and record["outcome"] == "done"
+            for record in self._journal.records()
+        )
+        return once_done or bool(self._journal.set_aside)
+
+    def _sessions(self) -> EndRender:
         """Sessions until one ends; a Ray that died is replaced."""
+        if self._options.take_over:
+            self._stops.sleep(2 * HEARTBEAT_S)  # the driver before has noticed, and stores no more
         barren = 0
         seen: set[Unit] = set()
         while True:
             durable = self._durable()
             barren = 0 if durable - seen else barren + 1
             seen |= durable
+            stop = self._stops.reason(time.monotonic())
+            if stop is not None:
+                return EndRender(*stop)
             try:
                 return self._session(durable)
             except ClusterLost as lost:
-                stop = self._stops.reason(time.monotonic())
-                if stop is not None:
-                    return EndRender(*stop)
                 if barren > MAX_BARREN_CLUSTERS:
                     return EndRender("failed", f"Ray died {barren} times in a row: {lost}")
                 self._say(f"Ray died ({lost}); starting it again from what is stored")
@@ -260,8 +272,12 @@ class _Render:
         pinned = self._pinned()
         if self._plan.numerics == "pinned" and pinned is None:
             return set()
-        results, read = Results(self._store), self._was_done
-        return find_durable(self._plan, self._recipes, results, pinned, self._say, read=read)
+        results, read, self._read_all = Results(self._store), self._read_all, False
+        if read:
+            self._say("reading all that is stored")
+        return take_stock(
+            self._plan, self._recipes, results, pinned, self._say, read=read, stops=self._stops
+        )
 
     def _pinned(self) -> str | None:
         """The numerics class that the job began with, if it pins one."""
@@ -273,7 +289,7 @@ class _Render:
         return class_of_results(self._plan, self._recipes, Results(self._store))
 
 
-def find_durable(
+def take_stock(
     plan: Plan,
     recipes: Recipes,
     results: Results,
@@ -281,16 +297,17 @@ def find_durable(
     say: Callable[[str], None],
     *,
     read: bool = False,
+    stops: Stops | None = None,
 ) -> set[Unit]:
-    """The units whose results are in the store, whichever job put them there. ``read`` them all,
-    or believe their records until they are needed.
+    """The units whose results are in the store, whichever job put them there; what is damaged is
+    set aside. ``read`` them all, until it ``stops``, or believe their records until needed.
 
     A piece whose latents are gone counts as missing: the film could not be made again from them.
     """
-    found = set()
-    for unit in plan.units():
-        if not plan.is_durable(unit):
-            continue
+    found: set[Unit] = set()
+    for unit in filter(plan.is_durable, plan.units()):
+        if stops is not None and stops.reason(time.monotonic()) is not None:
+            return found
         key = recipes.key(unit)
         try:
             record = results.lookup(key)

@@ -45,10 +45,11 @@ class Ending:
         return EXIT_CODES[self.ended.outcome]
 
     def as_json(self) -> dict[str, Any]:
+        outcome = self.ended.outcome
         return {
             "id": self.job,
-            "state": STATES[self.ended.outcome],
-            "outcome": self.ended.outcome,
+            "state": "rendering" if outcome == "conflict" else STATES[outcome],
+            "outcome": outcome,
             "message": self.ended.message,
             "out": str(self.out),
             "store": str(self.store),

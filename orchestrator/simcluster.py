@@ -136,6 +136,7 @@ class SimCluster:
             if not pulled:
                 return OutputLost(at_s=self.now_s, unit=unit, attempt=attempt)
             if dies:
+                self.referee.struck("write", unit)
                 return StoreFailed(
                     at_s=self.now_s, unit=unit, attempt=attempt, message="died", transient=True
                 )
@@ -164,6 +165,7 @@ class SimCluster:
     def _damage(self, unit: Unit) -> None:
         del self.results[unit]
         self.referee.damaged = True
+        self.referee.struck("damage", unit)
 
     def _stitch(self) -> Event:
         goals = self.plan.goals()

@@ -124,7 +124,7 @@ class Simulation(SimCluster):
             if self.fed > self._max_events:
                 raise Violation("the render never ends")
             if self.ended is not None and self.ended.outcome == "interrupted":
-                if any(key in self.held for key in self.writes):  # of one that is lost, who knows
+                if self.writes.keys() - self.gone:  # of one that is lost, who knows
                     raise Violation(f"interrupted while {self.writes} are written")
                 self._new_life()
         self._check_end(self.ended)
@@ -280,7 +280,7 @@ class Simulation(SimCluster):
         if fate in ("worker_dies", "node_lost"):
             return self._die(worker, node=fate == "node_lost")
         if fate == "worker_hangs":
-            self.referee.lost_worker("death", worker.queue)
+            self.referee.lost_worker("death", self._suspects(worker))
             if self._strikes(0.5):  # as if it had been suspended: it goes on once it is given up
                 worker.wakes = lambda: self._finish(worker, command, seconds, early, "finishes")
             return None
@@ -355,7 +355,7 @@ class Simulation(SimCluster):
 
     def _die(self, worker: SimWorker, *, node: bool) -> Event | None:
         worker.dead = True
-        self.referee.lost_worker("cluster" if node else "death", worker.queue)
+        self.referee.lost_worker("cluster" if node else "death", self._suspects(worker))
         if node:
             for key, maker in list(self.made_by.items()):
                 if maker == worker.name:
@@ -366,6 +366,11 @@ class Simulation(SimCluster):
             return WorkerLost(at_s=self.now_s, worker=worker.name, message="died", node=node)
 
         return self._report(arrive)
+
+    def _suspects(self, worker: SimWorker) -> list[Unit]:
+        """What the driver may believe it is at: a report of the unit before may be late."""
+        late = self.faults.late_s > 0
+        return [command.unit for command in worker.queue][: 2 if late else 1]
 
     def _lose_cluster(self) -> None:
         """Everything but the store is gone. Of what was on its way there, some arrived."""
@@ -388,11 +393,9 @@ class Simulation(SimCluster):
         if ended.outcome == "done":
             if not self.stitched:
                 raise Violation("done without a film")
-            if not self.with_worker:  # else a lost state was still being made again
-                self.referee.check_done(
-                    [k for k in self.held if k not in self.unreported and self.readers[k] <= 0]
-                )
+            held = [key for key in self.held if key not in self.unreported]
+            self.referee.check_done(held, self.with_worker)
         elif not ended.message:
             raise Violation("a failure without a reason")
-        elif ended.outcome == "failed":
+        elif ended.outcome in ("failed", "store_failed"):
             self.referee.check_failed(ended.message, self.policy)

@@ -153,6 +153,7 @@ class RenderState:
             reason = self.roster.overdue(record, self._now_s)
             if reason:
                 self._emit(StopWorker(record.worker, reason))
+                self._suspect(record)
                 self._drop_worker(record, reason)
 
     # -- workers
@@ -177,22 +178,29 @@ class RenderState:
     def _(self, event: WorkerLost) -> None:
         record = self.workers.get(event.worker)
         if record is not None:
-            self._drop_worker(record, event.message, blame=not event.node)
+            self._suspect(record, node=event.node)
+            self._drop_worker(record, event.message)
 
-    def _drop_worker(self, record: WorkerRecord, reason: str, *, blame: bool = True) -> None:
-        """The worker is gone: its units go back, and the one at its head is suspected."""
+    def _drop_worker(self, record: WorkerRecord, reason: str) -> None:
+        """The worker is gone: its units go back."""
         self.roster.remove(record, reason, self._now_s)
         self._lanes.end(record.worker)
-        for position, name in enumerate(record.queue):
+        for name in record.queue:
             unit = self.book.records[name]
-            # A host takes all its workers with it, one after another: the unit moves from each
-            # to the next. That is one loss.
-            if position == 0 and self._now_s - unit.died_s > self.policy.same_loss_s:
-                unit.died_s = self._now_s
-                unit.deaths += blame
-                unit.cluster_failures += not blame
             self.book.requeue(unit, f"{record.worker} was lost: {reason}")
             self._give_up(unit, reason)
+
+    def _suspect(self, record: WorkerRecord, *, node: bool = False) -> None:
+        """A worker died or hangs, perhaps by what it was at; not if its whole node is lost.
+
+        A host takes all its workers with it, one after another: the unit moves from each to the
+        next. That is one loss.
+        """
+        unit = self.book.records[record.queue[0]] if record.queue else None
+        if unit is not None and self._now_s - unit.died_s > self.policy.same_loss_s:
+            unit.died_s = self._now_s
+            unit.deaths += not node
+            unit.cluster_failures += node
 
     # -- units
 
@@ -244,7 +252,7 @@ class RenderState:
         if worker.faults >= self.policy.max_worker_faults and worker.worker in self.workers:
             reason = f"{worker.faults} failures in a row, the last: {message}"
             self._emit(StopWorker(worker.worker, reason))
-            self._drop_worker(worker, reason, blame=False)  # nothing of its queue has done harm
+            self._drop_worker(worker, reason)  # what waits in its queue has done no harm
 
     def _give_up(self, record: UnitRecord, message: str) -> None:
         if len(record.faults) >= self.policy.max_faults:

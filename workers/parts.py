@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,38 +18,55 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs.errors import BadJob, StoreFull
-from jobs.files import STRAY_S, machine, process_start, remove
+from jobs.faults import fault_point
+from jobs.files import STRAY_S, machine, process_start, remove, sync_folder
 
 #: Of a file that is not whole: the film's name, hashed; machine, process and start of its writer.
 _PART = re.compile(r"\.longtake-[0-9a-f]{12}-([0-9a-f]{12})-(\d+)-(\w+)-[0-9a-f]{8}\.part")
 
 
 @contextmanager
-def whole_or_absent(out: Path) -> Iterator[Path]:
-    """Yields a name beside ``out``; moves it there once whole, or removes it."""
+def whole_or_absent(out: Path, what: str = "--out") -> Iterator[Path]:
+    """Yields a name beside ``out``; moves it there once whole and on storage, or removes it.
+
+    ``what`` the person calls it by, in the message of a write that fails.
+    """
     part = part_beside(out)
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        fault_point("film.before_publish")
         os.replace(part, out)
+        fault_point("film.after_publish")
+        sync_folder(out.parent)
     except OSError as error:
         reason = f"{out} cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"{reason}; free some space, or choose another --out") from error
-        raise BadJob(f"{reason}; choose another --out") from error
+            raise StoreFull(f"{reason}; free some space, or choose another {what}") from error
+        raise BadJob(f"{reason}; choose another {what}") from error
     finally:
         part.unlink(missing_ok=True)
 
 
 def keep_other(out: Path) -> Path | None:
-    """Give a file that stands under the name of ``out`` the next free one: ``film.1.mp4``."""
-    if not out.exists():
+    """Give a file that stands under the name of ``out`` a second, free one: ``film.1.mp4``. It
+    stands under both until another file is moved to the first."""
+    if not os.path.lexists(out):
         return None
-    free = (out.with_stem(f"{out.stem}.{number}") for number in itertools.count(1))
-    kept = next(path for path in free if not path.exists())
-    out.rename(kept)
-    return kept
+    for number in itertools.count(1):
+        kept = out.with_stem(f"{out.stem}.{number}")
+        try:
+            os.link(out, kept, follow_symlinks=False)
+            return kept
+        except FileExistsError:
+            if kept.exists() and out.exists() and kept.samefile(out):  # by one that was killed then
+                return kept
+        except OSError:  # a file system without hard links
+            if not os.path.lexists(kept):
+                shutil.copy2(out, kept, follow_symlinks=False)
+                return kept
+    return None
 
 
 def part_beside(out: Path) -> Path:

@@ -178,7 +178,7 @@ def stitch(
 
     ``metadata`` may hold ``title``; all the rest goes into the comment as JSON. The film appears
     under its name only when whole; what stood there is kept under another, unless it is the same
-    ``film`` by its metadata. Raises BadJob where ``out`` cannot be written, DamagedRecord
+    to the byte. Raises BadJob where ``out`` cannot be written, DamagedRecord
     for a segment that cannot be read, SegmentsDiffer for segments of different settings.
     """
     check_output(out, codec)
@@ -187,19 +187,14 @@ def stitch(
         with av.open(str(part), "w", format=muxer, options=_muxer_options(muxer, fps)) as film:
             film.metadata.update(_tags(metadata))
             count = _copy_all(segments, film, fps, codec)
-        is_same = metadata.get("film") is not None and _film_of(out) == metadata["film"]
+        is_same = out.is_file() and _sha256(out) == _sha256(part)
         kept = None if is_same else keep_other(out)
     return replace(_facts(out, count), kept=str(kept or ""))
 
 
-def _film_of(path: Path) -> object:
-    """Which film a file is, by the comment that ``stitch`` gives it; None for any other file."""
-    try:
-        with av.open(str(path)) as container:
-            tags = {key.lower(): value for key, value in container.metadata.items()}
-        return json.loads(tags["comment"])["film"]
-    except (OSError, ValueError, KeyError, TypeError, av.error.FFmpegError):
-        return None
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_output(out: Path, codec: str) -> None:
@@ -357,13 +352,11 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _facts(path: Path, pixel_frames: int) -> FilmFacts:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
         return FilmFacts(
-            sha256=sha256,
+            sha256=_sha256(path),
             codec=context.name,
             pix_fmt=str(context.pix_fmt),
             fps=Fraction(stream.average_rate or 0),

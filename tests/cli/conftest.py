@@ -29,7 +29,7 @@ def no_render(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*args: Any) -> None:
         raise AssertionError("a render was started")
 
-    monkeypatch.setattr("orchestrator.render._Render.run", reached)
+    monkeypatch.setattr("orchestrator.render._Render._sessions", reached)
 
 
 @pytest.fixture

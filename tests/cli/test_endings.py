@@ -49,7 +49,7 @@ def test_a_render_ends_with_the_code_of_its_outcome(
     desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = EndRender(outcome, "why it ended")
-    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: ended)
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: ended)
     ran = desk.render(*flags, "--out", "film.mp4")
     assert (ran.code, ran.out) == (OUTCOMES[outcome], "")
     job = os.listdir(desk.store / "jobs")[0]
@@ -62,7 +62,9 @@ def test_a_render_ends_with_the_code_of_its_outcome(
         assert (to_resume in ran.err) == (outcome != "conflict")
 
 
-@pytest.mark.parametrize("raises", ["Lease.acquire", "Journal.open", "_Render.run", "_note_end"])
+@pytest.mark.parametrize(
+    "raises", ["Lease.acquire", "Journal.open", "_Render._sessions", "_note_end"]
+)
 @pytest.mark.parametrize(
     ("error", "code", "state"),
     [
@@ -83,7 +85,7 @@ def test_wherever_a_render_ends_it_says_how_to_go_on(
     def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened")
 
-    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: EndRender("done", ""))
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: EndRender("done", ""))
     monkeypatch.setattr(f"orchestrator.render.{raises}", fail)
     ran = desk.render(*flags, "--json")
     assert (ran.code, ran.json()["state"]) == (code, state)
@@ -96,7 +98,7 @@ def test_json_of_a_render_stands_alone_on_standard_output(
     desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = EndRender("timeout", "why")
-    monkeypatch.setattr("orchestrator.render._Render.run", lambda self: ended)
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: ended)
     ran = desk.render(*flags, "--json")
     assert ran.code == 5
     report = ran.json()

@@ -10,7 +10,14 @@ import pytest
 from store_helpers import check_store, in_child, memory_folder
 
 from jobs.errors import StoreError, StoreFull
-from jobs.faults import FAULT_POINTS, FAULT_STAGES, FAULT_WRITES, WORKER_POINTS, fault_point
+from jobs.faults import (
+    FAULT_POINTS,
+    FAULT_STAGES,
+    FAULT_WRITES,
+    FILM_POINTS,
+    WORKER_POINTS,
+    fault_point,
+)
 from jobs.journal import Journal
 from jobs.lease import Lease
 from jobs.results import Results
@@ -210,7 +217,7 @@ def test_the_list_of_fault_points_is_the_code():
     assert labels == set(FAULT_WRITES)
     assert stages == set(FAULT_STAGES)
     writes = {f"{label}.{stage}" for label in labels for stage in stages}
-    assert names | writes == {*FAULT_POINTS, *WORKER_POINTS}
+    assert names | writes == {*FAULT_POINTS, *FILM_POINTS, *WORKER_POINTS}
 
 
 def is_label(key: ast.keyword) -> bool:

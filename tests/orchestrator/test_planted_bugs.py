@@ -179,7 +179,7 @@ def stale_input(patch: Patch) -> None:
 
 @bug
 def lost_worker_not_requeued(patch: Patch) -> None:
-    def drop(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
+    def drop(self: RenderState, record: Any, reason: str) -> None:
         self.roster.remove(record, reason, self._now_s)
         record.queue.clear()
 
@@ -191,10 +191,10 @@ def lost_worker_not_requeued(patch: Patch) -> None:
 def second_unit_of_lost_worker_forgotten(patch: Patch) -> None:
     drop = RenderState._drop_worker
 
-    def drop_first(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
+    def drop_first(self: RenderState, record: Any, reason: str) -> None:
         while len(record.queue) > 1:
             record.queue.pop()
-        drop(self, record, reason, blame=blame)
+        drop(self, record, reason)
 
     patch.setattr(RenderState, "_drop_worker", drop_first)
     patch.setattr(RenderState, "validate", lambda self: self.book.validate())
@@ -392,9 +392,9 @@ def survivors_redo_work(patch: Patch) -> None:
     """When a worker is lost, its neighbours' last outputs are computed again, too."""
     drop = RenderState._drop_worker
 
-    def wide(self: RenderState, record: Any, reason: str, *, blame: bool = True) -> None:
+    def wide(self: RenderState, record: Any, reason: str) -> None:
         heads = list(record.queue)
-        drop(self, record, reason, blame=blame)
+        drop(self, record, reason)
         for unit in heads[:1]:
             for name in self.plan.inputs(unit):
                 self.book.lose(name, "to be safe")
@@ -414,6 +414,19 @@ def all_failures_are_the_units_own(patch: Patch) -> None:
         give_up(self, record, message)
 
     patch.setattr(RenderState, "_give_up", harsh)
+
+
+@bug
+def the_whole_queue_is_suspected(patch: Patch) -> None:
+    """What only waited behind the unit that killed a worker is blamed, too."""
+    drop = RenderState._drop_worker
+
+    def harsh(self: RenderState, record: Any, reason: str) -> None:
+        for name in list(record.queue)[1:]:
+            self.book.records[name].deaths += 1
+        drop(self, record, reason)
+
+    patch.setattr(RenderState, "_drop_worker", harsh)
 
 
 @bug

@@ -29,7 +29,7 @@ from orchestrator.events import EndRender
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_to_json
 from orchestrator.recipes import Recipes
-from orchestrator.render import class_of_results, find_durable
+from orchestrator.render import class_of_results, take_stock
 from orchestrator.verify import verify
 from tests.orchestrator.plans import frames_for, make_plan
 from workers.parts import part_beside
@@ -212,7 +212,7 @@ def test_damage_that_no_record_shows_is_found_by_reading(tmp_path: Path) -> None
     job, said = finished(tmp_path), list[str]()
 
     def durable(*, read: bool) -> set[Unit]:
-        return find_durable(job.plan, job.recipes, job.results, None, said.append, read=read)
+        return take_stock(job.plan, job.recipes, job.results, None, said.append, read=read)
 
     everything = {unit for unit, _ in verifying._lasting(job.plan, job.folder.id)}
     latents, prompts = Unit("step", 0, 0, 1, 0, 2), Unit("encode", 1)
@@ -377,7 +377,7 @@ def test_a_writer_that_lives_keeps_its_file(tmp_path: Path) -> None:
         process.stdin.write("\n")
         process.stdin.flush()
         assert process.wait() == 0
-    assert os.listdir(tmp_path) == [film.name]
+    assert sorted(os.listdir(tmp_path)) == ["film.1.mp4", film.name], "both films are kept"
     assert len(list(iter_frames(film))) == 3
 
 

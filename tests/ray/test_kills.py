@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs.faults import FAULT_POINTS
+from jobs.faults import FAULT_POINTS, FILM_POINTS
 from jobs.store import Store
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -41,8 +41,9 @@ LONG_ROUNDS = tuple((seed, VICTIMS[seed % len(VICTIMS)]) for seed in range(6, 62
 #: damaged result: tests/jobs kills at those.
 RENDER_POINTS = tuple(
     point
-    for point in FAULT_POINTS
-    if point.split(".")[0] in ("data", "result", "journal", "lease") and "quarantine" not in point
+    for point in (*FAULT_POINTS, *FILM_POINTS)
+    if point.split(".")[0] in ("data", "result", "journal", "lease", "film")
+    and "quarantine" not in point
 )
 
 
@@ -194,5 +195,5 @@ def test_a_kill_at_a_commit_point(
 def test_a_kill_at_every_commit_point(
     point: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:
-    passage = 1 if point.startswith("lease") else 2
+    passage = 1 if point.startswith(("lease", "film")) else 2
     kill_at(point, passage, job_file, reference, tmp_path)

@@ -161,12 +161,23 @@ def test_verify_finds_what_changed(finished: dict[str, Any]) -> None:
 
 
 def test_resume_mends_what_verify_finds(finished: dict[str, Any]) -> None:
-    """Also latents that nobody would read again, for the film has been made of them."""
-    store = finished["root"]
-    flip_bit(data_file(store, "shot 1 window 2 step 4"))
+    """Also latents that nobody would read again, for the film has been made of them; and a film
+    that somebody has changed is kept beside the one that is made again."""
+    store, film = finished["root"], finished["film"]
+    damaged = ("shot 1 window 2 step 4", "shot 1 piece 2")
+    for name in damaged:
+        flip_bit(data_file(store, name))
+    flip_bit(sorted((store / "jobs" / finished["id"] / "journal").glob("*.json"))[3])
+    with film.open("ab") as file:
+        file.write(b"a sound track")
     said = longtake("verify", finished["id"], "--store", store)
     assert said.code == 8
     assert f"longtake resume {finished['id']} --store {store}" in said.out
-    ran = resume(store)
-    assert ran.code == 0 and "it is set aside, and shot 1 window 2 step 4 is" in ran.err, ran.err
+    ran = resume(store, "--out", film)
+    assert ran.code == 0, ran.err
+    for name in damaged:
+        assert f"it is set aside, and {name} is computed again" in ran.err
+    kept = film.with_stem("film.1")
+    assert f"it is kept as {kept}" in ran.err and kept.read_bytes().endswith(b"a sound track")
     assert verify(finished).code == 0
+    kept.unlink()

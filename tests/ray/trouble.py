@@ -12,7 +12,6 @@ from jobs.store import Store
 from orchestrator.inspect_job import computed_units
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
-from orchestrator.render import find_durable
 from tests.ray.harness import (
     Ran,
     Running,
@@ -117,7 +116,9 @@ def stored(store: Path) -> set[str]:
     opened = Store.open(store, create=False, writable=False)
     plan = plan_from_json(opened.job(job_ids(store)[0]).plan())
     recipes = Recipes(plan, job_ids(store)[0])
-    return {str(unit) for unit in find_durable(plan, recipes, Results(opened), None, print)}
+    results = Results(opened)
+    units = filter(plan.is_durable, plan.units())
+    return {str(unit) for unit in units if results.lookup(recipes.key(unit)) is not None}
 
 
 def computed(store: Path) -> Counter[str]:

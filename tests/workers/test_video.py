@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from workers.parts import keep_other
 from workers.video import CONTAINERS, encode_segment, iter_frames, read_film, stitch
 from workers.yuv import rgb_to_yuv420
 
@@ -261,12 +262,20 @@ def test_another_file_of_the_films_name_is_kept(tmp_path):
 
     out = tmp_path / "f.mp4"
     assert film("one").kept == ""
-    assert film("one", 3).kept == "", "the same film, made again"
-    assert film("two").kept == str(tmp_path / "f.1.mp4")
-    assert read_film(tmp_path / "f.1.mp4").pixel_frames == 3
+    assert film("one").kept == "", "the same film, made again"
+    assert film("two", 3).kept == str(tmp_path / "f.1.mp4")
+    assert read_film(tmp_path / "f.1.mp4").pixel_frames == 2
     out.write_bytes(b"no film at all")
     assert film("two").kept == str(tmp_path / "f.2.mp4")
     assert (tmp_path / "f.2.mp4").read_bytes() == b"no film at all"
+    assert read_film(out).pixel_frames == 2
+
+
+def test_one_that_was_killed_before_it_moved_its_film_leaves_one_copy(tmp_path):
+    out = tmp_path / "f.mp4"
+    out.write_bytes(b"another")
+    assert keep_other(out) == keep_other(out) == tmp_path / "f.1.mp4"
+    assert out.read_bytes() == (tmp_path / "f.1.mp4").read_bytes() == b"another"
 
 
 def test_who_watches_the_old_film_goes_on_watching_it(tmp_path):
