@@ -113,7 +113,10 @@ def _watch(process: subprocess.Popen[bytes]) -> dict[str, int]:
 
 
 def _note(peaks: dict[str, int], kind: str, process: psutil.Process) -> None:
-    peaks[kind] = max(peaks.get(kind, 0), process.memory_info().rss)
+    memory = process.memory_info()
+    private = memory.rss - memory.shared  # outputs lie in memory that all processes share
+    for name, size_bytes in ((kind, memory.rss), (f"{kind}_private", private)):
+        peaks[name] = max(peaks.get(name, 0), size_bytes)
 
 
 def machine() -> dict[str, Any]:

@@ -181,7 +181,8 @@ def main() -> None:
         "checkpoints": checkpoints(options.repeats, options.size),
         "one_window": one_window(options.repeats, options.size),
     }
-    write_result("speed", figures)
+    width, height = options.size
+    write_result(f"speed_{width}x{height}", figures)
 
 
 if __name__ == "__main__":
