@@ -136,12 +136,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_result(name: str, figures: Mapping[str, Any]) -> Path:
-    """Write a dated result beside the scripts; one file per benchmark and day."""
+def write_result(name: str, figures: Mapping[str, Any], *, keep: bool = True) -> None:
+    """Print figures, and ``keep`` them in a dated file beside the scripts."""
+    print(json.dumps(figures, indent=2))
+    if not keep:
+        return
     RESULTS.mkdir(exist_ok=True)
     facts = machine()
     path = RESULTS / f"{name}_cpu_{facts['date']}.json"
     path.write_text(json.dumps({"machine": facts, **figures}, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
     print(f"written to {path}")
-    return path

@@ -7,6 +7,7 @@ tokenizer is built from.
 from __future__ import annotations
 
 import re
+import zlib
 
 import numpy as np
 
@@ -46,6 +47,13 @@ MOTION_WORDS: dict[str, tuple[str, ...]] = {
     "pulse": ("pulse", "grow and shrink", "pulsate"),
     "spin": ("spin", "rotate", "turn around", "spin around"),
     "still": ("stay still", "stand still", "rest"),
+    "zigzag": ("zigzag", "bounce off the walls", "change direction again and again"),
+    "hide": (
+        "hide behind a pillar",
+        "move behind a pillar",
+        "disappear behind a pillar",
+        "go behind a pillar and come back",
+    ),
 }
 _PARTICIPLES = {
     "move": "moving",
@@ -58,6 +66,9 @@ _PARTICIPLES = {
     "pulsate": "pulsating",
     "spin": "spinning",
     "rotate": "rotating",
+    "zigzag": "zigzagging",
+    "change": "changing",
+    "hide": "hiding",
 }
 _FINITES = {"go": "goes"}
 PATTERN_WORDS: dict[str, tuple[str, ...]] = {
@@ -81,9 +92,32 @@ _PLACES = ("on", "on", "on", "over", "against", "in front of")
 _JOINTS = ("and", "and", "while")
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One true wording of the scene; now and then it says nothing of the background."""
-    clauses = [_clause(body, rng) for body in scene.bodies]
+#: One in so many wordings is never trained on.
+HELD_OUT_EVERY = 10
+
+
+def caption(scene: Scene, rng: np.random.Generator, *, held_out: bool = False) -> str:
+    """One true wording of the scene, among those that are trained on or, if asked, the others.
+    Now and then it says nothing of the background or of a body's rest; a held-out one says all."""
+    while True:
+        said = _caption(scene, rng, complete=held_out)
+        if is_held_out(said) == held_out:
+            return said
+
+
+def is_held_out(said: str) -> bool:
+    """Whether a wording is kept from training: all that it says but names of shapes and colours."""
+    words = " ".join("_" if word in _NAMES else word for word in re.findall("[a-z]+", said))
+    return zlib.crc32(words.encode()) % HELD_OUT_EVERY == 0
+
+
+_NAMES = {
+    word for table in (SHAPE_WORDS, COLOUR_WORDS) for words in table.values() for word in words
+}
+
+
+def _caption(scene: Scene, rng: np.random.Generator, *, complete: bool) -> str:
+    clauses = [_clause(body, rng, complete=complete) for body in scene.bodies]
     said = clauses[0]
     for clause in clauses[1:]:
         said = f"{said} {_pick(rng, _JOINTS)} {clause}"
@@ -91,7 +125,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     layout = rng.uniform()
     if layout < 0.78:
         return f"{said} {behind}"
-    if layout < 0.94:
+    if layout < 0.94 or complete:
         return f"{behind}, {said}"
     return said
 
@@ -106,7 +140,7 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in said for word in re.findall("[a-z]+", phrase)})
 
 
-def _clause(body: Body, rng: np.random.Generator) -> str:
+def _clause(body: Body, rng: np.random.Generator, *, complete: bool) -> str:
     """What a body is and does, such as "a big red star is slowly moving left"."""
     thing = " ".join(
         word
@@ -118,7 +152,7 @@ def _clause(body: Body, rng: np.random.Generator) -> str:
         if word
     )
     subject = f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
-    if body.motion == "still" and rng.uniform() < 0.3:
+    if body.motion == "still" and rng.uniform() < 0.3 and not complete:
         return subject
     form = _pick(rng, ("finite", "finite", "participle", "progressive"))
     does = _conjugate(_pick(rng, MOTION_WORDS[body.motion]), form)
@@ -133,10 +167,10 @@ def _conjugate(phrase: str, form: str) -> str:
     verb, _, rest = phrase.partition(" ")
     if form == "finite":
         verb = _FINITES.get(verb, verb + "s")
-        rest = rest.replace("and shrink", "and shrinks")
+        rest = re.sub(r"\band (shrink|come)\b", r"and \1s", rest)
     else:
         verb = _PARTICIPLES.get(verb, verb + "ing")
-        rest = rest.replace("and shrink", "and shrinking")
+        rest = rest.replace("and shrink", "and shrinking").replace("and come", "and coming")
     return f"{verb} {rest}".rstrip()
 
 

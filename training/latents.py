@@ -98,11 +98,15 @@ class LatentCache:
 
     def save(self, path: Path) -> None:
         """Write the clips; their scenes follow from their numbers."""
-        torch.save({"num_made": self.num_made, "clips": self.clips, "masks": self.masks}, path)
+        kept = {"world": world.VERSION, "num_made": self.num_made}
+        torch.save(kept | {"clips": self.clips, "masks": self.masks}, path)
 
     def load(self, path: Path) -> None:
-        """Take up the clips that `save` wrote with the same seed and capacity."""
+        """Take up the clips that `save` wrote with the same seed and capacity; those of an older
+        world are made anew."""
         kept = torch.load(path, weights_only=True)
+        if kept.get("world") != world.VERSION:
+            return
         self.num_made = int(kept["num_made"])
         self.clips, self.masks = list(kept["clips"]), list(kept["masks"])
         laps, newest = divmod(self.num_made, self.capacity)

@@ -73,29 +73,34 @@ def new_text_encoder(num_words: int, width: int = 128) -> UMT5EncoderModel:
     return UMT5EncoderModel(config)
 
 
-def properties(scene: Scene) -> dict[str, str]:
-    """What a caption says of a scene with one body."""
-    body, background = scene.bodies[0], scene.background
-    return {
-        "shape": body.shape,
-        "colour": body.colour,
-        "size": body.size,
-        "motion": body.motion,
-        "tempo": body.tempo,
-        "pattern": background.pattern,
-        "backdrop": background.colour,
-    }
-
-
-VALUES: dict[str, tuple[str, ...]] = {
+#: What a caption says of each body, and of the second if there is none.
+BODY_VALUES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES,
     "colour": tuple(COLOURS),
     "size": tuple(RADII),
     "motion": MOTIONS,
     "tempo": tuple(TEMPOS),
+}
+NOBODY = "nobody"
+MOST_BODIES = 2
+VALUES: dict[str, tuple[str, ...]] = {
     "pattern": PATTERNS,
     "backdrop": tuple(BACKGROUND_COLOURS),
+} | {
+    f"{name} {number}": (NOBODY, *values)
+    for number in range(MOST_BODIES)
+    for name, values in BODY_VALUES.items()
 }
+
+
+def properties(scene: Scene) -> dict[str, str]:
+    """What a caption says of a scene; its bodies in the order in which it names them."""
+    told = {"pattern": scene.background.pattern, "backdrop": scene.background.colour}
+    for number in range(MOST_BODIES):
+        for name in BODY_VALUES:
+            there = number < len(scene.bodies)
+            told[f"{name} {number}"] = getattr(scene.bodies[number], name) if there else NOBODY
+    return told
 
 
 def teach_to_read(

@@ -67,7 +67,7 @@ class WanRecipe:
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup_steps: int = 100
-    reading_steps: int = 800
+    reading_steps: int = 1500
     average_decay: float = 0.98
     average_every: int = 4
     clips: int = 2500
@@ -97,11 +97,22 @@ def new_model(seed: int = 0) -> tuple[PreTrainedTokenizerFast, TextToVideo]:
     return tokenizer, TextToVideo(len(tokenizer))
 
 
-def load_weights(model: TextToVideo, folder: Path) -> None:
-    """Take the weights of a model folder of the same architecture and the same words."""
+def load_weights(model: TextToVideo, tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
+    """Take the weights of a model folder of the same architecture. Words that it does not know
+    keep their fresh embeddings; returns whether there are any."""
+    known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
+    ours = [index for word, index in tokenizer.get_vocab().items() if word in known]
+    theirs = [known[word] for word in tokenizer.get_vocab() if word in known]
     for name, part in model.named_children():
         trained = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
-        part.load_state_dict(trained.state_dict())
+        weights = trained.state_dict()
+        for key, fresh in part.state_dict().items():
+            if weights[key].shape != fresh.shape:
+                rows = fresh.clone()
+                rows[ours] = weights[key][theirs]
+                weights[key] = rows
+        part.load_state_dict(weights)
+    return len(ours) < len(tokenizer)
 
 
 def embed(text_encoder: UMT5EncoderModel, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
@@ -146,9 +157,8 @@ class Trainer:
         self.recipe, self.out, self.device = recipe, out, vae.device
         self.step, self.elapsed_s = 0, 0.0
         self.tokenizer, model = new_model(recipe.seed)
-        if init is not None:
-            load_weights(model, init)
-        elif not (out / "state.pt").exists():
+        can_read = init is not None and not load_weights(model, self.tokenizer, init)
+        if not can_read and not (out / "state.pt").exists():
             teach_to_read(model.text_encoder, self.tokenizer, recipe.reading_steps, recipe.seed)
         model.text_encoder.requires_grad_(False)
         self.model = model.to(self.device)

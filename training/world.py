@@ -9,13 +9,17 @@ Shapes: F frames, H rows, W columns, P rows and columns of the patch around a bo
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+
+#: Raised whenever the same seed gives other scenes or pictures.
+VERSION = 2
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (226, 38, 44),
@@ -53,7 +57,16 @@ MOTIONS = (
     "pulse",
     "spin",
     "still",
+    "zigzag",
+    "hide",
 )
+#: What each of two bodies may do: they keep to their halves of the frame.
+TWO_BODY_MOTIONS = ("up", "down", "bounce", "pulse", "spin", "still")
+HALVES_X = (0.27, 0.73)
+TWO_BODIES = 0.25
+#: One in so many combinations of shape, colour and motion is never trained on.
+HELD_OUT_EVERY = 10
+PILLAR_SHADE = 0.55
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +85,14 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Background:
-    """A still backdrop; its pattern is fixed by its name, so every window agrees on it."""
+    """A still backdrop; its pattern is fixed by its name, so every window agrees on it.
+
+    ``pillar`` is half the width of one that stands in the middle, before all bodies; 0 if none.
+    """
 
     pattern: str
     colour: str
+    pillar: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,24 +113,62 @@ class Pose:
     angle_F: Floats
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene with one body whose colour differs from the background's."""
+def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
+    """Draw a scene with one or two bodies, of combinations that are trained on or, if asked, of
+    the others."""
+    while True:
+        scene = _sample_scene(rng)
+        if all(is_held_out(body) == held_out for body in scene.bodies):
+            return scene
+
+
+def is_held_out(body: Body) -> bool:
+    """Whether a body's combination of shape, colour and motion is kept from training."""
+    combination = f"{body.shape} {body.colour} {body.motion}"
+    return zlib.crc32(combination.encode()) % HELD_OUT_EVERY == 0
+
+
+def _sample_scene(rng: np.random.Generator) -> Scene:
     background = Background(
         pattern=_pick(rng, PATTERNS), colour=_pick(rng, tuple(BACKGROUND_COLOURS))
     )
-    return Scene(bodies=(sample_body(rng, background),), background=background)
+    first = sample_body(rng, background)
+    if rng.uniform() < TWO_BODIES:
+        return Scene(bodies=_sample_two(rng, background), background=background)
+    if first.motion == "hide":
+        background = replace(background, pillar=PILLAR_WIDTH * RADII[first.size])
+    return Scene(bodies=(first,), background=background)
 
 
-def sample_body(rng: np.random.Generator, background: Background) -> Body:
+def _sample_two(rng: np.random.Generator, background: Background) -> tuple[Body, ...]:
+    """Two bodies of different shapes and colours, each in its half of the frame."""
+    while True:
+        pair = [sample_body(rng, background, TWO_BODY_MOTIONS) for _ in HALVES_X]
+        if pair[0].shape != pair[1].shape and pair[0].colour != pair[1].colour:
+            break
+    halves = rng.permutation(HALVES_X)
+    return tuple(
+        replace(
+            body,
+            size="small" if body.motion == "pulse" or body.size == "big" else body.size,
+            start=(float(x), body.start[1]),
+        )
+        for body, x in zip(pair, halves, strict=True)
+    )
+
+
+def sample_body(
+    rng: np.random.Generator, background: Background, motions: tuple[str, ...] = MOTIONS
+) -> Body:
     """Draw a body that can be told from the background, with a motion its shape can show."""
     shape = _pick(rng, SHAPES)
     colours = tuple(name for name in COLOURS if name != background.colour)
-    motions = tuple(m for m in MOTIONS if m != "spin" or shape not in ROUND_SHAPES)
-    motion = _pick(rng, motions)
+    motion = _pick(rng, tuple(m for m in motions if m != "spin" or shape not in ROUND_SHAPES))
+    sizes = (1.0, 0.0, 0.0) if motion == "hide" else (0.25, 0.5, 0.25)
     return Body(
         shape=shape,
         colour=_pick(rng, colours),
-        size=_pick(rng, tuple(RADII), (0.25, 0.5, 0.25)),
+        size=_pick(rng, tuple(RADII), sizes),
         motion=motion,
         tempo="normal" if motion == "still" else _pick(rng, tuple(TEMPOS), (0.2, 0.6, 0.2)),
         start=(float(rng.uniform(0.28, 0.72)), float(rng.uniform(0.3, 0.7))),
@@ -149,6 +204,12 @@ def pose(body: Body, times_s: Floats) -> Pose:
             radius = radius * (1 + 0.38 * np.sin(round_trip))
         case "spin":
             angle = angle + round_trip
+        case "zigzag":
+            low, high = radius + 0.04, 0.96 - radius
+            x = low + (high - low) * _to_and_fro(turns)
+            y = low + (high - low) * _to_and_fro(2 * turns + body.start[0])
+        case "hide":
+            x = 0.5 + 0.325 * np.sin(round_trip)
     return Pose(*(np.asarray(v, dtype=np.float32) for v in (x, y, radius, angle)))
 
 
@@ -163,7 +224,16 @@ PERIODS_S: dict[str, float] = {
     "pulse": 1.8,
     "spin": 3.2,
     "still": 1.0,
+    "zigzag": 3.6,
+    "hide": 3.0,
 }
+#: Half the width of a pillar that hides a body, by the body's radius.
+PILLAR_WIDTH = 1.05
+
+
+def _to_and_fro(turns: Floats) -> Floats:
+    """From 0 to 1 and back, straight, once a turn."""
+    return np.abs(2 * (turns % 1.0) - 1)
 
 
 def _travel(body: Body, turns: Floats, x: Floats, y: Floats) -> tuple[Floats, Floats]:
@@ -180,7 +250,16 @@ def render(scene: Scene, times_s: Floats, side_px: int = 96) -> NDArray[np.uint8
     frames_FHWC = np.repeat(backdrop_HWC[None], len(times_s), axis=0)
     for body in scene.bodies:
         _draw(frames_FHWC, body, pose(body, times_s))
+    if scene.background.pillar:
+        columns = slice(*pillar_px(scene.background, side_px))
+        frames_FHWC[:, :, columns] = backdrop_HWC[None, :, columns] * PILLAR_SHADE
     return (frames_FHWC + 0.5).astype(np.uint8)
+
+
+def pillar_px(background: Background, side_px: int) -> tuple[int, int]:
+    """The columns that the pillar covers."""
+    half = background.pillar
+    return round((0.5 - half) * side_px), round((0.5 + half) * side_px)
 
 
 def _draw(frames_FHWC: Floats, body: Body, where: Pose) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training import captions, judge, world
+from training import captions, world
 from training.world import Background, Body, Scene
 
 
@@ -54,17 +54,19 @@ def test_every_shape_is_drawn_in_its_colour(shape: str) -> None:
 def test_captions_are_true(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = world.sample_scene(rng)
-    body, background = scene.bodies[0], scene.background
     words = captions.caption(scene, rng).replace(",", "").split()
-    assert set(words) & set(captions.SHAPE_WORDS[body.shape])
-    assert set(words) & set(captions.COLOUR_WORDS[body.colour])
+    told = {*captions.COLOUR_WORDS[scene.background.colour]}
+    for body in scene.bodies:
+        assert set(words) & set(captions.SHAPE_WORDS[body.shape])
+        assert set(words) & set(captions.COLOUR_WORDS[body.colour])
+        told |= {*captions.COLOUR_WORDS[body.colour]}
     others = {w for c in world.COLOURS for w in captions.COLOUR_WORDS[c]}
-    told = {*captions.COLOUR_WORDS[body.colour], *captions.COLOUR_WORDS[background.colour]}
     assert not set(words) & (others - told)
     assert set(words) <= set(captions.vocabulary())
-    if body.motion in ("left", "right"):
-        assert body.motion in words
-        assert {"left": "right", "right": "left"}[body.motion] not in words
+    motion = scene.bodies[0].motion
+    if motion in ("left", "right"):
+        assert motion in words
+        assert {"left": "right", "right": "left"}[motion] not in words
 
 
 def test_two_bodies_are_both_told_of() -> None:
@@ -74,9 +76,41 @@ def test_two_bodies_are_both_told_of() -> None:
     assert {"red", "star", "green", "heart"} <= set(told.replace(",", "").split())
 
 
-def test_the_judge_reads_the_world_back() -> None:
-    background = Background(pattern="checkered", colour="green")
-    body = Body(shape="heart", colour="red", motion="bounce")
-    scene = Scene(bodies=(body,), background=background)
-    reading = judge.read(world.render(scene, world.frame_times(17)))
-    assert all(reading.matches(scene).values()), reading
+def test_held_out_combinations_and_wordings_are_never_trained_on() -> None:
+    rng = np.random.default_rng(0)
+    for held_out in (False, True):
+        for _ in range(100):
+            scene = world.sample_scene(rng, held_out=held_out)
+            assert all(world.is_held_out(body) == held_out for body in scene.bodies)
+            said = captions.caption(scene, rng, held_out=held_out)
+            assert captions.is_held_out(said) == held_out
+            said_words = set(said.replace(",", "").split())
+            if held_out:
+                assert said_words & {"background", "stripes", "dots", "gradient", "checkerboard"}
+
+
+def test_names_alone_make_no_other_wording() -> None:
+    assert captions.is_held_out("a red star spins on a blue background") == captions.is_held_out(
+        "a white heart spins on a pink background"
+    )
+
+
+def test_some_scenes_have_two_bodies_that_never_meet() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [world.sample_scene(rng) for _ in range(400)]
+    pairs = [scene for scene in scenes if len(scene.bodies) == 2]
+    assert 60 < len(pairs) < 140
+    for scene in pairs:
+        left, right = sorted(scene.bodies, key=lambda body: body.start[0])
+        one, two = (world.pose(body, world.frame_times(240)) for body in (left, right))
+        assert (one.x_F + one.radius_F).max() < 0.52 and (two.x_F - two.radius_F).min() > 0.48
+        assert left.shape != right.shape and left.colour != right.colour
+
+
+def test_what_hides_is_gone_for_a_while() -> None:
+    body = Body(shape="square", colour="red", motion="hide", size="small")
+    pillar = world.PILLAR_WIDTH * world.RADII["small"]
+    background = Background(pattern="plain", colour="blue", pillar=pillar)
+    frames = world.render(Scene(bodies=(body,), background=background), world.frame_times(36))
+    red_F = (np.abs(frames.astype(int) - world.COLOURS["red"]).max(axis=-1) < 3).sum(axis=(1, 2))
+    assert red_F.max() > 200 and red_F.min() == 0

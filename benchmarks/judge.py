@@ -1,0 +1,300 @@
+"""Reads a clip back: which scene of the demo world does it show?
+
+Each property is told by comparing the frames with what the world itself would draw, so a model can
+be scored on how well it follows its prompts without anybody watching.
+
+Shapes: F frames, H rows, W columns, C colours, G rows and columns of a coarse grid, K candidates.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from training import world
+from training.world import Background, Body, Scene
+
+Mask = NDArray[np.bool_]
+
+#: A body's pixel differs by more, of 255, from the empty scene in some colour.
+CONTRAST = 60
+#: What is smaller is a speck, as a share of the frame.
+SPECK = 0.004
+GRID = 24
+PHASES = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BodyReading:
+    """What a body seems to be; ``None`` where it is never seen whole."""
+
+    colour: str
+    x: float  # of its middle, over all frames
+    shape: str | None = None
+    motion: str | None = None
+
+    def matches(self, body: Body) -> dict[str, bool]:
+        return {name: getattr(self, name) == getattr(body, name) for name in BODY_PROPERTIES}
+
+
+BODY_PROPERTIES = ("colour", "shape", "motion")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a clip seems to show. ``count_F`` is the number of bodies seen in each frame."""
+
+    background: Background
+    bodies: tuple[BodyReading, ...]
+    count_F: NDArray[np.int64]
+
+    def matches(self, scene: Scene) -> dict[str, float]:
+        """How much of a scene this reading agrees with, 0 to 1 by property. Bodies are compared in
+        the order that fits best, for captions do not say which is on which side."""
+        truth = scene.background
+        said = {
+            "pattern": float(self.background.pattern == truth.pattern),
+            "background_colour": float(self.background.colour == truth.colour),
+            "count": self._right_counts(scene),
+        }
+        orders = (self._compare(order) for order in itertools.permutations(scene.bodies))
+        return said | max(orders, key=lambda found: sum(found.values()))
+
+    def _compare(self, bodies: tuple[Body, ...]) -> dict[str, float]:
+        found = dict.fromkeys(BODY_PROPERTIES, 0.0)
+        for read, body in zip(self.bodies, bodies, strict=False):
+            for name, same in read.matches(body).items():
+                found[name] += same / len(bodies)
+        return found
+
+    def _right_counts(self, scene: Scene) -> float:
+        """The share of frames with the right number of bodies; one that leaves the frame or hides
+        may be seen or not."""
+        right_F = self.count_F == len(scene.bodies)
+        if scene.bodies[0].motion in ("left", "right", "up", "down", "hide"):
+            right_F |= self.count_F == len(scene.bodies) - 1
+        return float(right_F.mean())
+
+
+def read(frames_FHWC: NDArray[np.uint8], fps: float = 12.0) -> Reading:
+    """Read a clip of a scene of the demo world."""
+    background = _background(frames_FHWC)
+    mask_FHW = _differs(frames_FHWC, background)
+    labels = [_components(mask_HW) for mask_HW in mask_FHW]
+    count_F = np.array([count for _, count in labels])
+    mask_FHW = np.stack([label_HW > 0 for label_HW, _ in labels])
+    bodies = [
+        _read_body(frames_FHWC, part_FHW, background, fps)
+        for part_FHW in _parts(mask_FHW, count_F)
+        if part_FHW.any()
+    ]
+    return Reading(background=background, bodies=tuple(bodies), count_F=count_F)
+
+
+# -- what stands there
+
+
+@functools.cache
+def _backdrops(side_px: int) -> tuple[tuple[Background, NDArray[np.int16]], ...]:
+    """Every backdrop of the world, HWC."""
+    pillars = (0.0, world.PILLAR_WIDTH * world.RADII["small"])
+    choices = itertools.product(world.PATTERNS, world.BACKGROUND_COLOURS, pillars)
+    return tuple(
+        (each, world.render(Scene(bodies=(), background=each), np.zeros(1, np.float32), side_px)[0])
+        for each in (Background(pattern=p, colour=c, pillar=w) for p, c, w in choices)
+    )
+
+
+def _background(frames_FHWC: NDArray[np.uint8]) -> Background:
+    """The backdrop that is nearest to the frames."""
+    some_FHWC = frames_FHWC[::4].astype(np.int16)
+
+    def distance(backdrop_HWC: NDArray[np.uint8]) -> float:
+        apart_FHW = np.abs(some_FHWC - backdrop_HWC).sum(axis=-1)
+        return float(np.minimum(apart_FHW, 120).mean())
+
+    backdrops = _backdrops(frames_FHWC.shape[1])
+    return min(backdrops, key=lambda pair: distance(pair[1]))[0]
+
+
+def _differs(frames_FHWC: NDArray[np.uint8], background: Background) -> Mask:
+    """Where something stands before the backdrop, and not behind its pillar."""
+    backdrop_HWC = dict(_backdrops(frames_FHWC.shape[1]))[background]
+    mask_FHW = np.abs(frames_FHWC.astype(np.int16) - backdrop_HWC).max(axis=-1) > CONTRAST
+    mask_FHW[:, :, _covered(background, frames_FHWC.shape[1])] = False
+    return mask_FHW
+
+
+def _covered(background: Background, side_px: int) -> slice:
+    """The columns of the pillar, and one more at each side."""
+    if not background.pillar:
+        return slice(0, 0)
+    low, high = world.pillar_px(background, side_px)
+    return slice(low - 1, high + 1)
+
+
+def _components(mask_HW: Mask) -> tuple[NDArray[np.int64], int]:
+    """Labelled pieces that are no specks, and their number."""
+    label_HW, count = ndimage.label(mask_HW, structure=np.ones((3, 3)))
+    areas = ndimage.sum_labels(mask_HW, label_HW, np.arange(count + 1))
+    keep = areas >= SPECK * mask_HW.size
+    keep[0] = False
+    return np.where(keep[label_HW], label_HW, 0), int(keep.sum())
+
+
+def _parts(mask_FHW: Mask, count_F: NDArray[np.int64]) -> Iterator[Mask]:
+    """Each body's mask: two keep to their halves of the frame."""
+    if np.median(count_F) < 2:
+        yield mask_FHW
+        return
+    middle = mask_FHW.shape[2] // 2
+    for half in (slice(0, middle), slice(middle, None)):
+        part_FHW = np.zeros_like(mask_FHW)
+        part_FHW[:, :, half] = mask_FHW[:, :, half]
+        yield part_FHW
+
+
+# -- what a body is
+
+
+def _read_body(
+    frames_FHWC: NDArray[np.uint8], mask_FHW: Mask, background: Background, fps: float
+) -> BodyReading:
+    colour = _colour(frames_FHWC[mask_FHW])
+    columns = (np.arange(mask_FHW.shape[2]) + 0.5) / mask_FHW.shape[2]
+    x = float((mask_FHW.sum(axis=(0, 1)) * columns).sum() / mask_FHW.sum())
+    whole_F = _whole(mask_FHW, background)
+    if not whole_F.any():
+        return BodyReading(colour=colour, x=x)
+    shape = _shape(mask_FHW[whole_F])
+    motion = _motion(mask_FHW, whole_F, shape, background, fps)
+    return BodyReading(colour=colour, x=x, shape=shape, motion=motion)
+
+
+def _whole(mask_FHW: Mask, background: Background) -> Mask:
+    """Frames in which a body is seen whole, away from the borders and the pillar."""
+    open_FHW = mask_FHW.copy()
+    border_F = mask_FHW[:, [0, -1]].any(axis=(1, 2)) | mask_FHW[:, :, [0, -1]].any(axis=(1, 2))
+    covered = _covered(background, mask_FHW.shape[2])
+    if covered.stop:
+        beside = [covered.start - 1, covered.stop]
+        border_F |= open_FHW[:, :, beside].any(axis=(1, 2))
+    return (mask_FHW.sum(axis=(1, 2)) >= SPECK * mask_FHW[0].size) & ~border_F
+
+
+def _colour(pixels_NC: NDArray[np.uint8]) -> str:
+    """The named colour that most of a body's pixels, its darker rim's too, are nearest to."""
+    fills = np.asarray(list(world.COLOURS.values()), dtype=np.float32)
+    table = np.concatenate([fills, fills * world.RIM_SHADE])
+    apart = np.abs(pixels_NC[:, None].astype(np.float32) - table).sum(axis=-1)
+    near = apart.argmin(axis=1)[apart.min(axis=1) < 150]
+    votes = np.bincount(near % len(fills), minlength=len(fills))
+    return list(world.COLOURS)[int(votes.argmax())]
+
+
+def _shape(mask_FHW: Mask) -> str:
+    """The shape whose drawing, at the best size, angle and place, overlaps the body's best."""
+    scores = dict.fromkeys(world.SHAPES, 0.0)
+    picked = mask_FHW[:: max(1, len(mask_FHW) // 5)]
+    for mask_HW in picked:
+        for shape in world.SHAPES:
+            scores[shape] += _best_overlap(mask_HW, shape)
+    return max(scores, key=lambda shape: scores[shape])
+
+
+def _best_overlap(mask_HW: Mask, shape: str) -> float:
+    """The best share of the common area in the joint one: the drawing's middle of area lies on the
+    mask's, and its area is the mask's."""
+    area, middle, turns = _outline(shape)
+    rows, columns = np.nonzero(mask_HW)
+    radius_px = np.sqrt(len(rows) / area)
+    u, v = np.meshgrid(np.arange(mask_HW.shape[1]), np.arange(mask_HW.shape[0]))
+    u, v = (u - columns.mean()) / radius_px, (v - rows.mean()) / radius_px
+    best = 0.0
+    for angle in np.arange(turns) * 2 * np.pi / turns / _SYMMETRY[shape]:
+        cos, sin = np.cos(angle), np.sin(angle)
+        p, q = cos * u + sin * v + middle[0], cos * v - sin * u + middle[1]
+        drawn_HW = world.signed_distance(shape, p, q) < 0
+        best = max(best, float((drawn_HW & mask_HW).sum() / (drawn_HW | mask_HW).sum()))
+    return best
+
+
+#: After which share of a full turn a shape looks the same.
+_SYMMETRY = {"circle": 1, "ring": 1, "square": 4, "triangle": 3, "star": 5, "cross": 4, "heart": 1}
+
+
+@functools.cache
+def _outline(shape: str) -> tuple[float, tuple[float, float], int]:
+    """Of a shape of radius 1: its area, the middle of it, and how many angles tell it."""
+    side = np.linspace(-1.3, 1.3, 260, dtype=np.float32)
+    u, v = np.meshgrid(side, side)
+    inside = world.signed_distance(shape, u, v) < 0
+    turns = 1 if shape in world.ROUND_SHAPES else 24 // _SYMMETRY[shape]
+    area = float(inside.sum() * (side[1] - side[0]) ** 2)
+    return area, (float(u[inside].mean()), float(v[inside].mean())), turns
+
+
+# -- what it does
+
+
+def _motion(mask_FHW: Mask, whole_F: Mask, shape: str, background: Background, fps: float) -> str:
+    """The motion whose discs, at the best tempo, phase and place, cover the body's best."""
+    side_px = mask_FHW.shape[1]
+    cell_px = side_px // GRID
+    seen_FGG = mask_FHW.reshape(-1, GRID, cell_px, GRID, cell_px).mean(axis=(2, 4))
+    area_F = mask_FHW[whole_F].sum(axis=(1, 2))
+    radius = float(np.sqrt(np.median(area_F) / _outline(shape)[0])) / side_px
+    disc = float(np.sqrt(_outline(shape)[0] / np.pi))
+    grid = (np.arange(side_px) + 0.5) / side_px
+    home = tuple(
+        float(np.median((mask_FHW[whole_F].sum(axis=axis) * grid).sum(axis=1) / area_F))
+        for axis in (1, 2)
+    )
+    times_s = world.frame_times(len(mask_FHW), fps)
+    scores: dict[str, float] = {}
+    for body in _candidates(home, radius):
+        where = world.pose(body, times_s)
+        drawn_FGG = _discs(where, disc * radius / world.RADII[body.size], background)
+        overlap = np.minimum(seen_FGG, drawn_FGG).sum() / np.maximum(seen_FGG, drawn_FGG).sum()
+        scores[body.motion] = max(scores.get(body.motion, 0.0), float(overlap))
+    best = max(scores, key=lambda motion: scores[motion])
+    return "spin" if best == "still" and _turns(mask_FHW[whole_F]) else best
+
+
+def _candidates(home: tuple[float, float], radius: float) -> Iterator[Body]:
+    """A still body and every moving one."""
+    size = min(world.RADII, key=lambda name: abs(world.RADII[name] - radius))
+    yield Body(shape="circle", colour="red", size=size, start=home)
+    for motion in world.MOTIONS:
+        if motion in ("still", "spin"):
+            continue
+        starts = [(x, 0.5) for x in np.arange(12) / 12] if motion == "zigzag" else [home]
+        for tempo, phase, start in itertools.product(
+            world.TEMPOS, np.arange(PHASES) / PHASES, starts
+        ):
+            yield Body(
+                shape="circle", colour="red", size=size, motion=motion, tempo=tempo,
+                start=start, phase=float(phase),
+            )  # fmt: skip
+
+
+def _discs(where: world.Pose, scale: float, background: Background) -> NDArray[np.float64]:
+    """How much of each cell a disc covers, FGG; nothing behind the pillar."""
+    grid = (np.arange(GRID) + 0.5) / GRID
+    x_F11, y_F11 = where.x_F[:, None, None], where.y_F[:, None, None]
+    distance_FGG = np.hypot(grid[None, None] - x_F11, grid[None, :, None] - y_F11)
+    inside_FGG = np.clip((where.radius_F[:, None, None] * scale - distance_FGG) * GRID + 0.5, 0, 1)
+    inside_FGG[:, :, np.abs(grid - 0.5) < background.pillar] = 0
+    return inside_FGG
+
+
+def _turns(mask_FHW: Mask) -> bool:
+    """Whether a body that stays in place changes within its outline, as a turning one does."""
+    ever, always = mask_FHW.any(axis=0).sum(), mask_FHW.all(axis=0).sum()
+    return bool(always < 0.8 * ever)
