@@ -229,7 +229,7 @@ class Referee:
         if "keep dying" not in message or self._barren_losses <= policy.max_barren_losses:
             raise Violation(f"it failed without a cause: {message}")
 
-    def check_done(self, held: list[Key], running: Collection[Unit]) -> None:
+    def check_done(self, held: Collection[Key], running: Collection[Unit]) -> None:
         """Nothing is left in memory or store, but around what is ``running``: a state that was
         lost while it was written may still be made again when the film is done."""
         if held and not running:

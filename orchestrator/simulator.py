@@ -393,8 +393,7 @@ class Simulation(SimCluster):
         if ended.outcome == "done":
             if not self.stitched:
                 raise Violation("done without a film")
-            held = [key for key in self.held if key not in self.unreported]
-            self.referee.check_done(held, self.with_worker)
+            self.referee.check_done(self.held.keys() - self.unreported, self.with_worker)
         elif not ended.message:
             raise Violation("a failure without a reason")
         elif ended.outcome in ("failed", "store_failed"):

@@ -9,6 +9,7 @@ from jobs.units import ShotRender, Unit
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.roster import Policy
 from orchestrator.simcluster import Faults
+from orchestrator.simulator import SimReport, Simulation
 
 GEOMETRY = ModelGeometry(
     family="wan",
@@ -156,3 +157,13 @@ def random_policy(rng: random.Random) -> Policy:
 
 def random_speeds(rng: random.Random) -> tuple[float, ...]:
     return tuple(rng.choice((0.25, 0.5, 1.0, 1.0, 2.0)) for _ in range(rng.randint(1, 4)))
+
+
+def crowded_run(seed: int) -> SimReport:
+    """Windows that overlap several others, on a cluster that loses outputs while it writes them."""
+    plan = make_plan(
+        frames_for(9, window=8, overlap=6), window=8, overlap=6, steps=7, checkpoint_every=1
+    )
+    faults = Faults(seed=seed, object_lost=0.1, write_dies=0.6)
+    policy = Policy(workers=4, max_cluster_failures=99, max_write_failures=999)
+    return Simulation(plan, policy, faults).run()

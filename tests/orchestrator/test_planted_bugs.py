@@ -17,15 +17,13 @@ from orchestrator.events import DeleteResult, DropOutput, RunUnit, StitchFilm, S
 from orchestrator.lanes import Lanes
 from orchestrator.plan import Plan
 from orchestrator.records import TileLine, UnitRecord
-from orchestrator.roster import Policy, Roster
-from orchestrator.simcluster import Faults
+from orchestrator.roster import Roster
 from orchestrator.simulator import SimReport, Simulation
 from orchestrator.state import RenderState
 from orchestrator.units import UnitBook
 from tests.orchestrator.plans import (
     FATAL,
-    frames_for,
-    make_plan,
+    crowded_run,
     random_faults,
     random_plan,
     random_policy,
@@ -47,17 +45,7 @@ def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
 def simulate(seed: int) -> None:
     small(seed)
     if seed % 8 == 7:
-        crowded(seed)
-
-
-def crowded(seed: int) -> SimReport:
-    """Windows that overlap several others, on a cluster that loses outputs while it writes them."""
-    plan = make_plan(
-        frames_for(9, window=8, overlap=6), window=8, overlap=6, steps=7, checkpoint_every=1
-    )
-    faults = Faults(seed=seed, object_lost=0.1, write_dies=0.6)
-    policy = Policy(workers=4, max_cluster_failures=99, max_write_failures=999)
-    return Simulation(plan, policy, faults).run()
+        crowded_run(seed)
 
 
 def small(seed: int) -> SimReport:
