@@ -45,7 +45,6 @@ class BodyReading:
     """What a body seems to be."""
 
     colour: str
-    x: float  # of its middle, over all frames
     shape: str
     motion: str
 
@@ -74,15 +73,10 @@ class Reading:
             "background_colour": float(self.background.colour == truth.colour),
             "count": self._right_counts(scene),
         }
-        orders = (self._compare(order) for order in itertools.permutations(scene.bodies))
+        most = max(len(scene.bodies), len(self.bodies))
+        seen = (*self.bodies, *[None] * (most - len(self.bodies)))
+        orders = (_compare(order, scene.bodies) for order in itertools.permutations(seen))
         return said | max(orders, key=lambda found: sum(found.values()))
-
-    def _compare(self, bodies: tuple[Body, ...]) -> dict[str, float]:
-        found = dict.fromkeys(BODY_PROPERTIES, 0.0)
-        for read, body in zip(self.bodies, bodies, strict=False):
-            for name, same in read.matches(body).items():
-                found[name] += same / len(bodies)
-        return found
 
     def _right_counts(self, scene: Scene) -> float:
         """The share of frames with the right number of bodies; one that leaves the frame or hides
@@ -90,6 +84,15 @@ class Reading:
         most = len(scene.bodies)
         least = most - sum(body.motion in LEAVING for body in scene.bodies)
         return float(((self.count_F >= least) & (self.count_F <= most)).mean())
+
+
+def _compare(seen: tuple[BodyReading | None, ...], bodies: tuple[Body, ...]) -> dict[str, float]:
+    """By property, how much of the bodies is right; one that is not seen is all wrong."""
+    found = dict.fromkeys(BODY_PROPERTIES, 0.0)
+    for reading, body in zip(seen, bodies, strict=False):
+        for name, same in (reading.matches(body) if reading else {}).items():
+            found[name] += same / len(bodies)
+    return found
 
 
 def read(frames_FHWC: NDArray[np.uint8], fps: float = 12.0) -> Reading:
@@ -189,12 +192,10 @@ def _read_body(
     colour = _colour(frames_FHWC[mask_FHW])
     mask_FHW = _refine(frames_FHWC, mask_FHW, colour, backdrop_HWC)
     mask_FHW[:, :, _covered(background, mask_FHW.shape[2])] = False
-    columns = (np.arange(mask_FHW.shape[2]) + 0.5) / mask_FHW.shape[2]
-    x = float((mask_FHW.sum(axis=(0, 1)) * columns).sum() / mask_FHW.sum())
     whole_F = _whole(mask_FHW, background)
     shape = _shape(mask_FHW[whole_F])
     motion = _motion(mask_FHW, whole_F, shape, background, fps)
-    return BodyReading(colour=colour, x=x, shape=shape, motion=motion)
+    return BodyReading(colour=colour, shape=shape, motion=motion)
 
 
 def _refine(

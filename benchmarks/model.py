@@ -93,6 +93,8 @@ def main() -> None:
         ]
         contact_sheet(run.film, rows, options.sheet)
     figures = {
+        "model": options.model,
+        "seed": options.seed,
         "prompts": options.prompts,
         "vae_psnr_db": vae_psnr_db(options.model, 4 if options.quick else 24),
         "judged": judge_film(run.film, [scene for scene, _ in drawn]),

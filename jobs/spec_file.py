@@ -66,25 +66,22 @@ def _problems(error: ValidationError, data: Mapping[str, Any], places: Places) -
         if each["type"] == "too_short" and each["input"]:
             continue  # said of entries that were refused, each with its own problem
         message = _message(path, dict(each), data, places)
-        if not (message.startswith("missing") and _is_there_misspelt(path, misspelt)):
+        if not (message.startswith("missing") and _is_there_misspelt(path, misspelt, data)):
             problems[Problem(path, message)] = None
     return list(problems)
 
 
-def _is_there_misspelt(path: Path, misspelt: list[Path]) -> bool:
+def _is_there_misspelt(path: Path, misspelt: list[Path], data: Mapping[str, Any]) -> bool:
     """Whether a field is missing only since it, or the list of shots around it, is misspelt."""
+    is_only_shot = "shots" not in data and path[:2] in (("shots", 0), ("shots",))
 
     def is_meant(said: Path) -> bool:
-        names = [str(path[-1])] if _beside(said) == _beside(path) else []
-        names += ["shots"] if len(said) == 1 else []
+        at_top = len(said) == 1 and is_only_shot
+        names = [str(path[-1])] if at_top or said[:-1] == path[:-1] else []
+        names += ["shots"] if at_top else []
         return bool(get_close_matches(str(said[-1]), names, cutoff=0.6))
 
     return any(map(is_meant, misspelt))
-
-
-def _beside(path: Path) -> Path:
-    """What a field is a part of; what stands at the top may be of the only shot."""
-    return path[:-1] or ("shots", 0)
 
 
 def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any], places: Places) -> str:

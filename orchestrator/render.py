@@ -185,7 +185,7 @@ class _Render:
             record["type"] == "ended" and record["outcome"] == "done"
             for record in self._journal.records()
         )
-        return once_done or bool(self._journal.set_aside)
+        return once_done or any(self._folder.journal_path.glob("*.damaged"))
 
     def _sessions(self) -> EndRender:
         """Sessions until one ends; a Ray that died is replaced."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from training import world
 from training.latents import LatentCache
 from training.text import new_text_encoder, new_tokenizer, teach_to_read
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
@@ -74,6 +76,10 @@ class WanRecipe:
     first_clips: int = 240
 
 
+#: Weights of the text encoder that have a row for each word.
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+
+
 class TextToVideo(nn.Module):
     """The denoiser and the text encoder, which has learned to read before, as one module."""
 
@@ -101,15 +107,17 @@ def load_weights(model: TextToVideo, tokenizer: PreTrainedTokenizerFast, folder:
     """Take the weights of a model folder of the same architecture. Words that it does not know
     keep their fresh embeddings; returns whether there are any."""
     known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
-    ours = [index for word, index in tokenizer.get_vocab().items() if word in known]
-    theirs = [known[word] for word in tokenizer.get_vocab() if word in known]
+    words = tokenizer.get_vocab()  # in another order at each call
+    ours, theirs = zip(
+        *((index, known[word]) for word, index in words.items() if word in known), strict=True
+    )
     for name, part in model.named_children():
         trained = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
         weights = trained.state_dict()
         for key, fresh in part.state_dict().items():
-            if weights[key].shape != fresh.shape:
+            if known != words and key in EMBEDDINGS:
                 rows = fresh.clone()
-                rows[ours] = weights[key][theirs]
+                rows[list(ours)] = weights[key][list(theirs)]
                 weights[key] = rows
         part.load_state_dict(weights)
     return len(ours) < len(tokenizer)
@@ -249,6 +257,7 @@ class Trainer:
         save_model(self.out, self.tokenizer, self.average.module)
         self.cache.save(self.out / "clips.pt")
         state = {
+            "world": world.VERSION,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "model": self.model.state_dict(),
@@ -265,6 +274,8 @@ class Trainer:
         if not (self.out / "state.pt").exists():
             return
         state = torch.load(self.out / "state.pt", weights_only=True)
+        if state.get("world") != world.VERSION:
+            sys.exit(f"{self.out} was trained on another world; begin anew with --init {self.out}")
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

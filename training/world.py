@@ -116,8 +116,9 @@ class Pose:
 def sample_scene(rng: np.random.Generator, *, held_out: bool = False) -> Scene:
     """Draw a scene with one or two bodies, of combinations that are trained on or, if asked, of
     the others."""
+    has_two = rng.uniform() < TWO_BODIES
     while True:
-        scene = _sample_scene(rng)
+        scene = _sample_scene(rng, has_two)
         if all(is_held_out(body) == held_out for body in scene.bodies):
             return scene
 
@@ -128,13 +129,13 @@ def is_held_out(body: Body) -> bool:
     return zlib.crc32(combination.encode()) % HELD_OUT_EVERY == 0
 
 
-def _sample_scene(rng: np.random.Generator) -> Scene:
+def _sample_scene(rng: np.random.Generator, has_two: bool) -> Scene:
     background = Background(
         pattern=_pick(rng, PATTERNS), colour=_pick(rng, tuple(BACKGROUND_COLOURS))
     )
-    first = sample_body(rng, background)
-    if rng.uniform() < TWO_BODIES:
+    if has_two:
         return Scene(bodies=_sample_two(rng, background), background=background)
+    first = sample_body(rng, background)
     if first.motion == "hide":
         background = replace(background, pillar=PILLAR_WIDTH * RADII[first.size])
     return Scene(bodies=(first,), background=background)

@@ -5,6 +5,7 @@ They are written beside it, under a name that says who writes, and moved there o
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -39,7 +40,8 @@ def whole_or_absent(out: Path, what: str = "--out") -> Iterator[Path]:
         fault_point("film.before_publish")
         os.replace(part, out)
         fault_point("film.after_publish")
-        sync_folder(out.parent)
+        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is safe
+            sync_folder(out.parent)
     except OSError as error:
         reason = f"{out} cannot be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -64,7 +66,9 @@ def keep_other(out: Path) -> Path | None:
                 return kept
         except OSError:  # a file system without hard links
             if not os.path.lexists(kept):
-                shutil.copy2(out, kept, follow_symlinks=False)
+                copy = part_beside(kept)
+                shutil.copy2(out, copy, follow_symlinks=False)
+                copy.rename(kept)
                 return kept
     return None
 

@@ -87,6 +87,8 @@ def test_what_is_only_misspelt_is_not_called_missing(refusal):
     said = refusal("shots: [{promt: a, seconds: 1}, {shot: 2, prompt: b}, {seconds: 1}]")
     assert "shots[1]: " not in said and "shots[1].prompt: missing" not in said
     assert "shots[2].seconds: missing" in said and "shots[3].prompt: missing" in said
+    said = refusal("promt: x\nshots: [{seconds: 1}]")
+    assert "shots[1].prompt: missing" in said
 
 
 def test_a_job_file_that_is_not_there(tmp_path):

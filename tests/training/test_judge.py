@@ -44,6 +44,9 @@ def test_two_bodies_are_told_apart_in_either_order() -> None:
     reading = judge.read(clip(scene))
     assert min(reading.matches(scene).values()) == 1.0
     assert reading.matches(swapped) == reading.matches(scene)
+    for alone in (star, ring):
+        found = reading.matches(Scene(bodies=(alone,), background=GREEN))
+        assert (found["shape"], found["count"]) == (1.0, 0.0), "the other one is too much"
     one = Scene(bodies=(star,), background=GREEN)
     assert judge.read(clip(one)).matches(scene)["shape"] == 0.5
     assert judge.read(clip(one)).matches(scene)["count"] == 0.0

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training import vae, wan, whole_clip, world
 from training.latents import LatentCache, body_mask, encode_normalised
@@ -91,6 +92,17 @@ def test_sigmas_and_dropped_captions() -> None:
     assert 0.6 < sigma_B.mean() < 0.75
     spoiled = wan.spoil(["a red star"] * 2000, rng, wan.WanRecipe())
     assert 0.07 < spoiled.count("") / 2000 < 0.13
+
+
+def test_a_grown_vocabulary_keeps_the_words_that_it_knew() -> None:
+    folder = Path(__file__).parents[2] / "workers" / "demo_model"
+    tokenizer, model = wan.new_model()
+    assert wan.load_weights(model, tokenizer, folder), "it knows words that the folder does not"
+    known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    theirs = UMT5EncoderModel.from_pretrained(folder / "text_encoder").shared.weight
+    for word in ("red", "star", "bounces", "background"):
+        ours = model.text_encoder.shared.weight[tokenizer.convert_tokens_to_ids(word)]
+        assert torch.equal(ours, theirs[known.convert_tokens_to_ids(word)]), word
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
