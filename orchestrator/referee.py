@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -18,13 +18,13 @@ from orchestrator.roster import Policy
 Key = tuple[Unit, int]  # an output: unit and attempt
 
 
-#: What may end a render: how its message tells it, and how often it must have happened.
+#: What may end a render: how its message tells it, the policy's number, and how many more.
 _CAUSES = {
-    "fault": (" failed ", "max_faults"),
-    "death": (" died on it", "max_deaths"),
-    "cluster": ("the cluster failed", "max_cluster_failures"),
-    "damage": ("was damaged", "max_damages"),
-    "write": ("writers died", "max_write_failures"),
+    "fault": (" times, the last: ", "max_faults", 0),
+    "death": (" died on it", "max_deaths", 0),
+    "cluster": ("the cluster failed", "max_cluster_failures", 0),
+    "damage": ("was damaged", "max_damages", 1),
+    "write": ("writers died", "max_write_failures", 1),
 }
 
 
@@ -212,19 +212,17 @@ class Referee:
         """Note what befell a unit, by the word for it in ``_CAUSES``."""
         self._struck.setdefault(kind, Counter())[unit] += 1
 
-    def lost_worker(self, kind: str, suspects: Iterable[Unit]) -> None:
-        """It died, or hangs; the driver may believe that it was at any of these."""
+    def lost_worker(self) -> None:
+        """The driver counts one as lost."""
         self._barren_losses += 1
-        for unit in suspects:
-            self.struck(kind, unit)
 
     def check_failed(self, message: str, policy: Policy) -> None:
         """A render may fail only by a unit that was struck as often as the policy says, and as its
         message says, or because worker after worker was lost."""
-        for kind, (words, limit) in _CAUSES.items():
+        for kind, (words, limit, more) in _CAUSES.items():
             for unit, times in self._struck.get(kind, Counter()).items():
                 is_named = message.startswith((f"{unit} ", f"{unit}:")) and words in message
-                if is_named and times >= getattr(policy, limit):
+                if is_named and times >= getattr(policy, limit) + more:
                     return
         if "keep dying" not in message or self._barren_losses <= policy.max_barren_losses:
             raise Violation(f"it failed without a cause: {message}")
@@ -232,17 +230,23 @@ class Referee:
     def check_done(self, held: Collection[Key], running: Collection[Unit]) -> None:
         """Nothing is left in memory or store, but around what is ``running``: a state that was
         lost while it was written may still be made again when the film is done."""
-        if held and not running:
-            raise Violation(f"left in memory at the end: {sorted(held)[:5]}")
-        if self.damaged:
-            return
         near = {
             (unit.shot, unit.stage, index)
             for unit in running
             if unit.kind == "step"
             for index in self._near(unit, self.plan.checkpoint_every)
         }
+        prompts = {Unit("encode", unit.shot) for unit in running}
+        for unit, attempt in held:
+            if unit not in prompts and not (unit.kind == "step" and _tile(unit) in near):
+                raise Violation(f"left in memory at the end: {unit}, attempt {attempt}")
+        if self.damaged:
+            return
         for unit in self.results:
             is_over = unit.kind == "step" and unit.step < self.plan.steps(unit)
-            if is_over and (unit.shot, unit.stage, unit.index) not in near:
+            if is_over and _tile(unit) not in near:
                 raise Violation(f"a checkpoint is left in the store: {unit}")
+
+
+def _tile(unit: Unit) -> tuple[int, int, int]:
+    return unit.shot, unit.stage, unit.index

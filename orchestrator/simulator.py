@@ -124,8 +124,8 @@ class Simulation(SimCluster):
             if self.fed > self._max_events:
                 raise Violation("the render never ends")
             if self.ended is not None and self.ended.outcome == "interrupted":
-                if self.writes.keys() - self.gone:  # of one that is lost, who knows
-                    raise Violation(f"interrupted while {self.writes} are written")
+                if left := self.writes.keys() - self.gone:  # of one that is lost, who knows
+                    raise Violation(f"interrupted while {left} are written")
                 self._new_life()
         self._check_end(self.ended)
         return SimReport(
@@ -213,6 +213,7 @@ class Simulation(SimCluster):
         if worker is None or worker.given_up:
             return
         worker.given_up = True
+        self.referee.lost_worker()
         worker.dead = worker.dead or not self.faults.worker_lies
         for job in worker.queue:
             self.with_worker.pop(job.unit, None)
@@ -280,7 +281,7 @@ class Simulation(SimCluster):
         if fate in ("worker_dies", "node_lost"):
             return self._die(worker, node=fate == "node_lost")
         if fate == "worker_hangs":
-            self.referee.lost_worker("death", self._suspects(worker))
+            self._suspect(worker, "death")
             if self._strikes(0.5):  # as if it had been suspended: it goes on once it is given up
                 worker.wakes = lambda: self._finish(worker, command, seconds, early, "finishes")
             return None
@@ -355,7 +356,7 @@ class Simulation(SimCluster):
 
     def _die(self, worker: SimWorker, *, node: bool) -> Event | None:
         worker.dead = True
-        self.referee.lost_worker("cluster" if node else "death", self._suspects(worker))
+        self._suspect(worker, "cluster" if node else "death")
         if node:
             for key, maker in list(self.made_by.items()):
                 if maker == worker.name:
@@ -367,10 +368,11 @@ class Simulation(SimCluster):
 
         return self._report(arrive)
 
-    def _suspects(self, worker: SimWorker) -> list[Unit]:
-        """What the driver may believe it is at: a report of the unit before may be late."""
-        late = self.faults.late_s > 0
-        return [command.unit for command in worker.queue][: 2 if late else 1]
+    def _suspect(self, worker: SimWorker, kind: str) -> None:
+        """Strike what the driver may believe it is at: a unit before, if its report is late."""
+        late = [key[0] for key in self.unreported if self.made_by.get(key) == worker.name]
+        for unit in {*late, *(command.unit for command in list(worker.queue)[:1])}:
+            self.referee.struck(kind, unit)
 
     def _lose_cluster(self) -> None:
         """Everything but the store is gone. Of what was on its way there, some arrived."""
@@ -394,7 +396,5 @@ class Simulation(SimCluster):
             if not self.stitched:
                 raise Violation("done without a film")
             self.referee.check_done(self.held.keys() - self.unreported, self.with_worker)
-        elif not ended.message:
-            raise Violation("a failure without a reason")
         elif ended.outcome in ("failed", "store_failed"):
             self.referee.check_failed(ended.message, self.policy)
