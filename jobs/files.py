@@ -167,6 +167,11 @@ def unseal(data: bytes, path: Path) -> dict[str, Any]:
     return record
 
 
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 # -- whose file is it ---------------------------------------------------------------------------
 
 

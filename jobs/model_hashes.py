@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-_CHUNK_BYTES = 1 << 22
+from jobs.files import file_sha256
 
 #: What is loaded beside the weights. The sidecar is not: a job's defaults end up in its spec.
 _PLAIN = ("model_index.json",)
@@ -34,14 +34,6 @@ def hash_files(folder: Path, files: Iterable[str]) -> dict[str, str]:
     if fresh:
         _save(fresh)
     return hashes
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def identity(folder: Path, weights: Mapping[str, str]) -> str:

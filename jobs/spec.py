@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticKnownError
 
 from jobs.accelerations import PresetName, built_presets
 from jobs.geometry import ModelGeometry
@@ -101,7 +102,7 @@ class Shot(Part):
         if value is not None and frames is not None:
             raise ValueError("give seconds or pixel_frames, not both; remove one")
         if value is None and frames is None and "pixel_frames" in info.data:
-            raise ValueError("missing; say how long the shot is, for example seconds: 5")
+            raise PydanticKnownError("missing")
         return value
 
     @field_validator("transition")

@@ -65,9 +65,9 @@ def _problems(error: ValidationError, data: Mapping[str, Any], places: Places) -
         path = each["loc"]
         if each["type"] == "too_short" and each["input"]:
             continue  # said of entries that were refused, each with its own problem
-        message = _message(path, dict(each), data, places)
-        if not (message.startswith("missing") and _is_there_misspelt(path, misspelt, data)):
-            problems[Problem(path, message)] = None
+        if each["type"] == "missing" and _is_there_misspelt(path, misspelt, data):
+            continue  # the field that is there under another name has its own
+        problems[Problem(path, _message(path, dict(each), data, places))] = None
     return list(problems)
 
 
@@ -100,6 +100,7 @@ def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any], places:
 
 _FIXES = {
     "prompt": "say what the shot shows, for example prompt: a red kite over the sea",
+    "seconds": "say how long the shot is, for example seconds: 5",
     "shots": "give a prompt and seconds, or a list of shots",
 }
 

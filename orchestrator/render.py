@@ -203,6 +203,8 @@ class _Render:
             try:
                 return self._session(durable)
             except ClusterLost as lost:
+                if self._stops.reason(time.monotonic()) is not None:
+                    continue  # Ctrl-C in a terminal reaches Ray's processes, too
                 if barren > MAX_BARREN_CLUSTERS:
                     return EndRender("failed", f"Ray died {barren} times in a row: {lost}")
                 self._say(f"Ray died ({lost}); starting it again from what is stored")

@@ -14,6 +14,7 @@ import av
 import numpy as np
 
 from jobs.errors import BadJob, LongtakeError
+from jobs.files import file_sha256
 from jobs.journal import Journal
 from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
@@ -157,9 +158,8 @@ def _check_film(
 def _check_bytes(film: Path, journal: list[dict[str, Any]], problems: list[str]) -> None:
     """The film's file, when its frames are right: its metadata may have been changed."""
     written = [row["sha256"] for row in journal if row["type"] == "film"]
-    with film.open("rb") as file:
-        if written and hashlib.file_digest(file, "sha256").hexdigest() != written[-1]:
-            problems.append(f"{film}: its frames are right, but the file is not as it was written")
+    if written and file_sha256(film) != written[-1]:
+        problems.append(f"{film}: its frames are right, but the file is not as it was written")
 
 
 def _stored(plan: Plan, results: Results, pieces: Pieces) -> Iterator[np.ndarray | str]:

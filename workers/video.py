@@ -7,7 +7,6 @@ after another. The conversion to YUV is integer arithmetic, the same on every ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -26,6 +25,7 @@ from av.container import OutputContainer
 from av.video.reformatter import ColorRange, Colorspace
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from jobs.files import file_sha256
 from workers.parts import keep_other, whole_or_absent
 from workers.yuv import rgb_to_yuv420
 
@@ -187,14 +187,9 @@ def stitch(
         with av.open(str(part), "w", format=muxer, options=_muxer_options(muxer, fps)) as film:
             film.metadata.update(_tags(metadata))
             count = _copy_all(segments, film, fps, codec)
-        is_same = out.is_file() and _sha256(out) == _sha256(part)
+        is_same = out.is_file() and file_sha256(out) == file_sha256(part)
         kept = None if is_same else keep_other(out)
     return replace(_facts(out, count), kept=str(kept or ""))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_output(out: Path, codec: str) -> None:
@@ -356,7 +351,6 @@ def _facts(path: Path, pixel_frames: int) -> FilmFacts:
         stream = container.streams.video[0]
         context = stream.codec_context
         return FilmFacts(
-            sha256=_sha256(path),
             codec=context.name,
             pix_fmt=str(context.pix_fmt),
             fps=Fraction(stream.average_rate or 0),
@@ -368,6 +362,7 @@ def _facts(path: Path, pixel_frames: int) -> FilmFacts:
             matrix=int(context.colorspace),
             full_range=int(context.color_range) == 2,
             faststart=_index_first(path),
+            sha256=file_sha256(path),
             metadata={key.lower(): value for key, value in container.metadata.items()},
         )
 
