@@ -6,7 +6,6 @@ on one-shot films.
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 from statistics import median
 from typing import Any
@@ -19,6 +18,7 @@ from jobs.units import Unit
 from orchestrator.prepare import prepare
 from orchestrator.roster import Policy
 from orchestrator.simulator import Simulation
+from workers.fidelity import compare
 from workers.video import iter_frames
 
 PROMPTS = (
@@ -93,17 +93,15 @@ def _simulated(steps: int) -> dict[str, Any]:
 def numerics_classes() -> dict[str, Any]:
     """The same film on this processor and as an older one would compute it: how far the 8-bit
     frames of two classes of one dtype lie apart."""
-    films = []
     job = {"model": "demo", "prompt": PROMPTS[0], "seconds": 5.0, "output": {"codec": "ffv1"}}
-    for env in ({}, OLDER_PROCESSOR):
-        run = render(job, workers=1, env=env)
-        films.append(np.stack(list(iter_frames(run.film))).astype(np.float64))
-    apart = films[0] - films[1]
-    worst = float((apart**2).mean(axis=(1, 2, 3)).max())
+    ours, older = (
+        list(iter_frames(render(job, workers=1, env=e).film)) for e in ({}, OLDER_PROCESSOR)
+    )
+    apart = [np.abs(a.astype(np.int16) - b).max() for a, b in zip(ours, older, strict=True)]
     return {
         "dtype": "float32",
-        "largest_difference_of_255": float(np.abs(apart).max()),
-        "worst_frame_psnr_db": 10 * math.log10(255**2 / worst) if worst else None,
+        "largest_difference_of_255": int(max(apart)),
+        **compare(older, ours).summary(),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,15 +41,26 @@ STILL_FAVOUR = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Appearance:
+    """What a body looks like; its radius is a fraction of the frame's side."""
+
+    colour: str
+    shape: str
+    radius: float
+
+    @property
+    def size(self) -> str:
+        """The size of the world that is nearest."""
+        return min(world.RADII, key=lambda name: abs(world.RADII[name] - self.radius))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BodyReading:
     """What a body seems to be."""
 
     colour: str
     shape: str
     motion: str
-
-    def matches(self, body: Body) -> dict[str, bool]:
-        return {name: getattr(self, name) == getattr(body, name) for name in BODY_PROPERTIES}
 
 
 LEAVING = ("left", "right", "up", "down", "hide")
@@ -73,10 +84,7 @@ class Reading:
             "background_colour": float(self.background.colour == truth.colour),
             "count": self._right_counts(scene),
         }
-        most = max(len(scene.bodies), len(self.bodies))
-        seen = (*self.bodies, *[None] * (most - len(self.bodies)))
-        orders = (_compare(order, scene.bodies) for order in itertools.permutations(seen))
-        return said | max(orders, key=lambda found: sum(found.values()))
+        return said | best_match(self.bodies, scene.bodies, BODY_PROPERTIES)
 
     def _right_counts(self, scene: Scene) -> float:
         """The share of frames with the right number of bodies; one that leaves the frame or hides
@@ -86,28 +94,54 @@ class Reading:
         return float(((self.count_F >= least) & (self.count_F <= most)).mean())
 
 
-def _compare(seen: tuple[BodyReading | None, ...], bodies: tuple[Body, ...]) -> dict[str, float]:
-    """By property, how much of the bodies is right; one that is not seen is all wrong."""
-    found = dict.fromkeys(BODY_PROPERTIES, 0.0)
+def best_match(
+    seen: Sequence[Appearance | BodyReading], bodies: tuple[Body, ...], names: tuple[str, ...]
+) -> dict[str, float]:
+    """By property, how much of the bodies is right, in the order that fits best; one that is not
+    seen is all wrong."""
+    most = max(len(seen), len(bodies))
+    orders = (
+        _compare(order, bodies, names)
+        for order in itertools.permutations((*seen, *[None] * (most - len(seen))))
+    )
+    return max(orders, key=lambda found: sum(found.values()))
+
+
+def _compare(
+    seen: tuple[Appearance | BodyReading | None, ...],
+    bodies: tuple[Body, ...],
+    names: tuple[str, ...],
+) -> dict[str, float]:
+    found = dict.fromkeys(names, 0.0)
     for reading, body in zip(seen, bodies, strict=False):
-        for name, same in (reading.matches(body) if reading else {}).items():
-            found[name] += same / len(bodies)
+        for name in names if reading else ():
+            found[name] += (getattr(reading, name) == getattr(body, name)) / len(bodies)
     return found
 
 
 def read(frames_FHWC: NDArray[np.uint8], fps: float = 12.0) -> Reading:
     """Read a clip of a scene of the demo world."""
+    background, parts = _find(frames_FHWC)
+    count_F = np.sum([[_count(mask_HW) for mask_HW in part] for part in parts], axis=0)
+    bodies = []
+    for part_FHW in parts:
+        if part_FHW.any():
+            looks, mask_FHW, whole_F = _appearance(frames_FHWC, part_FHW, background)
+            motion = _motion(mask_FHW, whole_F, looks, background, fps)
+            bodies.append(BodyReading(colour=looks.colour, shape=looks.shape, motion=motion))
+    return Reading(background=background, bodies=tuple(bodies), count_F=count_F)
+
+
+def look(frames_FHWC: NDArray[np.uint8]) -> tuple[Appearance, ...]:
+    """What the bodies of a clip look like: `read` without what they do, for clips of a moment."""
+    background, parts = _find(frames_FHWC)
+    return tuple(_appearance(frames_FHWC, part, background)[0] for part in parts if part.any())
+
+
+def _find(frames_FHWC: NDArray[np.uint8]) -> tuple[Background, list[Mask]]:
     background = _background(frames_FHWC)
     mask_FHW = np.stack([_without_specks(m) for m in _differs(frames_FHWC, background)])
-    parts = _parts(mask_FHW)
-    count_F = np.sum([[_count(mask_HW) for mask_HW in part] for part in parts], axis=0)
-    backdrop_HWC = dict(_backdrops(frames_FHWC.shape[1]))[background]
-    bodies = [
-        _read_body(frames_FHWC, part_FHW, background, backdrop_HWC, fps)
-        for part_FHW in parts
-        if part_FHW.any()
-    ]
-    return Reading(background=background, bodies=tuple(bodies), count_F=count_F)
+    return background, _parts(mask_FHW)
 
 
 # -- what stands there
@@ -182,20 +216,19 @@ def _parts(mask_FHW: Mask) -> list[Mask]:
 # -- what a body is
 
 
-def _read_body(
-    frames_FHWC: NDArray[np.uint8],
-    mask_FHW: Mask,
-    background: Background,
-    backdrop_HWC: NDArray[np.uint8],
-    fps: float,
-) -> BodyReading:
+def _appearance(
+    frames_FHWC: NDArray[np.uint8], mask_FHW: Mask, background: Background
+) -> tuple[Appearance, Mask, Mask]:
+    """What a body looks like, where it is, and in which frames it is seen whole."""
     colour = _colour(frames_FHWC[mask_FHW])
+    backdrop_HWC = dict(_backdrops(frames_FHWC.shape[1]))[background]
     mask_FHW = _refine(frames_FHWC, mask_FHW, colour, backdrop_HWC)
     mask_FHW[:, :, _covered(background, mask_FHW.shape[2])] = False
     whole_F = _whole(mask_FHW, background)
     shape = _shape(mask_FHW[whole_F])
-    motion = _motion(mask_FHW, whole_F, shape, background, fps)
-    return BodyReading(colour=colour, shape=shape, motion=motion)
+    area = float(np.median(mask_FHW[whole_F].sum(axis=(1, 2))))
+    radius = float(np.sqrt(area / _outline(shape)[0])) / mask_FHW.shape[1]
+    return Appearance(colour=colour, shape=shape, radius=radius), mask_FHW, whole_F
 
 
 def _refine(
@@ -282,24 +315,25 @@ def _outline(shape: str) -> tuple[float, tuple[float, float], int]:
 # -- what it does
 
 
-def _motion(mask_FHW: Mask, whole_F: Mask, shape: str, background: Background, fps: float) -> str:
+def _motion(
+    mask_FHW: Mask, whole_F: Mask, looks: Appearance, background: Background, fps: float
+) -> str:
     """The motion whose discs, at the best tempo, phase and place, cover the body's best."""
     side_px = mask_FHW.shape[1]
     cell_px = side_px // GRID
     seen_FGG = mask_FHW.reshape(-1, GRID, cell_px, GRID, cell_px).mean(axis=(2, 4))
-    area_F = mask_FHW[whole_F].sum(axis=(1, 2))
-    radius = float(np.sqrt(np.median(area_F) / _outline(shape)[0])) / side_px
-    disc = float(np.sqrt(_outline(shape)[0] / np.pi))
+    disc = float(np.sqrt(_outline(looks.shape)[0] / np.pi))
     grid = (np.arange(side_px) + 0.5) / side_px
+    area_F = mask_FHW[whole_F].sum(axis=(1, 2))
     home = tuple(
         float(np.median((mask_FHW[whole_F].sum(axis=axis) * grid).sum(axis=1) / area_F))
         for axis in (1, 2)
     )
     times_s = world.frame_times(len(mask_FHW), fps)
     scores: dict[str, float] = {}
-    for body in _candidates(home, radius, bool(background.pillar)):
+    for body in _candidates(home, looks.size, bool(background.pillar)):
         where = world.pose(body, times_s)
-        drawn_FGG = _discs(where, disc * radius / world.RADII[body.size], background)
+        drawn_FGG = _discs(where, disc * looks.radius / world.RADII[body.size], background)
         overlap = np.minimum(seen_FGG, drawn_FGG).sum() / np.maximum(seen_FGG, drawn_FGG).sum()
         scores[body.motion] = max(scores.get(body.motion, 0.0), float(overlap))
     scores["still"] *= STILL_FAVOUR
@@ -307,9 +341,8 @@ def _motion(mask_FHW: Mask, whole_F: Mask, shape: str, background: Background, f
     return "spin" if best == "still" and _turns(mask_FHW[whole_F]) else best
 
 
-def _candidates(home: tuple[float, float], radius: float, pillar: bool) -> Iterator[Body]:
+def _candidates(home: tuple[float, float], size: str, pillar: bool) -> Iterator[Body]:
     """A still body and every moving one; only behind a pillar something hides."""
-    size = min(world.RADII, key=lambda name: abs(world.RADII[name] - radius))
     yield Body(shape="circle", colour="red", size=size, start=home)
     for motion in world.MOTIONS:
         if motion in ("still", "spin") or (motion == "hide") != pillar:

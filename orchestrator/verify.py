@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,8 @@ from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator import inspect_job
-from orchestrator.plan import Plan, ShotPlan
+from orchestrator.borders import borders, interiors
+from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
 from orchestrator.show import next_command
@@ -136,7 +137,7 @@ def _check_film(
         problems.append(f"the film {film} is missing; `longtake resume` writes it again")
         return 0, []
     count, wrong = 0, 0
-    meter = SeamMeter(_borders(plan), _interiors(plan))
+    meter = SeamMeter(borders(plan), interiors(plan))
     try:
         for frame, stored in zip_longest(iter_frames(film), _stored(plan, results, pieces)):
             if not _is_stored(frame, stored):
@@ -197,40 +198,3 @@ def _check_facts(plan: Plan, film: Path, pixel_frames: int, problems: list[str])
             f"{film} has {pixel_frames} frames at {fps} fps, the plan says "
             f"{plan.pixel_frames} at {plan.fps}"
         )
-
-
-def _borders(plan: Plan) -> list[dict[str, Any]]:
-    """Where windows meet, in pixel frames of the film."""
-    rows = []
-    for number, shot in enumerate(plan.shots):
-        for name, window, latent in _edges(shot):
-            pixel, _ = plan.geometry.pixel_range(latent, latent + 1)
-            if pixel < shot.render.pixel_frames:
-                frame = shot.first_pixel_frame + pixel
-                rows.append({"shot": number, "window": window, "border": name, "frame": frame})
-    return rows
-
-
-def _edges(shot: ShotPlan) -> Iterator[tuple[str, int, int]]:
-    """Kind, window and latent frame of a shot's borders: where a window begins to count (in its
-    first frame it has no weight, if another covers that), and where one ends."""
-    for left, right in pairwise(shot.stages[-1].windows):
-        yield "enters", right.index, min(right.start + 1, left.stop)
-        yield "leaves", left.index, left.stop
-
-
-def _interiors(plan: Plan) -> dict[int, list[int]]:
-    """By shot: where one latent frame ends and the next begins inside windows, in pixel frames of
-    the film."""
-    places = {}
-    for number, shot in enumerate(plan.shots):
-        edges = {latent for _, _, latent in _edges(shot)}
-        pixels = (
-            plan.geometry.pixel_range(latent, latent + 1)[0]
-            for latent in range(2, shot.render.latent_frames)
-            if latent not in edges
-        )
-        places[number] = [
-            shot.first_pixel_frame + pixel for pixel in pixels if pixel < shot.render.pixel_frames
-        ]
-    return places

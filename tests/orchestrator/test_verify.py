@@ -25,6 +25,7 @@ from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator import inspect_job, show
 from orchestrator import verify as verifying
+from orchestrator.borders import borders, interiors
 from orchestrator.events import EndRender
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_to_json
@@ -131,17 +132,15 @@ def test_every_window_border_is_measured(tmp_path: Path) -> None:
     assert all(
         row.keys() == {"shot", "window", "border", "frame", "ratio"} for row in report["seams"]
     )
-    borders = [(row["shot"], row["window"], row["border"]) for row in report["seams"]]
+    named = [(row["shot"], row["window"], row["border"]) for row in report["seams"]]
     inner = [(0, i, "enters") for i in (1, 2, 3)] + [(0, i, "leaves") for i in (0, 1, 2)]
-    assert sorted(borders) == sorted(inner), "the second shot is one window"
+    assert sorted(named) == sorted(inner), "the second shot is one window"
     assert [row["ratio"] for row in report["seams"]] == pytest.approx([1.0] * 6, rel=0.2)
 
 
 def test_a_jump_at_a_border_is_seen(tmp_path: Path) -> None:
     job = finished(tmp_path)
-    border = next(
-        b for b in verifying._borders(job.plan) if (b["window"], b["border"]) == (2, "enters")
-    )
+    border = next(b for b in borders(job.plan) if (b["window"], b["border"]) == (2, "enters"))
     frames = film_frames(job.plan)
     frames[border["frame"] :] += 70
     jumping = Finished(tmp_path / "jumping", job.plan, frames)
@@ -154,9 +153,9 @@ def test_a_jump_at_a_border_is_seen(tmp_path: Path) -> None:
 
 def test_windows_that_only_touch_have_one_place(tmp_path: Path) -> None:
     plan = make_plan(24, window=8, overlap=0)
-    borders = [(b["window"], b["border"], b["frame"]) for b in verifying._borders(plan)]
-    assert borders == [(1, "enters", 29), (0, "leaves", 29), (2, "enters", 61), (1, "leaves", 61)]
-    assert not {29, 61} & set(verifying._interiors(plan)[0])
+    places = [(b["window"], b["border"], b["frame"]) for b in borders(plan)]
+    assert places == [(1, "enters", 29), (0, "leaves", 29), (2, "enters", 61), (1, "leaves", 61)]
+    assert not {29, 61} & set(interiors(plan)[0])
 
 
 @pytest.mark.parametrize(("codec", "passes"), [("ffv1", 1), ("h264", 2)])

@@ -1,0 +1,195 @@
+"""How a long film holds together: identity, seams and colours over 20 s, 60 s and 2 minutes.
+
+    python -m benchmarks.long_films --films 8
+
+Every film is one shot of a held-out prompt, whose bodies neither leave nor hide nor change their
+size: each second has a right answer. The same measures are taken of the film that the world itself
+draws, which shows what they say of a film without fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import judge
+from benchmarks.common import Rendered, render, write_result
+from benchmarks.detectors import shares
+from benchmarks.model import draw_prompts
+from orchestrator.borders import borders, interiors
+from orchestrator.plan import Plan
+from training import world
+from training.world import Scene
+from workers.colours import AXES, ColourMeter
+from workers.contact_sheet import Row, contact_sheet
+from workers.seams import SeamMeter
+from workers.video import iter_frames
+
+LOOKS = ("colour", "shape", "size")
+FPS = 12
+#: A border is plain to see if the change across it is so much more than usual.
+PLAIN_SEAM = 2.0
+
+
+def draw_films(count: int, seed: int) -> list[tuple[Scene, str]]:
+    """Held-out scenes and wordings whose bodies are always to be seen, and always of one size."""
+    unsteady = (*judge.LEAVING, "pulse")
+    drawn = draw_prompts(40 * count, seed)
+    steady = [each for each in drawn if not {b.motion for b in each[0].bodies} & set(unsteady)]
+    return steady[:count]
+
+
+# -- one film
+
+
+def measure(plan: Plan, shot: int, frames: NDArray[np.uint8], scene: Scene) -> dict[str, Any]:
+    """Identity by second, seams by border and the colours' drift of a shot's frames, FHWC."""
+    first = plan.shots[shot].first_pixel_frame
+    mine = [{**b, "frame": b["frame"] - first} for b in borders(plan) if b["shot"] == shot]
+    seams = SeamMeter(mine, {shot: [place - first for place in interiors(plan)[shot]]})
+    colours = ColourMeter()
+    for frame in frames:
+        seams.add(frame)
+        colours.add(frame)
+    return {
+        "identity": identity(frames, scene),
+        "seams": [row["ratio"] for row in seams.ratios()],
+        "drift": colours.drift(_windows(plan, shot), FPS),
+    }
+
+
+def _windows(plan: Plan, shot: int) -> list[tuple[int, int]]:
+    ranges = (
+        plan.geometry.pixel_range(window.start, window.stop)
+        for window in plan.shots[shot].stages[-1].windows
+    )
+    return [(start, min(stop, plan.shots[shot].render.pixel_frames)) for start, stop in ranges]
+
+
+def identity(frames: NDArray[np.uint8], scene: Scene) -> dict[str, Any]:
+    """What each second's bodies look like: the share of seconds in which that is right, the share
+    in which it is what it is most of the time, and whether all quarters of the film agree."""
+    seconds = [frames[start : start + FPS] for start in range(0, len(frames) - FPS + 1, FPS)]
+    seen = [judge.look(second) for second in seconds]
+    told = [judge.best_match(looks, scene.bodies, LOOKS) for looks in seen]
+    names = [_names(looks) for looks in seen]
+    usual = _usual(names)
+    quarters = [_usual([names[n] for n in part]) for part in np.array_split(range(len(names)), 4)]
+    return {
+        "right": {name: mean(each[name] for each in told) for name in LOOKS},
+        "steady": names.count(usual) / len(names),
+        "kept": float(len(set(quarters)) == 1 and bool(usual)),
+    }
+
+
+def _names(looks: tuple[judge.Appearance, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(sorted(tuple(getattr(body, name) for name in LOOKS) for body in looks))
+
+
+def _usual(names: list[tuple[tuple[str, ...], ...]]) -> tuple[tuple[str, ...], ...]:
+    return Counter(names).most_common(1)[0][0]
+
+
+# -- all films of a length
+
+
+def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over all films: identity, seams, and the mean slopes of their colours."""
+    ratios = [ratio for film in films for ratio in film["seams"]]
+    identities = [film["identity"] for film in films]
+    drifts = [film["drift"] for film in films]
+    return {
+        "right": {name: round(mean(i["right"][name] for i in identities), 4) for name in LOOKS},
+        "steady": round(mean(i["steady"] for i in identities), 4),
+        "films": shares([{"kept": i["kept"]} for i in identities]),
+        "seams": {
+            "borders": len(ratios),
+            "median": median(ratios),
+            "plain_to_see": sum(ratio > PLAIN_SEAM for ratio in ratios) / len(ratios),
+            "worst": max(ratios),
+        },
+        "lab": {
+            "mean_per_minute": _mean_slopes(drifts, "mean_per_minute"),
+            "spread_per_minute": _mean_slopes(drifts, "spread_per_minute"),
+            "first_to_last": mean(drift["first_to_last"] for drift in drifts),
+            "farthest_from_first": max(drift["farthest_from_first"] for drift in drifts),
+        },
+    }
+
+
+def _mean_slopes(drifts: list[dict[str, Any]], kind: str) -> dict[str, dict[str, float]]:
+    """The films' mean slope, which tells whether all drift one way, and the mean of its size."""
+    slopes = {axis: [drift[kind][axis]["slope"] for drift in drifts] for axis in AXES}
+    return {
+        axis: {"slope": mean(each), "size": mean(abs(slope) for slope in each)}
+        for axis, each in slopes.items()
+    }
+
+
+def of_length(
+    seconds: float, drawn: list[tuple[Scene, str]], options: argparse.Namespace
+) -> dict[str, Any]:
+    shots = [{"prompt": said, "seconds": seconds} for _, said in drawn]
+    run = render({"model": options.model, "seed": options.seed, "shots": shots}, workers=2)
+    scenes = [scene for scene, _ in drawn]
+    if options.sheets:
+        _draw_sheet(run, [said for _, said in drawn], seconds, options.sheets)
+    rendered, drawn_by_world = [], []
+    for number, (frames, scene) in enumerate(zip(_shots(run), scenes, strict=True)):
+        rendered.append(measure(run.plan, number, frames, scene))
+        truth = world.render(scene, world.frame_times(len(frames), FPS))
+        drawn_by_world.append(measure(run.plan, number, truth, scene))
+    return {
+        "seconds": seconds,
+        "films": len(drawn),
+        "windows_each": len(run.plan.shots[0].stages[-1].windows),
+        "render_s_each": run.span_s / len(drawn),
+        "rendered": summary(rendered),
+        "drawn_by_the_world": summary(drawn_by_world),
+    }
+
+
+def _shots(run: Rendered) -> Iterator[NDArray[np.uint8]]:
+    frames = iter_frames(run.film)
+    for shot in run.plan.shots:
+        yield np.stack(list(itertools.islice(frames, shot.render.pixel_frames)))
+
+
+def _draw_sheet(run: Rendered, captions: list[str], seconds: float, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        Row(said, shot.first_pixel_frame, shot.first_pixel_frame + shot.render.pixel_frames)
+        for said, shot in zip(captions, run.plan.shots, strict=True)
+    ]
+    contact_sheet(run.film, rows, folder / f"{seconds:g}s.png")
+
+
+def main() -> None:
+    """Command line of the long films' figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--films", type=int, default=8, help="of each length")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 60.0, 120.0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sheets", type=Path, help="write a picture of each length's films here")
+    parser.add_argument("--quick", action="store_true", help="print only, write no result")
+    options = parser.parse_args()
+    drawn = draw_films(options.films, options.seed)
+    figures = {
+        "model": options.model,
+        "prompts": [said for _, said in drawn],
+        "lengths": [of_length(seconds, drawn, options) for seconds in options.seconds],
+    }
+    write_result("long_films", figures, keep=not options.quick)
+
+
+if __name__ == "__main__":
+    main()
