@@ -1,6 +1,6 @@
 """How far a film lies from a reference: PSNR and SSIM, over all frames and at the worst ones.
 
-    python -m benchmarks.fidelity fast.mp4 full.mp4
+python -m benchmarks.fidelity fast.mp4 full.mp4
 """
 
 from __future__ import annotations

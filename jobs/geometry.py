@@ -21,6 +21,11 @@ class ModelGeometry:
     text_tokens: int
     text_dim: int
 
+    @property
+    def first_alone(self) -> bool:
+        """Whether the first latent frame holds fewer pixel frames than all others."""
+        return self.temporal_scale > 1
+
     def latent_frames(self, pixel_frames: int) -> int:
         """The least n with 1 + r * (n - 1) >= pixel_frames: the one rounding rule."""
         return 1 + -(-(pixel_frames - 1) // self.temporal_scale)

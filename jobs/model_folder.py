@@ -229,6 +229,8 @@ def _sidecar_value(name: str, value: Any) -> Any:
         valid = type(value) is int and value >= (1 if name in whole else 0)
     elif name == "size":
         valid = len(numbers) == 2 and all(type(each) is int and each > 0 for each in numbers)
+    elif name == "pyramid_steps":
+        valid = len(numbers) > 1 and all(type(each) is int and each > 0 for each in numbers)
     elif name in ("guidance", "flow_shift"):
         valid = all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
         valid = valid and bool(numbers) and (name == "guidance" or not isinstance(value, list))
@@ -238,7 +240,7 @@ def _sidecar_value(name: str, value: Any) -> Any:
         raise CannotRunHere(f"{SIDECAR}: unknown {name!r}; valid: {', '.join(valid_names)}")
     if not valid:
         raise CannotRunHere(f"{SIDECAR}: {name} cannot be {value!r}")
-    if name == "size":
+    if name in ("size", "pyramid_steps"):
         return tuple(numbers)
     if name == "guidance":
         return tuple(float(each) for each in numbers)

@@ -32,6 +32,7 @@ class ModelDefaults:
     flow_shift: float | None = None  # None: as the scheduler's config says
     window_latent_frames: int = 21
     overlap_latent_frames: int = 5
+    pyramid_steps: tuple[int, ...] = ()  # shares of the stages that the weights were trained for
 
 
 def wan_geometry(transformer: Config, vae: Config, defaults: ModelDefaults) -> ModelGeometry:

@@ -20,6 +20,7 @@ from pydantic_core import PydanticKnownError
 from jobs.accelerations import PresetName, built_presets
 from jobs.geometry import ModelGeometry
 from jobs.model_geometry import ModelDefaults
+from jobs.pyramid import split_steps
 from jobs.spec_checks import (
     MAX_FILM_S,
     MAX_SIZE_PX,
@@ -37,8 +38,14 @@ from jobs.spec_later import (
     Image,
     Loras,
     Part,
-    Pyramid,
     SoundTrack,
+)
+from jobs.spec_pyramid import (
+    Pyramid,
+    StepShares,
+    pyramid_problems,
+    pyramid_warnings,
+    step_shares,
 )
 
 _T = TypeVar("_T")
@@ -153,7 +160,8 @@ class JobSpec(Part):
     preset: PresetName = "exact"
     accelerations: Accelerations = Field(default_factory=dict)
     regions: Annotated[int, Field(ge=1, le=64)] = 1
-    pyramid: Pyramid = "off"
+    pyramid: Pyramid = "auto"
+    pyramid_steps: StepShares | None = None  # of the stages, coarsest first
     numerics: Literal["any", "pinned"] = "any"
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # CPU threads per worker
     window_latent_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -238,7 +246,7 @@ class ResolvedSpec:
     width_px: int
     height_px: int
     fps: int
-    steps: int
+    stage_steps: tuple[int, ...]  # of the stages of the pyramid, coarsest first
     scheduler: SchedulerName
     flow_shift: float | None
     text_tokens: int
@@ -252,6 +260,11 @@ class ResolvedSpec:
     codec: Literal["h264", "ffv1"]
     quality: int
     shots: tuple[ResolvedShot, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        return sum(self.stage_steps)
 
     @property
     def pixel_frames(self) -> int:
@@ -277,7 +290,10 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
     width, height = _or(spec.size, defaults.size)
     window = _or(spec.window_latent_frames, geometry.window_latent_frames)
     overlap = _or(spec.overlap_latent_frames, min(geometry.overlap_latent_frames, window - 1))
+    steps = _or(spec.steps, defaults.steps)
+    shares = step_shares(spec, defaults)
     problems = [
+        *pyramid_problems(spec, defaults, steps, shares),
         *size_problems(width, height, geometry.size_multiple),
         *layout_problems(spec, window, overlap),
         *time_problems(spec, fps),
@@ -291,7 +307,8 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         width_px=width,
         height_px=height,
         fps=fps,
-        steps=_or(spec.steps, defaults.steps),
+        stage_steps=split_steps(steps, shares),
+        warnings=pyramid_warnings(len(shares), defaults),
         scheduler=spec.scheduler,
         flow_shift=_or(spec.flow_shift, defaults.flow_shift),
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),

@@ -63,7 +63,7 @@ def _problems(error: ValidationError, data: Mapping[str, Any], places: Places) -
     misspelt = [each["loc"] for each in errors if each["type"] == "extra_forbidden"]
     for each in errors:
         path = each["loc"]
-        if each["type"] == "too_short" and each["input"]:
+        if each["type"] == "too_short" and each["ctx"]["actual_length"] < len(each["input"]):
             continue  # said of entries that were refused, each with its own problem
         if each["type"] == "missing" and _is_there_misspelt(path, misspelt, data):
             continue  # the field that is there under another name has its own

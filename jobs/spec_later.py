@@ -7,7 +7,7 @@ a value that would change the film is then refused by name.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
@@ -67,20 +67,6 @@ def _known_accelerations(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _pyramid(value: Any) -> Any:
-    """One message for a field that takes words and numbers."""
-    if value is False:  # YAML reads a bare `off` as false
-        return "off"
-    if value not in ("auto", "off") and not (type(value) is int and 2 <= value <= 4):
-        valid = "must be off, auto or a whole number from 2 to 4"
-        raise ValueError(f"{valid}, got {describe(value)}")
-    return value if value == "off" else _not_built(value)
-
-
-def _not_built(_: Any) -> NoReturn:
-    raise ValueError(NOT_BUILT)
-
-
 #: The first frame of a shot.
 Image = Annotated[FilePath | None, AfterValidator(_refuse)]
 
@@ -99,11 +85,6 @@ Accelerations = Annotated[
     _none_to({}),
     AfterValidator(_known_accelerations),
     AfterValidator(_refuse),
-]
-
-#: How many levels of frame rate a film is made in.
-Pyramid = Annotated[
-    Literal["auto", "off"] | Annotated[int, Field(ge=2, le=4)], BeforeValidator(_pyramid)
 ]
 
 SoundTrack = Annotated[Audio | None, AfterValidator(_refuse)]

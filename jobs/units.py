@@ -6,8 +6,8 @@ arrays. Three kinds exist:
 ``encode``  the embeddings of a shot's prompts
 ``step``    one denoising step of a tile. The unit of step *s* first settles step *s - 1*: it
             blends the predictions of all tiles that cover its window and lets the scheduler
-            step the range. Then, unless *s* is the last (``steps``), the model predicts.
-            So the unit of the last step yields the finished latents and calls no model.
+            step the range. Then, unless *s* is the stage's last, the model predicts.
+            So the unit of the last step yields the stage's finished latents and calls no model.
 ``decode``  pixel frames of a piece of a shot, encoded as a playable video segment
 """
 
@@ -35,7 +35,8 @@ class Unit:
             return f"shot {self.shot + 1} prompts"
         if self.kind == "decode":
             return f"shot {self.shot + 1} piece {self.index + 1}"
-        return f"shot {self.shot + 1} window {self.index + 1} step {self.step}"
+        stage = f" stage {self.stage + 1}" if self.stage else ""
+        return f"shot {self.shot + 1}{stage} window {self.index + 1} step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class ShotRender:
     negative_prompt: str
     seed: int
     guidance: tuple[float, ...]  # one per expert; 1.0 or less switches guidance off
-    steps: int
+    stage_steps: tuple[int, ...]  # of each stage, coarsest first; a single one is no pyramid
     scheduler: str  # "auto" (as the model folder says), "unipc", "euler" or "dpm++"
     flow_shift: float | None  # None: as the model folder says
     text_tokens: int  # prompt embeddings are padded to this many tokens
@@ -71,6 +72,11 @@ class ShotRender:
     latent_width: int
     pixel_frames: int  # of the whole shot, after trimming
     fps: int
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of all stages."""
+        return sum(self.stage_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +93,12 @@ class EncodeTask:
 class StepTask:
     """Advance a tile by one step.
 
-    Inputs, in this order: the shot's embeddings (only if ``unit.step < shot.steps``), then, if
-    ``unit.step > 0``, the previous step's outputs of every window in ``covering``, in order.
+    Inputs, in this order: the shot's embeddings (unless the step is the stage's last), then, if
+    ``unit.step > 0``, the previous step's outputs of every window in ``covering``, in order; or,
+    for the first step of a later stage, the finished latents of ``parents``, in order.
     ``covering`` holds all windows of the stage that overlap ``window``, itself included, by
-    rising index.
+    rising index. ``parents`` are the windows of the stage before that stand for ``window``, and
+    ``owned`` the half-open ranges of that stage's frames that each of them contributes.
 
     Output arrays (latent range of the window): ``latents`` [1, C, T, H, W], ``prediction`` of
     the same shape, and the scheduler's history ``history.<name>``. The last step yields
@@ -102,6 +110,8 @@ class StepTask:
     shot: ShotRender
     window: Window
     covering: tuple[Window, ...]
+    parents: tuple[Window, ...] = ()
+    owned: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

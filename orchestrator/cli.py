@@ -193,6 +193,8 @@ def _render(
 
     with RenderProgress(plan) as progress:
         progress.say(f"job {folder.id} in {store.root}")
+        for warning in plan.warnings:
+            progress.say(f"warning: {warning}")
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )

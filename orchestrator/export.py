@@ -26,7 +26,7 @@ def save_latents(store: Store, plan: Plan, job: str, path: Path) -> None:
         stage = shot.stages[-1]
         parts = []
         for window in stage.windows:
-            last = Unit("step", number, len(shot.stages) - 1, window.index, 0, shot.render.steps)
+            last = Unit("step", number, len(shot.stages) - 1, window.index, 0, stage.steps)
             bundle = decode_bundle(results.read(recipes.key(last)))
             parts.append((window.start, to_tensor(bundle, "latents")))
         owned = [stage.owned(window.index) for window in stage.windows]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from jobs.geometry import ModelGeometry
+from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 
@@ -48,9 +49,11 @@ def lay_pieces(windows: tuple[Window, ...], latent_frames: int) -> tuple[tuple[i
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """One level of the temporal pyramid: ``stride`` latent frames of the film per frame of it."""
+    """One level of the temporal pyramid: ``stride`` latent frames of the film per frame of it.
+    Windows count in frames of the stage."""
 
     stride: int
+    steps: int
     windows: tuple[Window, ...]
 
     @cached_property
@@ -67,11 +70,21 @@ class StagePlan:
         return tuple(rows)
 
     def owned(self, index: int) -> tuple[int, int]:
-        """The latent range that a window hands to decoding: up to the next window's start."""
+        """The range that a window hands on when it is finished: up to the next window's start."""
         window = self.windows[index]
         if index + 1 == len(self.windows):
             return window.start, window.stop
         return window.start, self.windows[index + 1].start
+
+    def owners(self, start: int, stop: int) -> tuple[Window, ...]:
+        """The windows that hand on frames ``[start, stop)``."""
+        first = bisect_right(self.windows, start, key=_start) - 1
+        return self.windows[first : bisect_left(self.windows, stop, key=_start)]
+
+    def shares(self, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+        """The part of frames ``[start, stop)`` that each of their owners hands on."""
+        owned = (self.owned(window.index) for window in self.owners(start, stop))
+        return tuple((max(low, start), min(high, stop)) for low, high in owned)
 
     def reach(self, hops: int) -> tuple[tuple[int, int], ...]:
         """Per window, the half-open range of window indices within ``hops`` overlaps of it."""
@@ -117,6 +130,7 @@ class Plan:
     planner_version: int = PLANNER_VERSION
     noise_version: int = NOISE_VERSION
     decode_context: int = field(default=0)
+    warnings: tuple[str, ...] = ()  # of what the job asks for
 
     # -- what there is to do
 
@@ -132,12 +146,13 @@ class Plan:
             yield Unit("encode", shot)
             for stage, stage_plan in enumerate(plan.stages):
                 for window in stage_plan.windows:
-                    for step in range(plan.render.steps + 1):
+                    for step in range(stage_plan.steps + 1):
                         yield Unit("step", shot, stage, window.index, 0, step)
         yield from self.goals()
 
     def steps(self, unit: Unit) -> int:
-        return self.shots[unit.shot].render.steps
+        """Denoising steps of a step unit's stage."""
+        return self.stage(unit).steps
 
     def is_last_step(self, unit: Unit) -> bool:
         return unit.kind == "step" and unit.step == self.steps(unit)
@@ -159,21 +174,33 @@ class Plan:
         if unit.kind == "encode":
             return ()
         if unit.kind == "decode":
-            return tuple(self._last_step(unit.shot, window) for window in self._decoded(unit))
+            last = len(self.shots[unit.shot].stages) - 1
+            return tuple(self._last_step(unit.shot, last, w) for w in self._decoded(unit))
         needs = [] if self.is_last_step(unit) else [Unit("encode", unit.shot)]
         if unit.step > 0:
             for window in self.stage(unit).covering[unit.index]:
                 needs.append(
                     Unit("step", unit.shot, unit.stage, window.index, unit.region, unit.step - 1)
                 )
+        elif unit.stage > 0:
+            for window in self._before(unit).owners(*self._parents(unit)):
+                needs.append(self._last_step(unit.shot, unit.stage - 1, window))
         return tuple(needs)
 
     def stage(self, unit: Unit) -> StagePlan:
         return self.shots[unit.shot].stages[unit.stage]
 
-    def _last_step(self, shot: int, window: Window) -> Unit:
-        plan = self.shots[shot]
-        return Unit("step", shot, len(plan.stages) - 1, window.index, 0, plan.render.steps)
+    def _last_step(self, shot: int, stage: int, window: Window) -> Unit:
+        steps = self.shots[shot].stages[stage].steps
+        return Unit("step", shot, stage, window.index, 0, steps)
+
+    def _before(self, unit: Unit) -> StagePlan:
+        return self.shots[unit.shot].stages[unit.stage - 1]
+
+    def _parents(self, unit: Unit) -> tuple[int, int]:
+        """The frames of the stage before that stand for a tile's window."""
+        window = self.stage(unit).windows[unit.index]
+        return parents(window.start, window.stop, first_alone=self.geometry.first_alone)
 
     def warm_start(self, unit: Unit) -> int:
         """The latent frame from which a decoder without context must start for a piece."""
@@ -184,9 +211,7 @@ class Plan:
         """The windows that own a part of a piece or of its warm-up."""
         plan = self.shots[unit.shot]
         stage = plan.stages[-1]
-        warm_start, stop = self.warm_start(unit), plan.pieces[unit.index][1]
-        first = bisect_right(stage.windows, warm_start, key=_start) - 1
-        return stage.windows[first : bisect_left(stage.windows, stop, key=_start)]
+        return stage.owners(self.warm_start(unit), plan.pieces[unit.index][1])
 
     # -- what a worker is told
 
@@ -194,15 +219,9 @@ class Plan:
         render = self.shots[unit.shot].render
         if unit.kind == "encode":
             return EncodeTask(unit=unit, attempt=attempt, shot=render)
-        stage = self.stage(unit)
         if unit.kind == "step":
-            return StepTask(
-                unit=unit,
-                attempt=attempt,
-                shot=render,
-                window=stage.windows[unit.index],
-                covering=stage.covering[unit.index],
-            )
+            return self._step_task(unit, attempt)
+        stage = self.shots[unit.shot].stages[-1]
         start, stop = self.shots[unit.shot].pieces[unit.index]
         windows, warm_start = self._decoded(unit), self.warm_start(unit)
         return DecodeTask(
@@ -213,12 +232,21 @@ class Plan:
             stop=stop,
             warm_start=warm_start,
             windows=windows,
-            owned=tuple(
-                (max(low, warm_start), min(high, stop))
-                for low, high in (stage.owned(window.index) for window in windows)
-            ),
+            owned=stage.shares(warm_start, stop),
             codec=self.codec,
             quality=self.quality,
+        )
+
+    def _step_task(self, unit: Unit, attempt: int) -> StepTask:
+        stage, jumps = self.stage(unit), unit.stage > 0 and unit.step == 0
+        return StepTask(
+            unit=unit,
+            attempt=attempt,
+            shot=self.shots[unit.shot].render,
+            window=stage.windows[unit.index],
+            covering=stage.covering[unit.index],
+            parents=self._before(unit).owners(*self._parents(unit)) if jumps else (),
+            owned=self._before(unit).shares(*self._parents(unit)) if jumps else (),
         )
 
     # -- what goes first
@@ -237,7 +265,12 @@ class Plan:
             start = plan.pieces[unit.index][0]
             rank = 0
         else:
-            start = self.stage(unit).windows[unit.index].start * self.stage(unit).stride
+            start, _ = covered(
+                self.stage(unit).windows[unit.index].start,
+                self.stage(unit).stride,
+                plan.render.latent_frames,
+                first_alone=self.geometry.first_alone,
+            )
             rank = 1
         first, _ = self.geometry.pixel_range(start, start + 1)
         return (plan.first_pixel_frame + first, rank, unit.stage, unit.step)
@@ -256,9 +289,9 @@ class Plan:
             for window in stage.windows
         )
         outputs = max(
-            min(len(shot.stages[-1].windows), shot.render.steps)
-            * min(2 * self.checkpoint_every, shot.render.steps)
+            min(len(stage.windows), stage.steps) * min(2 * self.checkpoint_every, stage.steps)
             for shot in self.shots
+            for stage in shot.stages
         )
         return largest * self.geometry.latent_channels * 4 * 5 * outputs
 
@@ -272,8 +305,7 @@ class Plan:
         total = 0
         for shot in self.shots:
             branches = 2 if max(shot.render.guidance) > 1 else 1
-            windows = sum(len(stage.windows) for stage in shot.stages)
-            total += windows * shot.render.steps * branches
+            total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 
 
@@ -281,12 +313,25 @@ def _start(window: Window) -> int:
     return window.start
 
 
-def lay_shot(render: ShotRender, *, window: int, overlap: int, first_pixel_frame: int) -> ShotPlan:
-    """Lay one shot out as overlapping windows of a single stage."""
-    windows = lay_windows(render.latent_frames, window, overlap)
+def lay_shot(
+    render: ShotRender,
+    *,
+    window: int,
+    overlap: int,
+    first_pixel_frame: int,
+    first_alone: bool = True,
+) -> ShotPlan:
+    """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
+    that one window, or a few, hold the whole shot."""
+    strides = stage_strides(len(render.stage_steps))
+    stages = []
+    for stride, steps in zip(strides, render.stage_steps, strict=True):
+        frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
+        windows = lay_windows(frames, window, overlap)
+        stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
     return ShotPlan(
         render=render,
-        stages=(StagePlan(stride=1, windows=windows),),
-        pieces=lay_pieces(windows, render.latent_frames),
+        stages=tuple(stages),
+        pieces=lay_pieces(stages[-1].windows, render.latent_frames),
         first_pixel_frame=first_pixel_frame,
     )

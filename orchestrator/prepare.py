@@ -57,6 +57,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
             window=job.window_latent_frames,
             overlap=job.overlap_latent_frames,
             first_pixel_frame=first,
+            first_alone=geometry.first_alone,
         )
         shots.append(laid)
         first += shot.pixel_frames
@@ -79,6 +80,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
         tile_bytes=_tile_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
+        warnings=job.warnings,
     )
 
 
@@ -95,7 +97,7 @@ def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRend
         negative_prompt=shot.negative_prompt,
         seed=shot.seed,
         guidance=shot.guidance,
-        steps=job.steps,
+        stage_steps=job.stage_steps,
         scheduler=job.scheduler,
         flow_shift=job.flow_shift,
         text_tokens=job.text_tokens,

@@ -53,10 +53,10 @@ class Tally:
         self._plan = plan
         self.total: Counter[str] = Counter()
         for shot in plan.shots:
-            windows = sum(len(stage.windows) for stage in shot.stages)
             self.total["encode"] += 1
-            self.total["step"] += windows * shot.render.steps
-            self.total["settle"] += windows
+            for stage in shot.stages:
+                self.total["step"] += len(stage.windows) * stage.steps
+                self.total["settle"] += len(stage.windows)
             self.total["decode"] += len(shot.pieces)
         self.begin(())
 
@@ -289,7 +289,7 @@ class RenderProgress:
             return
         if unit.kind == "step":
             steps = self._plan.steps(unit)
-            note = f"shot {unit.shot + 1} window {unit.index + 1} step {unit.step}/{steps}"
+            note = f"{unit}/{steps}"
             self._bars.update(self._rows[worker], total=steps, completed=unit.step, note=note)
         else:
             self._note(worker, f"{'decoding' if unit.kind == 'decode' else 'encoding'} {unit}")

@@ -61,7 +61,7 @@ class Recipes:
         plan = self._plan.shots[shot]
         render = plan.render
         layout = [
-            [stage.stride, [[window.start, window.stop] for window in stage.windows]]
+            [stage.stride, stage.steps, [[w.start, w.stop] for w in stage.windows]]
             for stage in plan.stages
         ]
         return _key(
@@ -71,7 +71,6 @@ class Recipes:
                 "noise": self._plan.noise_version,
                 "seed": render.seed,
                 "guidance": list(render.guidance),
-                "steps": render.steps,
                 "scheduler": render.scheduler,
                 "flow_shift": render.flow_shift,
                 "latent_size": [render.latent_frames, render.latent_height, render.latent_width],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -70,21 +70,37 @@ class Referee:
         if unit.kind == "encode":
             return []
         shot = self.plan.shots[unit.shot]
-        steps = shot.render.steps
         if unit.kind == "decode":
-            windows = shot.stages[-1].windows
             start, stop = shot.pieces[unit.index]
-            starts = [window.start for window in windows]
             frames = range(max(0, start - self.plan.decode_context), stop)
-            owners = sorted({bisect_right(starts, frame) - 1 for frame in frames})
-            return [Unit("step", unit.shot, len(shot.stages) - 1, i, 0, steps) for i in owners]
-        found = [Unit("encode", unit.shot)] if unit.step < steps else []
+            return self._last_of(unit.shot, len(shot.stages) - 1, frames)
+        stage = shot.stages[unit.stage]
+        found = [Unit("encode", unit.shot)] if unit.step < stage.steps else []
+        if unit.stage and not unit.step:
+            window = stage.windows[unit.index]
+            above = {self._parent(unit, frame) for frame in range(window.start, window.stop)}
+            found += self._last_of(unit.shot, unit.stage - 1, above)
         if unit.step:
             found += [
                 Unit("step", unit.shot, unit.stage, index, unit.region, unit.step - 1)
                 for index in self._windows_over(unit)
             ]
         return found
+
+    def _last_of(self, shot: int, stage: int, frames: Iterable[int]) -> list[Unit]:
+        """The last steps of the windows that hand on some frames of a stage: of those that cover
+        one, the last."""
+        plan = self.plan.shots[shot].stages[stage]
+        starts = [window.start for window in plan.windows]
+        owners = sorted({bisect_right(starts, frame) - 1 for frame in frames})
+        return [Unit("step", shot, stage, index, 0, plan.steps) for index in owners]
+
+    def _parent(self, unit: Unit, frame: int) -> int:
+        """The frame of the stage before that stands for the same latent frames as this one."""
+        alone = self.plan.geometry.temporal_scale > 1
+        stride = self.plan.shots[unit.shot].stages[unit.stage].stride
+        latent = max(0, 1 + (frame - 1) * stride) if alone else frame * stride
+        return -(-latent // (2 * stride)) if alone else latent // (2 * stride)
 
     def _windows_over(self, unit: Unit) -> list[int]:
         tile = unit.shot, unit.stage, unit.index
@@ -119,10 +135,10 @@ class Referee:
             raise Violation(f"{unit} reads {inputs}, not {self.inputs(unit)}")
         if unit in self.results:
             raise Violation(f"{unit} is computed, though it is durable")
-        if unit.kind == "decode":
-            for name, _ in inputs:
-                if name not in self.results:
-                    raise Violation(f"{unit} is decoded before {name} is durable")
+        for name, _ in inputs:
+            is_last = name.kind == "step" and name.step == self.plan.steps(name)
+            if is_last and name not in self.results:
+                raise Violation(f"{unit} is computed before {name} is durable")
 
     def check_stitch(self) -> None:
         for goal in self.plan.goals():
@@ -227,16 +243,17 @@ class Referee:
         if "keep dying" not in message or self._barren_losses <= policy.max_barren_losses:
             raise Violation(f"it failed without a cause: {message}")
 
-    def check_done(self, held: Collection[Key], running: Collection[Unit]) -> None:
-        """Nothing is left in memory or store, but around what is ``running``: a state that was
-        lost while it was written may still be made again when the film is done."""
+    def check_done(self, held: Collection[Key], busy: Collection[Unit]) -> None:
+        """Nothing is left in memory or store, but around what is ``busy``, running or being
+        written: a state that was lost while it was written may still be made again, or written
+        once more, when the film is done."""
         near = {
             (unit.shot, unit.stage, index)
-            for unit in running
+            for unit in busy
             if unit.kind == "step"
             for index in self._near(unit, self.plan.checkpoint_every)
         }
-        prompts = {Unit("encode", unit.shot) for unit in running}
+        prompts = {Unit("encode", unit.shot) for unit in busy}
         for unit, attempt in held:
             if unit not in prompts and not (unit.kind == "step" and _tile(unit) in near):
                 raise Violation(f"left in memory at the end: {unit}, attempt {attempt}")

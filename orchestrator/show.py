@@ -91,6 +91,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "memory_basis": "estimated from the model's configuration",
         "checkpoint_every": plan.checkpoint_every,
         "workers": workers,
+        "warnings": list(plan.warnings),
         "shots": [_shot_report(shot) for shot in plan.shots],
     }
     return report | _time_report(plan, workers, step_s)
@@ -106,7 +107,11 @@ def _shot_report(shot: Any) -> dict[str, Any]:
         "latent_frames": render.latent_frames,
         "steps": render.steps,
         "stages": [
-            {"stride": stage.stride, "windows": [[w.start, w.stop] for w in stage.windows]}
+            {
+                "stride": stage.stride,
+                "steps": stage.steps,
+                "windows": [[w.start, w.stop] for w in stage.windows],
+            }
             for stage in shot.stages
         ],
         "regions": 1,
@@ -130,6 +135,18 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
 
 
+def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
+    """The stages of a shot, if it has several: how much of it a window holds in each."""
+    if len(shot["stages"]) == 1:
+        return []
+    return [
+        f"    stage {number}: every {stage['stride']} latent frames one, "
+        f"{_count(len(stage['windows']), 'window')} of "
+        f"{stage['windows'][0][1] - stage['windows'][0][0]}, {_count(stage['steps'], 'step')}"
+        for number, stage in enumerate(shot["stages"], 1)
+    ]
+
+
 def plan_text(report: dict[str, Any]) -> str:
     width, height = report["size"]
     lines = [
@@ -145,9 +162,9 @@ def plan_text(report: dict[str, Any]) -> str:
             f"of {windows[0][1] - windows[0][0]}, {_count(shot['steps'], 'step')}, "
             f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['prompt'])}"
         )
+        lines += _pyramid_lines(shot)
     mib = 2**20
     lines += [
-        f"stages: {len(report['shots'][0]['stages'])}, regions: 1",
         f"model calls: {report['model_calls']}",
         f"memory per worker: {report['memory_model_bytes'] / mib:,.0f} MiB model + "
         f"{report['memory_tile_bytes'] / mib:,.0f} MiB tile ({report['memory_basis']})",
@@ -160,6 +177,7 @@ def plan_text(report: dict[str, Any]) -> str:
         else f"time: {wall:.0f} s "
         f"({report['wall_basis']}); first seconds after {report['first_piece_s']:.0f} s"
     )
+    lines += [f"warning: {said}" for said in report["warnings"]]
     return "\n".join(lines)
 
 

@@ -395,6 +395,7 @@ class Simulation(SimCluster):
         if ended.outcome == "done":
             if not self.stitched:
                 raise Violation("done without a film")
-            self.referee.check_done(self.held.keys() - self.unreported, self.with_worker)
+            busy = {*self.with_worker, *(unit for unit, _ in self.writes)}
+            self.referee.check_done(self.held.keys() - self.unreported, busy)
         elif ended.outcome in ("failed", "store_failed"):
             self.referee.check_failed(ended.message, self.policy)

@@ -26,7 +26,18 @@ def frame_noise(
 
 
 def initial_noise(shot: ShotRender, start: int, stop: int, channels: int) -> torch.Tensor:
-    """Noise [1, C, T, H, W] that latent frames ``[start, stop)`` of a shot start from."""
+    """Noise [1, C, T, H, W] that frames ``[start, stop)`` of a shot's first stage start from."""
+    return _noise(shot, start, stop, channels, "initial", 0)
+
+
+def jump_noise(shot: ShotRender, stage: int, start: int, stop: int, channels: int) -> torch.Tensor:
+    """Fresh noise [1, C, T, H, W] for frames ``[start, stop)`` of the stage before ``stage``."""
+    return _noise(shot, start, stop, channels, "jump", stage)
+
+
+def _noise(
+    shot: ShotRender, start: int, stop: int, channels: int, purpose: str, step: int
+) -> torch.Tensor:
     shape = (channels, shot.latent_height, shot.latent_width)
-    frames = [frame_noise(shot.seed, frame, "initial", 0, shape) for frame in range(start, stop)]
+    frames = [frame_noise(shot.seed, n, purpose, step, shape) for n in range(start, stop)]
     return torch.from_numpy(np.stack(frames, axis=1)).unsqueeze(0)

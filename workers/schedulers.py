@@ -10,11 +10,12 @@ or that draws noise of its own, is refused by name: ``jobs.model_scheduler`` has
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
@@ -22,6 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from accel.pyramid import FlowPath, Stage, jump, jump_between, lay_stages
 from jobs.errors import BadJob
 from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
 
@@ -80,19 +82,27 @@ def build(name: str, config: Mapping[str, Any], flow_shift: float | None) -> tup
 
 
 class RangeStepper:
-    """One shot's schedule; steps any range of its latent frames."""
+    """The schedule of one stage of a shot; steps any range of its frames."""
 
     def __init__(
         self,
         name: str,
         config: Mapping[str, Any],
-        steps: int,
+        stage_steps: Sequence[int],
+        stage: int = 0,
         flow_shift: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
         self.name, self._scheduler = build(name, config, flow_shift)
         self._kind = KINDS[self.name]
+        steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
+        stages = lay_stages(FlowPath(), len(stage_steps))
+        if len(stages) > 1:
+            shift = float(self._scheduler.config[SCHEDULERS[self.name].shift_key])
+            _keep_to(self._scheduler, stages[stage], shift)
+        self._jump = jump_between(stages[stage - 1].end, stages[stage].start) if stage else None
         self._blank = {key: _copy(getattr(self._scheduler, key)) for key in self._attributes()}
         self.timesteps: torch.Tensor = self._scheduler.timesteps  # [steps], dtype as diffusers has
         if len(self.timesteps) != steps:
@@ -118,6 +128,20 @@ class RangeStepper:
         kept = self._extract()
         self._restore(0, {})  # hold no tensors between calls
         return latents, kept
+
+    def jump(
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        frames: tuple[int, int],
+        first: int,
+        *,
+        first_alone: bool,
+    ) -> torch.Tensor:
+        """What frames ``[start, stop)`` of the stage start from: the finished latents of the stage
+        before, whose first frame is number ``first``, at twice the frame rate."""
+        assert self._jump is not None, "the first stage starts from noise"
+        return jump(self._jump, latents, noise, *frames, first, first_alone=first_alone)
 
     def _attributes(self) -> tuple[str, ...]:
         kind = self._kind
@@ -149,6 +173,22 @@ class RangeStepper:
         for name in self._kind.counters:
             history[name] = torch.tensor([getattr(scheduler, name)])
         return history
+
+
+def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:
+    """Let a scheduler with as many steps as the stage has go from the stage's start to its end, its
+    steps spread as over a whole schedule: evenly in the times before the flow shift."""
+    # Pure noise is where the scheduler itself begins, which for some is just below 1.
+    first = float(scheduler.sigmas[0]) if stage.is_first else stage.start.noise
+    ends = (_unshifted(sigma, shift) for sigma in (first, stage.end.noise))
+    even = np.linspace(*ends, len(scheduler.timesteps) + 1)
+    sigmas = torch.from_numpy(shift * even / (1 + (shift - 1) * even)).to(scheduler.sigmas)
+    times = sigmas[:-1] * scheduler.config.num_train_timesteps
+    scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps)
+
+
+def _unshifted(sigma: float, shift: float) -> float:
+    return sigma / (shift - (shift - 1) * sigma)
 
 
 def _copy(value: Any) -> Any:

@@ -25,7 +25,7 @@ from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskR
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.families import open_family
-from workers.noise import initial_noise
+from workers.noise import initial_noise, jump_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.tiles import assemble, blend
@@ -95,14 +95,13 @@ class Worker:
         return to_bundle(embeddings)
 
     def _step(self, task: StepTask, inputs: Sequence[Bundle]) -> Bundle:
-        unit, shot, window = task.unit, task.shot, task.window
-        predicts = unit.step < shot.steps
+        unit, shot = task.unit, task.shot
+        predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
         _check_inputs(task, before)
-        stepper = self._stepper(shot)
+        stepper = self._stepper(shot, unit.stage)
         if unit.step == 0:
-            noise = initial_noise(shot, window.start, window.stop, self._family.latent_channels)
-            latents, history = noise.to(self.setup.device), {}
+            latents, history = self._start(task, before, stepper), {}
         else:
             latents, history = self._settle(task, before, stepper)
             _check_finite(latents, "the latents", unit, self.setup.dtype)
@@ -111,6 +110,28 @@ class Worker:
             output["prediction"] = self._predict(task, latents, stepper, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
         return to_bundle(output)
+
+    def _start(
+        self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
+    ) -> torch.Tensor:
+        """What a stage starts from: noise, or the finished stage before at twice the frame rate."""
+        shot, window, channels = task.shot, task.window, self._family.latent_channels
+        if task.unit.stage == 0:
+            noise = initial_noise(shot, window.start, window.stop, channels)
+            return noise.to(self.setup.device)
+        pieces = [
+            (parent.start, to_tensor(bundle, "latents", self.setup.device))
+            for parent, bundle in zip(task.parents, parents, strict=True)
+        ]
+        first, last = task.owned[0][0], task.owned[-1][1]
+        noise = jump_noise(shot, task.unit.stage, first, last, channels)
+        return stepper.jump(
+            assemble(pieces, task.owned),
+            noise.to(self.setup.device),
+            (window.start, window.stop),
+            first,
+            first_alone=self._family.first_alone,
+        )
 
     def _settle(
         self, task: StepTask, before: Sequence[Bundle], stepper: RangeStepper
@@ -173,13 +194,14 @@ class Worker:
             self._applied = compose.apply(self._family.denoiser, self._accelerations)
         return self._applied
 
-    def _stepper(self, shot: ShotRender) -> RangeStepper:
-        key = (shot.scheduler, shot.steps, shot.flow_shift)
+    def _stepper(self, shot: ShotRender, stage: int) -> RangeStepper:
+        key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift)
         if key not in self._steppers:
             self._steppers[key] = RangeStepper(
                 shot.scheduler,
                 self._family.scheduler_config,
-                shot.steps,
+                shot.stage_steps,
+                stage,
                 shot.flow_shift,
                 self.setup.device,
             )
@@ -235,7 +257,7 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
-    expected = len(task.covering) if task.unit.step > 0 else 0
+    expected = len(task.covering) if task.unit.step > 0 else len(task.parents)
     assert len(before) == expected, f"{task.unit} needs {expected} windows, got {len(before)}"
     assert task.unit.step == 0 or task.window in task.covering
 

@@ -1,6 +1,7 @@
 """The pyramid's mathematics: windows, jumps and pairs, against theory."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_jump_of_a_variance_preserving_schedule() -> None:
 def test_stages_follow_each_other(name: str, stages: int) -> None:
     laid = lay_stages(PATHS[name], stages)
     assert laid[0].start.time == PATHS[name].last and laid[-1].end.time == 0
-    for before, after in zip(laid, laid[1:], strict=False):
+    for before, after in pairwise(laid):
         assert before.stride == 2 * after.stride
         assert before.end.time < after.start.time < before.start.time, "a little back in time"
         assert after.start.ratio == pytest.approx(math.sqrt(2) * before.end.ratio, rel=0.01)

@@ -156,8 +156,6 @@ def test_mistakes_are_named(fields, message):
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
         ({"accelerations": {"rehash": {}}}, "accelerations: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
-        ({"pyramid": "auto"}, "pyramid: not built yet; remove it"),
-        ({"pyramid": 3}, "pyramid: not built yet; remove it"),
         ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
     ],
@@ -195,15 +193,6 @@ HASH = "0123456789abcdef" * 4
         ({"accelerations": {"rehsh": {}}}, "fast_attention; all not built yet; remove it"),
         ({"accelerations": {"rehash": 2}}, "accelerations.rehash: needs a mapping of names"),
         ({"accelerations": "rehash"}, "accelerations: needs a mapping of names"),
-        ({"pyramid": 2}, "pyramid: not built yet; remove it"),
-        ({"pyramid": 4}, "pyramid: not built yet; remove it"),
-        ({"pyramid": 5}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),
-        ({"pyramid": 1}, "from 2 to 4, got 1"),
-        ({"pyramid": 3.0}, "from 2 to 4, got 3.0"),
-        ({"pyramid": True}, "from 2 to 4, got the yes/no value true"),
-        ({"pyramid": None}, "from 2 to 4, got nothing"),
-        ({"pyramid": [3]}, "from 2 to 4, got a list of 1"),
-        ({"pyramid": "3"}, "from 2 to 4, got the text '3'"),
     ],
 )
 def test_what_comes_later_has_its_form_already(fields, message):
@@ -237,7 +226,7 @@ def test_a_model_fps_is_compared_with_the_models_own_fps():
 
 
 def test_what_stands_for_off_is_accepted():
-    off = job(image=None, loras=[], audio=None, accelerations={}, regions=1, pyramid=False)
+    off = job(image=None, loras=[], audio=None, accelerations={}, regions=1)
     assert off == job() == job(loras=None, accelerations=None)
 
 

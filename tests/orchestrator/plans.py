@@ -27,14 +27,19 @@ GEOMETRY = ModelGeometry(
 
 
 def make_shot(
-    latent_frames: int, *, window: int, overlap: int, steps: int, first_pixel_frame: int = 0
+    latent_frames: int,
+    *,
+    window: int,
+    overlap: int,
+    stage_steps: tuple[int, ...],
+    first_pixel_frame: int = 0,
 ) -> ShotPlan:
     render = ShotRender(
         prompt="a boat on a lake",
         negative_prompt="",
         seed=7,
         guidance=(1.0,),
-        steps=steps,
+        stage_steps=stage_steps,
         scheduler="auto",
         flow_shift=None,
         text_tokens=16,
@@ -52,17 +57,22 @@ def make_plan(
     window: int = 6,
     overlap: int = 2,
     steps: int = 4,
+    stage_steps: tuple[int, ...] = (),
     checkpoint_every: int = 2,
     decode_context: int = 3,
     tile_bytes: int = 0,
     numerics: str = "any",
 ) -> Plan:
-    """A film of one shot per number of latent frames."""
+    """A film of one shot per number of latent frames; ``stage_steps`` make it a pyramid."""
     shots: list[ShotPlan] = []
     first = 0
     for count in latent_frames or (6,):
         shot = make_shot(
-            count, window=window, overlap=overlap, steps=steps, first_pixel_frame=first
+            count,
+            window=window,
+            overlap=overlap,
+            stage_steps=stage_steps or (steps,),
+            first_pixel_frame=first,
         )
         shots.append(shot)
         first += shot.render.pixel_frames
@@ -129,10 +139,16 @@ def random_plan(rng: random.Random, *, small: bool = False) -> Plan:
         ),
         window=window,
         overlap=overlap,
-        steps=rng.randint(1, 6 if small else 12),
+        stage_steps=_random_stages(rng, 6 if small else 12),
         checkpoint_every=rng.randint(1, 5),
         decode_context=rng.randint(0, 9),
     )
+
+
+def _random_stages(rng: random.Random, most_steps: int) -> tuple[int, ...]:
+    """The steps of one stage or, in every third plan, of two to four."""
+    stages = rng.choice((1, 1, 1, 1, 2, 3, 4))
+    return tuple(rng.randint(1, max(1, most_steps // stages)) for _ in range(stages))
 
 
 def random_faults(rng: random.Random, seed: int, plan: Plan) -> Faults:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.pyramid import parents
 from jobs.units import DecodeTask, EncodeTask, StepTask, Unit
 from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
 from orchestrator.referee import Referee
@@ -76,15 +77,20 @@ def test_pixel_ranges_join_without_gap() -> None:
     assert ranges == [(0, 9), (9, 13), (13, 33)]
 
 
-@given(layouts(), st.integers(1, 4), st.integers(0, 20))
+stage_steps = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
+
+
+@given(layouts(), stage_steps, st.integers(0, 20))
 @settings(max_examples=60, deadline=None)
-def test_inputs_and_tasks_agree(layout: tuple[int, int, int], steps: int, context: int) -> None:
+def test_inputs_and_tasks_agree(
+    layout: tuple[int, int, int], steps: tuple[int, ...], context: int
+) -> None:
     latent_frames, window, overlap = layout
     plan = make_plan(
         min(latent_frames, 120),
         window=window,
         overlap=min(overlap, window // 2),
-        steps=steps,
+        stage_steps=steps,
         decode_context=context,
     )
     referee = Referee(plan, {})
@@ -102,6 +108,12 @@ def test_inputs_and_tasks_agree(layout: tuple[int, int, int], steps: int, contex
             before = [name for name in inputs if name.kind == "step"]
             if unit.step:
                 assert [name.index for name in before] == [w.index for w in task.covering]
+                assert task.parents == ()
+            else:
+                assert [name.index for name in before] == [w.index for w in task.parents]
+                told = [frame for low, high in task.owned for frame in range(low, high)]
+                above = parents(task.window.start, task.window.stop, first_alone=True)
+                assert told == (list(range(*above)) if unit.stage else [])
         elif isinstance(task, DecodeTask):
             assert [name.index for name in inputs] == [w.index for w in task.windows]
             assert task.owned[0][0] <= task.warm_start <= task.start < task.stop
@@ -109,6 +121,27 @@ def test_inputs_and_tasks_agree(layout: tuple[int, int, int], steps: int, contex
             assert all(a[1] == b[0] for a, b in itertools.pairwise(task.owned))
         else:
             assert isinstance(task, EncodeTask)
+
+
+def test_a_pyramids_coarse_stages_have_few_windows() -> None:
+    plan = make_plan(61, window=16, overlap=4, stage_steps=(4, 2, 1))
+    stages = plan.shots[0].stages
+    assert [(s.stride, s.steps, s.windows[-1].stop) for s in stages] == [
+        (4, 4, 16), (2, 2, 31), (1, 1, 61)
+    ]  # fmt: skip
+    assert [len(stage.windows) for stage in stages] == [1, 3, 5]
+    assert plan.model_calls == 1 * 4 + 3 * 2 + 5 * 1
+    assert [plan.steps(Unit("step", 0, stage)) for stage in range(3)] == [4, 2, 1]
+
+
+def test_a_window_may_start_when_those_under_it_are_done() -> None:
+    plan = make_plan(61, window=16, overlap=4, stage_steps=(4, 2, 1))
+    inputs = plan.inputs(Unit("step", 0, 2, 4, 0, 0))
+    # Its frames 45 to 60 are frames 23 to 30 of the stage before, whose last window starts at 15.
+    assert inputs == (Unit("encode", 0), Unit("step", 0, 1, 2, 0, 2))
+    assert plan.is_durable(inputs[1]) and plan.is_last_step(inputs[1])
+    first = plan.inputs(Unit("step", 0, 1, 0, 0, 0))
+    assert first == (Unit("encode", 0), Unit("step", 0, 0, 0, 0, 4))
 
 
 def test_the_last_step_calls_no_model_and_needs_no_prompt() -> None:

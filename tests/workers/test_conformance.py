@@ -104,7 +104,7 @@ def test_embeddings_are_the_pipelines(tiny_wan: Path) -> None:
 
 def test_what_the_vae_gets_is_the_pipelines(tiny_wan: Path, monkeypatch) -> None:
     """Bit for bit; a comparison of 8-bit pixels alone would miss a last bit."""
-    shot = tiny_shot(steps=2, latent_frames=3, pixel_frames=5)
+    shot = tiny_shot(stage_steps=(2,), latent_frames=3, pixel_frames=5)
     pipeline = load_pipeline(tiny_wan, torch.float32)
     latents = run_pipeline(pipeline, shot)
     decoded, plain = [], pipeline.vae.decode
@@ -121,7 +121,7 @@ WINDOWS = [Window(0, 0, 5), Window(1, 2, 7), Window(2, 4, 9)]  # latent frame 4 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scheduler", ["unipc", "euler", "dpm++"])
 def test_windows_agree_and_order_changes_no_bit(tiny_wan: Path, scheduler: str, dtype: str) -> None:
-    shot = tiny_shot(scheduler=scheduler, steps=4)
+    shot = tiny_shot(scheduler=scheduler, stage_steps=(4,))
     worker = tiny_worker(tiny_wan, dtype=dtype)
     forwards = render_windows(worker, shot, WINDOWS)
     backwards = render_windows(worker, shot, WINDOWS, backwards=True)
@@ -149,6 +149,6 @@ def assert_overlaps_agree(latents: dict[Window, torch.Tensor]) -> None:
 
 def test_predictions_differ_where_windows_overlap(tiny_wan: Path) -> None:
     """So that the agreement above comes from blending, not from windows that see the same."""
-    done = render_windows(tiny_worker(tiny_wan), tiny_shot(steps=2), WINDOWS)
+    done = render_windows(tiny_worker(tiny_wan), tiny_shot(stage_steps=(2,)), WINDOWS)
     first, second = (to_tensor(done[i, 1], "prediction") for i in (0, 1))
     assert not torch.equal(first[:, :, 2:5], second[:, :, 0:3])

@@ -54,7 +54,7 @@ DPM_THIRD_ORDER = {
 )  # fmt: skip
 def test_slices_and_diffusers_agree_at_every_step(name, config, dtype) -> None:
     steps = 8
-    stepper = RangeStepper(name, config, steps)
+    stepper = RangeStepper(name, config, (steps,))
     plain = build(name, config, None)[1]
     plain.set_timesteps(steps)
     plain.set_begin_index(0)
@@ -78,7 +78,7 @@ def test_slices_and_diffusers_agree_at_every_step(name, config, dtype) -> None:
 @each_scheduler
 def test_nothing_hides_between_calls(name: str) -> None:
     """A step gives the same after the stepper was used for something else in between."""
-    stepper = RangeStepper(name, CONFIG, 6)
+    stepper = RangeStepper(name, CONFIG, (6,))
     runs = []
     for disturb in (False, True):
         latents, history = start(), {}
@@ -93,7 +93,7 @@ def test_nothing_hides_between_calls(name: str) -> None:
 @each_scheduler
 def test_history_matters(name: str) -> None:
     """Unless a scheduler has none; so that the tests above compare something."""
-    stepper = RangeStepper(name, CONFIG, 6)
+    stepper = RangeStepper(name, CONFIG, (6,))
     first, second = predictions_of(2, torch.float32)
     latents, history = stepper.step_range(0, first, start(), {})
     with_history = stepper.step_range(1, second, latents, history)[0]

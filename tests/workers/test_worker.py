@@ -113,7 +113,7 @@ def test_a_segment_holds_the_frames(tiny_wan: Path) -> None:
 
 def test_stored_and_read_only_inputs_do(tiny_wan: Path) -> None:
     """Inputs come back from the store, or from shared memory that must not be written to."""
-    shot, worker = tiny_shot(steps=2), tiny_worker(tiny_wan, dtype="bfloat16")
+    shot, worker = tiny_shot(stage_steps=(2,)), tiny_worker(tiny_wan, dtype="bfloat16")
     done = render_windows(worker, shot, ONE)
     stored = {key: decode_bundle(encode_bundle(bundle)) for key, bundle in done.items()}
     for bundle in stored.values():
@@ -125,7 +125,7 @@ def test_stored_and_read_only_inputs_do(tiny_wan: Path) -> None:
 
 
 def test_outputs_are_as_the_task_says(tiny_wan: Path) -> None:
-    done = render_windows(tiny_worker(tiny_wan), tiny_shot(steps=2), ONE)
+    done = render_windows(tiny_worker(tiny_wan), tiny_shot(stage_steps=(2,)), ONE)
     assert set(done[0, 0].arrays) == {"latents", "prediction"}
     history = {name for name in done[0, 1].arrays if name.startswith("history.")}
     assert history
@@ -189,7 +189,7 @@ def test_report_profile_and_log(tiny_wan: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["prediction", "latents"])
 def test_nan_is_named(tiny_wan: Path, broken: str) -> None:
-    shot, worker = tiny_shot(steps=2), tiny_worker(tiny_wan, dtype="bfloat16")
+    shot, worker = tiny_shot(stage_steps=(2,)), tiny_worker(tiny_wan, dtype="bfloat16")
     embeddings = encode(worker, shot)
     done = {(0, 0): run_step(worker, step_task(shot, ONE, 0, 0), embeddings, {})}
     if broken == "prediction":

@@ -109,7 +109,7 @@ def tiny_shot(**changes: object) -> ShotRender:
         negative_prompt="blurred",
         seed=7,
         guidance=(5.0,),
-        steps=6,
+        stage_steps=(6,),
         scheduler="unipc",
         flow_shift=None,
         text_tokens=24,

@@ -25,6 +25,7 @@ class ModelFamily(Protocol):
     """
 
     latent_channels: int
+    first_alone: bool  # whether the first latent frame holds fewer pixel frames than all others
     scheduler_config: Mapping[str, Any]
 
     @property

@@ -18,7 +18,7 @@ import transformers
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from jobs.errors import BadJob, CannotRunHere
-from jobs.model_geometry import check_wan_configs
+from jobs.model_geometry import check_wan_configs, temporal_scale
 from jobs.units import ShotRender
 from workers.decoding import DecodeLane, decode_piece, to_rgb8
 from workers.families.family import BranchContext
@@ -49,6 +49,7 @@ class WanFamily:
         self._parts = _check_folder(self._folder)
         transformer = _read_json(self._folder / "transformer" / "config.json")
         self.latent_channels: int = transformer["in_channels"]
+        self.first_alone = temporal_scale(_read_json(self._folder / "vae" / "config.json")) > 1
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._denoiser: WanTransformer3DModel | None = None
         self._vae: AutoencoderKLWan | None = None

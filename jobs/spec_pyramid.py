@@ -1,0 +1,88 @@
+"""What a job says of the temporal pyramid, and what becomes of it with a model."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from jobs.model_geometry import ModelDefaults
+from jobs.spec_errors import Problem, describe
+
+if TYPE_CHECKING:
+    from jobs.spec import JobSpec
+
+MOST_STAGES = 4
+
+
+def _pyramid(value: Any) -> Any:
+    """One message for a field that takes words and numbers."""
+    if value is False:  # YAML reads a bare `off` as false
+        return "off"
+    if value not in ("auto", "off") and not (type(value) is int and 2 <= value <= MOST_STAGES):
+        valid = f"must be off, auto or a whole number from 2 to {MOST_STAGES}"
+        raise ValueError(f"{valid}, got {describe(value)}")
+    return value
+
+
+def _shares(value: Any) -> Any:
+    """``2-1-1`` is the same as [2, 1, 1]."""
+    if isinstance(value, str) and re.fullmatch(r"\d{1,3}(-\d{1,3})+", value):
+        return tuple(int(share) for share in value.split("-"))
+    return value
+
+
+#: How many levels of frame rate a film is made in; auto: as many as the weights were trained for.
+Pyramid = Annotated[
+    Literal["auto", "off"] | Annotated[int, Field(ge=2, le=MOST_STAGES)], BeforeValidator(_pyramid)
+]
+
+#: How the steps are shared out over the stages.
+StepShares = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=100)], ...],
+    Field(strict=False, min_length=2, max_length=MOST_STAGES),
+    BeforeValidator(_shares),
+]
+
+
+def step_shares(spec: JobSpec, defaults: ModelDefaults) -> tuple[int, ...]:
+    """The shares of the stages; a single one without a pyramid."""
+    trained = defaults.pyramid_steps
+    stages = {"off": 1, "auto": max(1, len(trained))}.get(str(spec.pyramid), spec.pyramid)
+    if spec.pyramid_steps is not None and stages != 1:
+        return spec.pyramid_steps
+    return trained if len(trained) == stages else (1,) * int(stages)
+
+
+def pyramid_problems(
+    spec: JobSpec, defaults: ModelDefaults, steps: int, shares: tuple[int, ...]
+) -> list[Problem]:
+    problems: list[Problem] = []
+    given = spec.pyramid_steps
+    if given is not None and len(shares) == 1:
+        why = "it is off" if spec.pyramid == "off" else "these weights were trained for none"
+        fix = f"say pyramid: {len(given)}, or remove it"
+        problems.append(Problem(("pyramid_steps",), f"there is no pyramid, for {why}; {fix}"))
+    stages = len(defaults.pyramid_steps) if spec.pyramid == "auto" else spec.pyramid
+    if given is not None and len(shares) > 1 and len(given) != stages:
+        said = f"has {len(given)} shares, but the pyramid has {stages} stages; give one for each"
+        problems.append(Problem(("pyramid_steps",), said))
+    if steps < len(shares):
+        said = f"{steps} steps are too few for a pyramid of {len(shares)} stages: each needs one"
+        problems.append(Problem(("steps",), said))
+    return problems
+
+
+def pyramid_warnings(stages: int, defaults: ModelDefaults) -> tuple[str, ...]:
+    """What a person should know who asks for a pyramid that the weights were not trained for."""
+    trained = max(1, len(defaults.pyramid_steps))
+    if stages == trained:
+        return ()
+    if stages == 1:
+        return (f"these weights were trained for a pyramid of {trained} stages, which is off",)
+    known = f"a pyramid of {trained} stages" if trained > 1 else "no pyramid"
+    return (
+        f"a pyramid of {stages} stages is asked for, but these weights were trained for {known}: "
+        "expect blurred or broken motion; python -m training.tpdiff trains them for one",
+    )

@@ -1,0 +1,78 @@
+"""What a job says of the pyramid, and what becomes of it with weights that know one or none."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.spec import resolve
+from tests.jobs.test_spec import DEFAULTS, GEOMETRY, job, refusal
+
+TRAINED = replace(DEFAULTS, steps=20, pyramid_steps=(1, 1, 1))
+UNTRAINED = replace(DEFAULTS, steps=20)
+
+
+def steps(defaults=TRAINED, **fields) -> tuple[int, ...]:
+    return resolve(job(**fields), GEOMETRY, defaults).stage_steps
+
+
+def warnings(defaults=TRAINED, **fields) -> tuple[str, ...]:
+    return resolve(job(**fields), GEOMETRY, defaults).warnings
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (5, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),
+        (1, "from 2 to 4, got 1"),
+        (3.0, "from 2 to 4, got 3.0"),
+        (True, "from 2 to 4, got the yes/no value true"),
+        (None, "from 2 to 4, got nothing"),
+        ([3], "from 2 to 4, got a list of 1"),
+        ("3", "from 2 to 4, got the text '3'"),
+    ],
+)
+def test_what_is_no_pyramid(value, message):
+    told = refusal(job, pyramid=value)
+    assert message in told and told.count("\n") == 0
+
+
+def test_weights_say_what_they_were_trained_for():
+    assert steps() == steps(pyramid="auto") == steps(pyramid=3) == (7, 7, 6)
+    assert steps(pyramid="off") == steps(pyramid=False) == (20,)
+    assert steps(UNTRAINED) == (20,)
+    assert steps(replace(TRAINED, pyramid_steps=(4, 2, 1))) == (11, 6, 3)
+
+
+def test_a_job_may_share_its_steps_out_otherwise():
+    assert steps(pyramid_steps=[2, 1, 1]) == steps(pyramid_steps="2-1-1") == (10, 5, 5)
+    assert steps(UNTRAINED, pyramid=2, pyramid_steps=[3, 1]) == (15, 5)
+    assert steps(pyramid=2) == (10, 10), "the weights' shares are for three"
+
+
+def test_a_person_is_warned_of_what_the_weights_do_not_know():
+    assert warnings() == warnings(UNTRAINED) == warnings(UNTRAINED, pyramid="off") == ()
+    assert "trained for no pyramid" in warnings(UNTRAINED, pyramid=3)[0]
+    assert "of 2 stages is asked for" in warnings(pyramid=2)[0]
+    assert "3 stages, which is off" in warnings(pyramid="off")[0]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "fields", "message"),
+    [
+        (TRAINED, {"steps": 2}, "steps: 2 steps are too few for a pyramid of 3 stages"),
+        (TRAINED, {"pyramid_steps": [1, 1]}, "has 2 shares, but the pyramid has 3 stages"),
+        (
+            TRAINED,
+            {"pyramid": "off", "pyramid_steps": [1, 1]},
+            "there is no pyramid, for it is off",
+        ),
+        (UNTRAINED, {"pyramid_steps": [1, 1]}, "trained for none; say pyramid: 2, or remove it"),
+    ],
+)
+def test_what_does_not_go_together(defaults, fields, message):
+    assert message in refusal(steps, defaults, **fields)
+
+
+@pytest.mark.parametrize("value", [[1], [0, 1], "1", "2-x", [1, 1, 1, 1, 1]])
+def test_shares_have_a_form(value):
+    assert "pyramid_steps" in refusal(job, pyramid_steps=value)

@@ -1,0 +1,158 @@
+"""A pyramid on a worker: against a plain loop over diffusers' own parts, and over windows."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from jobs.arrays import Bundle
+from jobs.units import ShotRender, StepTask, Unit, Window
+from tests.workers.tiny import CHANNELS, FLOW_SHIFT, encode, tiny_shot, tiny_worker
+from workers.bundles import to_tensor
+from workers.noise import frame_noise
+from workers.schedulers import read_scheduler_config
+from workers.worker import Worker
+
+FRAMES = 7  # of the shot; 4 of the stage before: the first alone, then pairs
+STEPS = (3, 2)
+#: Where each stage begins and ends: its noise, of flow matching. See tests/accel for the theory.
+STAGES = ((1.0, 0.5), (0.5857864376, 0.0))
+SCALE, FRESH = 0.8284271247, 0.4142135624
+
+
+def shot_of(scheduler: str, **changes: object) -> ShotRender:
+    return tiny_shot(
+        scheduler=scheduler, stage_steps=STEPS, latent_frames=FRAMES, pixel_frames=13, **changes
+    )
+
+
+def sigmas_of(stage: int, first: float) -> list[float]:
+    """Evenly spread over the stage in the times before the shift."""
+    high, low = STAGES[stage]
+    plain = [s / (FLOW_SHIFT - (FLOW_SHIFT - 1) * s) for s in (first if stage == 0 else high, low)]
+    even = [plain[0] + (plain[1] - plain[0]) * n / STEPS[stage] for n in range(STEPS[stage] + 1)]
+    return [FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u) for u in even]
+
+
+def noise_of(shot: ShotRender, frames: int, purpose: str, step: int) -> torch.Tensor:
+    shape = (CHANNELS, shot.latent_height, shot.latent_width)
+    drawn = [
+        torch.from_numpy(frame_noise(shot.seed, n, purpose, step, shape)) for n in range(frames)
+    ]
+    return torch.stack(drawn, dim=1)[None]
+
+
+def scheduler_of(name: str, config: dict, stage: int):
+    kinds = {"euler": FlowMatchEulerDiscreteScheduler, "unipc": UniPCMultistepScheduler}
+    shift = {"euler": {"shift": FLOW_SHIFT}, "unipc": {"flow_shift": FLOW_SHIFT}}[name]
+    scheduler = kinds[name].from_config(config, **shift)
+    scheduler.set_timesteps(STEPS[stage])
+    sigmas = torch.tensor(sigmas_of(stage, float(scheduler.sigmas[0])))
+    scheduler.sigmas = sigmas
+    scheduler.timesteps = (sigmas[:-1] * 1000).to(scheduler.timesteps.dtype)
+    return scheduler
+
+
+@torch.no_grad()
+def plain_loop(worker: Worker, folder: Path, name: str, shot: ShotRender) -> list[torch.Tensor]:
+    """What each stage ends with: one window over the whole shot, no range, no state taken out."""
+    embeddings = encode(worker, shot)
+    cond, uncond = to_tensor(embeddings, "cond"), to_tensor(embeddings, "uncond")
+    model, config = worker._family.denoiser, read_scheduler_config(folder)
+    latents, ends = noise_of(shot, 4, "initial", 0), []
+    for stage in range(2):
+        if stage == 1:
+            fresh = noise_of(shot, 4, "jump", 1)
+            frames = [SCALE * latents[:, :, 0] + FRESH * fresh[:, :, 0]]
+            for n, sign in itertools.product((1, 2, 3), (1, -1)):
+                frames.append(SCALE * latents[:, :, n] + sign * FRESH * fresh[:, :, n])
+            latents = torch.stack(frames, dim=2)
+        scheduler = scheduler_of(name, config, stage)
+        for time in scheduler.timesteps:
+            a, b = (model(latents, time[None], e, return_dict=False)[0] for e in (cond, uncond))
+            flow = b + shot.guidance[0] * (a - b)
+            latents = scheduler.step(flow, time, latents, return_dict=False)[0]
+        ends.append(latents)
+    return ends
+
+
+def run_all(
+    worker: Worker, shot: ShotRender, stages: list[list[Window]], *, backwards: bool = False
+) -> dict[Unit, Bundle]:
+    """All steps of a pyramid whose second stage's windows read all windows of the first."""
+    embeddings, done = encode(worker, shot), {}
+    order = reversed if backwards else list
+    for stage, windows in enumerate(stages):
+        for step, window in itertools.product(range(STEPS[stage] + 1), order(windows)):
+            covering = tuple(w for w in windows if w.overlaps(window))
+            before = [Unit("step", 0, stage, w.index, 0, step - 1) for w in covering]
+            parents: tuple[Window, ...] = ()
+            owned: tuple[tuple[int, int], ...] = ()
+            if step == 0:
+                before = []
+                if stage == 1:
+                    parents, owned = tuple(stages[0]), handed_on(stages[0])
+                    before = [Unit("step", 0, 0, w.index, 0, STEPS[0]) for w in parents]
+            task = StepTask(
+                unit=Unit("step", 0, stage, window.index, 0, step), attempt=1, shot=shot,
+                window=window, covering=covering, parents=parents, owned=owned,
+            )  # fmt: skip
+            inputs = [embeddings] if step < STEPS[stage] else []
+            done[task.unit] = worker.run(task, inputs + [done[unit] for unit in before])[1]
+    return done
+
+
+def handed_on(windows: list[Window]) -> tuple[tuple[int, int], ...]:
+    stops = [*(w.start for w in windows[1:]), windows[-1].stop]
+    return tuple((w.start, stop) for w, stop in zip(windows, stops, strict=True))
+
+
+def ended(done: dict[Unit, Bundle], stage: int, window: int = 0) -> torch.Tensor:
+    return to_tensor(done[Unit("step", 0, stage, window, 0, STEPS[stage])], "latents")
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+def test_one_window_a_stage_is_the_plain_loop(tiny_wan: Path, name: str) -> None:
+    shot, worker = shot_of(name), tiny_worker(tiny_wan)
+    done = run_all(worker, shot, [[Window(0, 0, 4)], [Window(0, 0, 7)]])
+    for stage, there in enumerate(plain_loop(worker, tiny_wan, name, shot)):
+        ours = ended(done, stage)
+        assert ours.shape == there.shape and ours.std() > 0.1
+        assert torch.allclose(ours, there, rtol=0, atol=2e-5), (ours - there).abs().max()
+
+
+@pytest.mark.parametrize("name", ["euler", "unipc", "dpm++"])
+def test_windows_of_both_stages_agree_in_any_order(tiny_wan: Path, name: str) -> None:
+    shot, worker = shot_of(name), tiny_worker(tiny_wan)
+    stages = [
+        [Window(0, 0, 3), Window(1, 1, 4)],
+        [Window(0, 0, 4), Window(1, 2, 6), Window(2, 3, 7)],
+    ]
+    done = run_all(worker, shot, stages)
+    again = run_all(tiny_worker(tiny_wan), shot, stages, backwards=True)
+    for unit, bundle in done.items():
+        for array in bundle.arrays:
+            assert bundle.arrays[array].tobytes() == again[unit].arrays[array].tobytes(), unit
+    for stage, windows in enumerate(stages):
+        for one, other in itertools.combinations(windows, 2):
+            low, high = max(one.start, other.start), min(one.stop, other.stop)
+            parts = (
+                ended(done, stage, w.index)[:, :, low - w.start : high - w.start]
+                for w in (one, other)
+            )
+            assert torch.equal(*parts)
+
+
+def test_one_stage_of_all_steps_draws_the_same_noise_as_ever(tiny_wan: Path) -> None:
+    """A film without a pyramid has the bits that it had before there were any."""
+    shot, worker = tiny_shot(), tiny_worker(tiny_wan)
+    task = StepTask(
+        unit=Unit("step", 0), attempt=1, shot=shot, window=Window(0, 2, 5),
+        covering=(Window(0, 2, 5),),
+    )  # fmt: skip
+    first = worker.run(task, [encode(worker, shot)])[1]
+    assert torch.equal(to_tensor(first, "latents"), noise_of(shot, 5, "initial", 0)[:, :, 2:])
