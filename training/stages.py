@@ -1,0 +1,74 @@
+"""What a stage of the temporal pyramid is trained on (TPDiff, arXiv 2503.09566).
+
+A clip's latent frames become a window of one stage: its frames, and between its start and its end
+a noisy mix of the stage's own pair (``accel.pyramid.stage_pair``). Noise is dealt out within a
+batch to the clips that it is nearest to (the paper's data-noise alignment, after Immiscible
+Diffusion), which keeps a stage's noise nearly constant along its path.
+
+Shapes: B batch, C channels, T latent frames of the clip, F frames of the stage's window.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from accel.pyramid import NoisePath, Stage, down, stage_pair
+
+
+def clip_frames(stage: Stage, frames: int, *, starts: bool) -> int:
+    """How many latent frames a window of so many frames of a stage needs.
+
+    A window that ``starts`` a shot has its first frame alone. One inside may begin with either
+    frame of a pair, so it needs one frame more; in both, all frames have their partners.
+    """
+    alone, others = (1, frames - 1) if starts else (0, frames + 1)
+    if stage.is_first:  # nobody asks for its frames' partners
+        return alone + (others if starts else frames) * stage.stride
+    return alone + (others + others % 2) * stage.stride
+
+
+def stage_window(
+    stage: Stage, x_BCTHW: Tensor, noise_BCFHW: Tensor, *, starts: bool, second: bool
+) -> tuple[Tensor, Tensor]:
+    """The clean window X_k and the noise e_k of a stage, both BCFHW, from ``clip_frames`` latent
+    frames. ``second``: a window inside a shot begins with the second frame of a pair."""
+    frames, first = noise_BCFHW.shape[2], int(second and not starts and not stage.is_first)
+    whole = down(x_BCTHW[:, :1], stage.stride, first_alone=starts).shape[2]
+    padded = noise_BCFHW.new_zeros((*noise_BCFHW.shape[:2], whole, *noise_BCFHW.shape[3:]))
+    padded[:, :, first : first + frames] = noise_BCFHW
+    pair = stage_pair(stage, x_BCTHW, padded, first_alone=starts)
+    clean, noise = (each[:, :, first : first + frames] for each in pair)
+    return clean, noise
+
+
+def aligned(clean_B: Tensor, noise_B: Tensor) -> Tensor:
+    """The same noises, dealt out so that the sum of their squared distances is least."""
+    flat = (each.flatten(1).double() for each in (clean_B, noise_B))
+    _, order = linear_sum_assignment(torch.cdist(*flat).square().numpy())
+    return noise_B[torch.from_numpy(np.asarray(order))]
+
+
+def draw_times(
+    rng: np.random.Generator, batch: int, stage: Stage, path: NoisePath, shift: float = 1.0
+) -> np.ndarray:
+    """Times from the stage's end to its start, as evenly as a render's steps: evenly in the times
+    before the flow ``shift``, which counts for times from 0 to 1."""
+    if shift == 1.0:
+        return rng.uniform(stage.end.time, stage.start.time, size=batch)
+    low, high = (t / (shift - (shift - 1) * t) for t in (stage.end.time, stage.start.time))
+    even_B = rng.uniform(low, high, size=batch)
+    return np.asarray(shift * even_B / (1 + (shift - 1) * even_B))
+
+
+def noisy(path: NoisePath, times_B: np.ndarray, clean_B: Tensor, noise_B: Tensor) -> Tensor:
+    """Clean windows with their noise, each at its time."""
+    levels = [path.at(float(time)) for time in times_B]
+    shape = (-1, *[1] * (clean_B.ndim - 1))
+    signal, amount = (
+        torch.tensor([getattr(level, name) for level in levels], dtype=clean_B.dtype).view(shape)
+        for name in ("signal", "noise")
+    )
+    return signal * clean_B + amount * noise_B
