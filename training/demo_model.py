@@ -23,6 +23,7 @@ from diffusers import (
 )
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from training.draws import NoiseRecipe
 from training.vae import VaeRecipe, new_vae
 from training.vae import train as train_vae
 from training.wan import Trainer, WanRecipe, new_model, save_model
@@ -33,6 +34,8 @@ PARTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
 
 def render_defaults(recipe: WanRecipe) -> dict[str, object]:
     """What a renderer should use where the person says nothing: `longtake.json`."""
+    stages = recipe.noise.stages
+    pyramid = {"pyramid_steps": [1] * stages} if stages > 1 else {}
     return {
         "format": 1,
         "window_latent_frames": recipe.window_latent_frames,
@@ -42,7 +45,8 @@ def render_defaults(recipe: WanRecipe) -> dict[str, object]:
         "steps": 14,
         "guidance": 4.0,
         "text_tokens": recipe.text_tokens,
-        "flow_shift": recipe.flow_shift,
+        "flow_shift": recipe.noise.flow_shift,
+        **pyramid,
     }
 
 
@@ -60,7 +64,9 @@ def assemble(runs: Path, out: Path, recipe: WanRecipe) -> None:
         ),
         vae=vae,
         scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=recipe.flow_shift
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=recipe.noise.flow_shift,
         ),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -107,10 +113,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument("--vae-steps", type=int, default=0)
     parser.add_argument("--wan-steps", type=int, default=0)
+    parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    recipe = WanRecipe(seed=options.seed)
+    recipe = WanRecipe(seed=options.seed, noise=NoiseRecipe(stages=options.stages))
     if options.vae_steps:
         vae_recipe = VaeRecipe(seed=options.seed)
         train_vae(options.runs / "vae", vae_recipe, options.vae_steps, options.device)

@@ -98,14 +98,14 @@ class LatentCache:
 
     def save(self, path: Path) -> None:
         """Write the clips; their scenes follow from their numbers."""
-        kept = {"world": world.VERSION, "num_made": self.num_made}
+        kept = {"kind": self._kind(), "num_made": self.num_made}
         torch.save(kept | {"clips": self.clips, "masks": self.masks}, path)
 
     def load(self, path: Path) -> None:
         """Take up the clips that `save` wrote with the same seed and capacity; those of an older
-        world are made anew."""
+        world, or of another length, are made anew."""
         kept = torch.load(path, weights_only=True)
-        if kept.get("world") != world.VERSION:
+        if kept.get("kind") != self._kind():
             return
         self.num_made = int(kept["num_made"])
         self.clips, self.masks = list(kept["clips"]), list(kept["masks"])
@@ -114,6 +114,9 @@ class LatentCache:
             place + self.capacity * (laps - (place >= newest)) for place in range(len(self.clips))
         ]
         self.scenes = [self._scene(number)[0] for number in numbers]
+
+    def _kind(self) -> list[int]:
+        return [world.VERSION, self.pixel_frames]
 
     def _draw(self, number: int) -> tuple[Scene, np.ndarray]:
         scene, start_s = self._scene(number)

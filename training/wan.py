@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training import world
+from training.draws import Draw, NoiseRecipe, draw, longest_clip
 from training.latents import LatentCache
 from training.text import new_text_encoder, new_tokenizer, teach_to_read
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
@@ -64,8 +65,7 @@ class WanRecipe:
     odd_shapes: float = 0.03
     dropped_captions: float = 0.1
     strange_words: float = 0.05
-    flow_shift: float = 3.0
-    uniform_sigmas: float = 0.2
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup_steps: int = 100
@@ -129,15 +129,6 @@ def embed(text_encoder: UMT5EncoderModel, ids_BN: Tensor, mask_BN: Tensor) -> Te
     return text_BND * mask_BN[:, :, None].to(text_BND.dtype)
 
 
-def draw_sigmas(rng: np.random.Generator, batch: int, recipe: WanRecipe) -> Tensor:
-    """Noise levels: logit-normal shifted as at rendering, and some uniform ones for detail."""
-    u_B = 1 / (1 + np.exp(-rng.normal(size=batch)))
-    shifted_B = recipe.flow_shift * u_B / (1 + (recipe.flow_shift - 1) * u_B)
-    is_uniform_B = rng.uniform(size=batch) < recipe.uniform_sigmas
-    chosen_B = np.where(is_uniform_B, rng.uniform(size=batch), shifted_B)
-    return torch.from_numpy(chosen_B.astype(np.float32))
-
-
 def spoil(captions: list[str], rng: np.random.Generator, recipe: WanRecipe) -> list[str]:
     """Drop some captions for guidance, and put a strange word into some others."""
     spoiled = []
@@ -174,7 +165,9 @@ class Trainer:
             self.model.transformer.compile_repeated_blocks(dynamic=False)
         self.average = AveragedModel(self.model, multi_avg_fn=warm_average(recipe.average_decay))
         self.optimizers = new_optimizers(self.model, recipe)
-        self.cache = LatentCache(vae, recipe.clips, seed=recipe.seed)
+        longest = longest_clip(recipe.window_latent_frames, recipe.noise)
+        pixel_frames = 1 + vae.config.scale_factor_temporal * (longest - 1)
+        self.cache = LatentCache(vae, recipe.clips, pixel_frames, recipe.seed)
 
     def train(self, steps: int) -> None:
         """Train up to a number of steps, counted from the first start."""
@@ -200,7 +193,9 @@ class Trainer:
         more at first. In the end all counts alike, for only then is the flow that of the data.
         The loss that is returned is the plain one."""
         rng = np.random.default_rng((self.recipe.seed, 3, self.step))
-        inputs, target_BCFHW, mask_B1FHW, odd = self._draw(rng, progress)
+        drawn, odd = self._draw(rng, progress)
+        recipe = self.recipe
+        inputs = self._inputs(drawn, rng, recipe.long_text_tokens if odd else recipe.text_tokens)
         stance = "force_eager" if odd else "default"
         for group in (group for o in self.optimizers for group in o.param_groups):
             group["lr"] = rate_at(self.step, progress, self.recipe)
@@ -209,8 +204,9 @@ class Trainer:
         attention = attention_backend("_native_math" if self.device.type == "cpu" else "native")
         with torch.compiler.set_stance(stance), autocast, attention:
             flow_BCFHW = self.model(*inputs)
-        error_BCFHW = (flow_BCFHW.float() - target_BCFHW).square()
-        weight_B1FHW = 1 + (self.recipe.body_weight - 1) * falling(progress) * mask_B1FHW
+        error_BCFHW = (flow_BCFHW.float() - drawn.flow_BCFHW.to(self.device)).square()
+        more_B1FHW = drawn.mask_B1FHW.to(self.device) * falling(progress)
+        weight_B1FHW = 1 + (recipe.body_weight - 1) * more_B1FHW
         (weight_B1FHW / weight_B1FHW.mean() * error_BCFHW).mean().backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -221,35 +217,35 @@ class Trainer:
             self.average.update_parameters(self.model)
         return error_BCFHW.mean().item()
 
-    def _draw(
-        self, rng: np.random.Generator, progress: float
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, bool]:
-        """The model's inputs, its target, where bodies are, and whether shapes are unusual ones.
+    def _draw(self, rng: np.random.Generator, progress: float) -> tuple[Draw, bool]:
+        """Windows for a step, and whether their shape is an unusual one.
 
         Short windows come first: they show more scenes for the same work.
         """
         recipe, odd = self.recipe, rng.uniform() < self.recipe.odd_shapes
         short = rng.uniform() > 1.5 * progress - 0.15
-        latent_frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
-        latent_frames = int(rng.integers(2, 18)) if odd else latent_frames
-        batch = max(1, recipe.tokens // (36 * latent_frames))
-        z_BCFHW, mask_B1FHW, captions = self.cache.windows(rng, batch, latent_frames, recipe.starts)
-        length = recipe.long_text_tokens if odd else recipe.text_tokens
+        frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
+        if odd:
+            most = 2 * recipe.window_latent_frames if recipe.noise.stages == 1 else frames
+            frames = int(rng.integers(2, most + 1))
+        batch = max(1, recipe.tokens // (36 * frames))
+        return draw(
+            self.cache, rng, recipe.noise, batch=batch, frames=frames, starts=recipe.starts
+        ), odd
+
+    def _inputs(
+        self, drawn: Draw, rng: np.random.Generator, text_tokens: int
+    ) -> tuple[Tensor, ...]:
+        """What the model is given: noisy windows, their noise levels, and their captions."""
         tokens = self.tokenizer(
-            spoil(captions, rng, recipe),
+            spoil(drawn.captions, rng, self.recipe),
             padding="max_length",
-            max_length=length,
+            max_length=text_tokens,
             truncation=True,
             return_tensors="pt",
         )
-        noise_BCFHW = torch.from_numpy(rng.standard_normal(z_BCFHW.shape, dtype=np.float32))
-        sigma_B = draw_sigmas(rng, batch, recipe)
-        sigma_B1111 = sigma_B.view(-1, 1, 1, 1, 1)
-        x_BCFHW = (1 - sigma_B1111) * z_BCFHW + sigma_B1111 * noise_BCFHW
-        inputs = (x_BCFHW, sigma_B, tokens.input_ids, tokens.attention_mask)
-        moved = tuple(value.to(self.device) for value in inputs)
-        target_BCFHW = (noise_BCFHW - z_BCFHW).to(self.device)
-        return moved, target_BCFHW, mask_B1FHW.to(self.device), odd
+        inputs = (drawn.noisy_BCFHW, drawn.sigma_B, tokens.input_ids, tokens.attention_mask)
+        return tuple(value.to(self.device) for value in inputs)
 
     def save(self) -> None:
         """Write the averaged model as diffusers folders, and the state to go on from."""
@@ -347,11 +343,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
+    parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
-    recipe = WanRecipe(seed=options.seed)
+    recipe = WanRecipe(seed=options.seed, noise=NoiseRecipe(stages=options.stages))
     trainer = Trainer(recipe, vae, options.out, not options.eager, options.init)
     trainer.resume()
     trainer.train(options.steps)

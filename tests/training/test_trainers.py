@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from accel.pyramid import FlowPath, lay_stages
 from training import vae, wan, whole_clip, world
+from training.draws import NoiseRecipe, draw, draw_sigmas, longest_clip
 from training.latents import LatentCache, body_mask, encode_normalised
 from training.world import Background, Body, Scene
 
@@ -85,9 +87,37 @@ def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
     assert torch.equal(after(1.0, 6.0), after(1.0, 1.0))
 
 
+@pytest.mark.parametrize("starts", [0.0, 1.0])
+def test_windows_of_a_pyramids_stages(starts: float) -> None:
+    recipe = NoiseRecipe(stages=3)
+    pixel_frames = 1 + 2 * (longest_clip(4, recipe) - 1)
+    cache = LatentCache(vae.new_vae().eval(), capacity=2, pixel_frames=pixel_frames)
+    cache.add(2)
+    spans = [(stage.end.time, stage.start.time) for stage in lay_stages(FlowPath(), 3)]
+    met = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        drawn = draw(cache, rng, recipe, batch=5, frames=4, starts=starts)
+        assert drawn.clean_BCFHW.shape == drawn.noisy_BCFHW.shape == (5, 8, 4, 24, 24)
+        assert drawn.mask_B1FHW.shape == (5, 1, 4, 24, 24) and drawn.mask_B1FHW.any()
+        low, high = drawn.sigma_B.min(), drawn.sigma_B.max()
+        met |= {n for n, (end, start) in enumerate(spans) if end <= low and high <= start}
+        assert not drawn.noise_BCFHW.isnan().any()
+    assert met == {0, 1, 2}
+
+
+def test_a_pyramid_is_trained(tmp_path: Path) -> None:
+    recipe = replace(TINY, window_latent_frames=4, noise=NoiseRecipe(stages=2))
+    trainer = wan.Trainer(recipe, vae.new_vae().eval(), tmp_path)
+    before = trainer.model.transformer.proj_out.weight.detach().clone()
+    trainer.train(2)
+    assert not torch.equal(before, trainer.model.transformer.proj_out.weight)
+    assert len(trainer.cache.clips[0][0]) == longest_clip(4, recipe.noise)
+
+
 def test_sigmas_and_dropped_captions() -> None:
     rng = np.random.default_rng(0)
-    sigma_B = wan.draw_sigmas(rng, 4000, wan.WanRecipe())
+    sigma_B = draw_sigmas(rng, 4000, NoiseRecipe())
     assert sigma_B.min() > 0 and sigma_B.max() < 1
     assert 0.6 < sigma_B.mean() < 0.75
     spoiled = wan.spoil(["a red star"] * 2000, rng, wan.WanRecipe())

@@ -1,0 +1,121 @@
+"""What a training step sees: windows of clips and their noise, plain or of a pyramid's stage.
+
+Shapes: B batch, C latent channels, F frames of the window, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accel.pyramid import FlowPath, Stage, down, lay_stages
+from training.latents import LatentCache
+from training.stages import aligned, clip_frames, draw_times, noisy, stage_window
+
+PATH = FlowPath()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseRecipe:
+    """How noise is drawn. ``stages`` of 1 is no pyramid."""
+
+    flow_shift: float = 3.0
+    uniform_sigmas: float = 0.2
+    stages: int = 1
+    alignment: bool = True  # data-noise alignment, in a pyramid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Clean windows and their noise: the model sees them mixed by ``sigma_B``."""
+
+    clean_BCFHW: Tensor
+    noise_BCFHW: Tensor
+    sigma_B: Tensor
+    mask_B1FHW: Tensor  # where bodies are
+    captions: list[str]
+
+    @property
+    def noisy_BCFHW(self) -> Tensor:
+        return noisy(PATH, self.sigma_B.double().numpy(), self.clean_BCFHW, self.noise_BCFHW)
+
+    @property
+    def flow_BCFHW(self) -> Tensor:
+        return self.noise_BCFHW - self.clean_BCFHW
+
+
+def draw_sigmas(rng: np.random.Generator, batch: int, recipe: NoiseRecipe) -> Tensor:
+    """Noise levels: logit-normal shifted as at rendering, and some uniform ones for detail."""
+    u_B = 1 / (1 + np.exp(-rng.normal(size=batch)))
+    shifted_B = recipe.flow_shift * u_B / (1 + (recipe.flow_shift - 1) * u_B)
+    is_uniform_B = rng.uniform(size=batch) < recipe.uniform_sigmas
+    chosen_B = np.where(is_uniform_B, rng.uniform(size=batch), shifted_B)
+    return torch.from_numpy(chosen_B.astype(np.float32))
+
+
+def longest_clip(window: int, recipe: NoiseRecipe) -> int:
+    """Latent frames of a clip that holds a window of any stage, after its first frame."""
+    if recipe.stages == 1:
+        return 2 * window - 1
+    stages = lay_stages(PATH, recipe.stages)
+    return 1 + max(clip_frames(stage, window, starts=False) for stage in stages)
+
+
+def draw(
+    cache: LatentCache,
+    rng: np.random.Generator,
+    recipe: NoiseRecipe,
+    *,
+    batch: int,
+    frames: int,
+    starts: float,
+) -> Draw:
+    """Windows of so many frames, a share ``starts`` of which begins where its clip begins."""
+    if recipe.stages > 1:
+        stage = lay_stages(PATH, recipe.stages)[int(rng.integers(recipe.stages))]
+        return _of_stage(stage, cache, rng, recipe, batch, frames, rng.uniform() < starts)
+    z_BCFHW, mask_B1FHW, captions = cache.windows(rng, batch, frames, starts)
+    return Draw(
+        clean_BCFHW=z_BCFHW,
+        noise_BCFHW=_normal(rng, z_BCFHW.shape),
+        sigma_B=draw_sigmas(rng, batch, recipe),
+        mask_B1FHW=mask_B1FHW,
+        captions=captions,
+    )
+
+
+def _of_stage(
+    stage: Stage,
+    cache: LatentCache,
+    rng: np.random.Generator,
+    recipe: NoiseRecipe,
+    batch: int,
+    frames: int,
+    starts: bool,
+) -> Draw:
+    needed = clip_frames(stage, frames, starts=starts)
+    z_BCTHW, mask_B1THW, captions = cache.windows(rng, batch, needed, float(starts))
+    where = {"starts": starts, "second": bool(rng.uniform() < 0.5)}
+    shape = (*z_BCTHW.shape[:2], frames, *z_BCTHW.shape[3:])
+    # The clean window does not depend on the noise; the noise gains a part that depends on it.
+    clean_BCFHW, offset_BCFHW = stage_window(stage, z_BCTHW, torch.zeros(shape), **where)
+    fresh_BCFHW = _normal(rng, shape)
+    if recipe.alignment:
+        fresh_BCFHW = aligned(clean_BCFHW, fresh_BCFHW)
+    first = int(where["second"] and not starts and not stage.is_first)
+    seen_B1FHW = down(mask_B1THW.float(), stage.stride, first_alone=starts) > 0
+    times_B = draw_times(rng, batch, stage, PATH, recipe.flow_shift)
+    return Draw(
+        clean_BCFHW=clean_BCFHW,
+        noise_BCFHW=fresh_BCFHW + offset_BCFHW,
+        sigma_B=torch.from_numpy(times_B.astype(np.float32)),
+        mask_B1FHW=seen_B1FHW[:, :, first : first + frames],
+        captions=captions,
+    )
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
