@@ -19,6 +19,7 @@ from jobs.geometry import ModelGeometry
 from jobs.model_geometry import ModelDefaults, wan_geometry
 from jobs.model_hashes import hash_files, identity
 from jobs.model_tensors import Shapes, check_tensors, expected_tensors
+from jobs.pyramid import MOST_STAGES
 
 FAMILIES = {"WanPipeline": "wan"}
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -229,8 +230,12 @@ def _sidecar_value(name: str, value: Any) -> Any:
         valid = type(value) is int and value >= (1 if name in whole else 0)
     elif name == "size":
         valid = len(numbers) == 2 and all(type(each) is int and each > 0 for each in numbers)
+    elif name == "stage_positions":
+        valid = isinstance(value, bool)
     elif name == "pyramid_steps":
-        valid = len(numbers) > 1 and all(type(each) is int and each > 0 for each in numbers)
+        valid = 1 < len(numbers) <= MOST_STAGES and all(
+            type(each) is int and each > 0 for each in numbers
+        )
     elif name in ("guidance", "flow_shift"):
         valid = all(type(each) in (int, float) and math.isfinite(each) for each in numbers)
         valid = valid and bool(numbers) and (name == "guidance" or not isinstance(value, list))

@@ -33,6 +33,7 @@ class ModelDefaults:
     window_latent_frames: int = 21
     overlap_latent_frames: int = 5
     pyramid_steps: tuple[int, ...] = ()  # shares of the stages that the weights were trained for
+    stage_positions: bool = False  # whether a coarse stage's frames stand as far apart as they are
 
 
 def wan_geometry(transformer: Config, vae: Config, defaults: ModelDefaults) -> ModelGeometry:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: A pyramid of more stages would leave less than a sixteenth of the frames to the first one.
-MOST_STAGES = 5
+#: With more stages, a frame of the first one would stand for more than eight latent frames.
+MOST_STAGES = 4
 
 
 def stage_strides(stages: int) -> tuple[int, ...]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from jobs.model_geometry import ModelDefaults
+from jobs.pyramid import MOST_STAGES
 from jobs.spec_errors import Problem, describe
 
 if TYPE_CHECKING:
     from jobs.spec import JobSpec
-
-MOST_STAGES = 4
 
 
 def _pyramid(value: Any) -> Any:

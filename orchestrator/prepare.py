@@ -98,6 +98,7 @@ def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRend
         seed=shot.seed,
         guidance=shot.guidance,
         stage_steps=job.stage_steps,
+        stage_positions=model.defaults.stage_positions and len(job.stage_steps) > 1,
         scheduler=job.scheduler,
         flow_shift=job.flow_shift,
         text_tokens=job.text_tokens,

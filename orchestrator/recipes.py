@@ -75,6 +75,7 @@ class Recipes:
                 "flow_shift": render.flow_shift,
                 "latent_size": [render.latent_frames, render.latent_height, render.latent_width],
                 "layout": layout,
+                "stage_positions": render.stage_positions,
             }
         )
 

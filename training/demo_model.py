@@ -34,8 +34,10 @@ PARTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
 
 def render_defaults(recipe: WanRecipe) -> dict[str, object]:
     """What a renderer should use where the person says nothing: `longtake.json`."""
-    stages = recipe.noise.stages
-    pyramid = {"pyramid_steps": [1] * stages} if stages > 1 else {}
+    pyramid: dict[str, object] = {}
+    if recipe.noise.stages > 1:
+        pyramid["pyramid_steps"] = [1] * recipe.noise.stages
+        pyramid["stage_positions"] = recipe.noise.stage_positions
     return {
         "format": 1,
         "window_latent_frames": recipe.window_latent_frames,

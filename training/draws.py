@@ -26,6 +26,7 @@ class NoiseRecipe:
     uniform_sigmas: float = 0.2
     stages: int = 1
     alignment: bool = True  # data-noise alignment, in a pyramid
+    stage_positions: bool = True  # rotary positions count the clip's frames, in a pyramid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Draw:
     sigma_B: Tensor
     mask_B1FHW: Tensor  # where bodies are
     captions: list[str]
+    stride: int = 1  # latent frames of the clip for a frame of the window
 
     @property
     def noisy_BCFHW(self) -> Tensor:
@@ -114,6 +116,7 @@ def _of_stage(
         sigma_B=torch.from_numpy(times_B.astype(np.float32)),
         mask_B1FHW=seen_B1FHW[:, :, first : first + frames],
         captions=captions,
+        stride=stage.stride,
     )
 
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
+from accel.positions import stage_positions
 from training import world
 from training.draws import Draw, NoiseRecipe, draw, longest_clip
 from training.latents import LatentCache
@@ -202,7 +203,9 @@ class Trainer:
         autocast = torch.autocast(self.device.type, dtype=torch.bfloat16)
         # On a CPU the backward pass of the default, fused attention takes half of a step.
         attention = attention_backend("_native_math" if self.device.type == "cpu" else "native")
-        with torch.compiler.set_stance(stance), autocast, attention:
+        stride = drawn.stride if recipe.noise.stage_positions else 1
+        positions = stage_positions(self.model.transformer, stride)
+        with torch.compiler.set_stance(stance), autocast, attention, positions:
             flow_BCFHW = self.model(*inputs)
         error_BCFHW = (flow_BCFHW.float() - drawn.flow_BCFHW.to(self.device)).square()
         more_B1FHW = drawn.mask_B1FHW.to(self.device) * falling(progress)

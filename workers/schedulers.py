@@ -99,6 +99,7 @@ class RangeStepper:
         steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
         stages = lay_stages(FlowPath(), len(stage_steps))
+        self.stride = stages[stage].stride  # latent frames of the shot for a frame of the stage
         if len(stages) > 1:
             shift = float(self._scheduler.config[SCHEDULERS[self.name].shift_key])
             _keep_to(self._scheduler, stages[stage], shift)

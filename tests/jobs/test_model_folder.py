@@ -57,12 +57,14 @@ def test_the_sidecar_gives_the_defaults(model):
         model, "longtake.json", format=1, size=[96, 64], fps=12, guidance=3, flow_shift=2.5, steps=9
     )
     edit(model, "longtake.json", window_latent_frames=9, overlap_latent_frames=3, text_tokens=64)
+    edit(model, "longtake.json", pyramid_steps=[2, 1], stage_positions=True)
     info = inspect_model(model)
     defaults = info.defaults
     assert (defaults.size, defaults.fps, defaults.guidance) == ((96, 64), 12, (3.0,))
     assert (defaults.flow_shift, defaults.steps) == (2.5, 9)
     assert (info.geometry.window_latent_frames, info.geometry.overlap_latent_frames) == (9, 3)
     assert info.geometry.text_tokens == 64
+    assert (defaults.pyramid_steps, defaults.stage_positions) == ((2, 1), True)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,9 @@ def test_the_sidecar_gives_the_defaults(model):
         ({"size": [96]}, "size cannot be [96]"),
         ({"guidance": []}, "guidance cannot be []"),
         ({"flow_shift": "3"}, "flow_shift cannot be '3'"),
+        ({"pyramid_steps": [1]}, "pyramid_steps cannot be [1]"),
+        ({"pyramid_steps": [1, 0]}, "pyramid_steps cannot be [1, 0]"),
+        ({"stage_positions": 1}, "stage_positions cannot be 1"),
         ({"window_latent_frames": 4, "overlap_latent_frames": 4}, "overlap_latent_frames must be"),
     ],
 )

@@ -40,6 +40,7 @@ def make_shot(
         seed=7,
         guidance=(1.0,),
         stage_steps=stage_steps,
+        stage_positions=False,
         scheduler="auto",
         flow_shift=None,
         text_tokens=16,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
+from accel.positions import stage_positions
 from jobs.arrays import Bundle
 from jobs.units import ShotRender, StepTask, Unit, Window
 from tests.workers.tiny import CHANNELS, FLOW_SHIFT, encode, tiny_shot, tiny_worker
@@ -73,7 +74,8 @@ def plain_loop(worker: Worker, folder: Path, name: str, shot: ShotRender) -> lis
             latents = torch.stack(frames, dim=2)
         scheduler = scheduler_of(name, config, stage)
         for time in scheduler.timesteps:
-            a, b = (model(latents, time[None], e, return_dict=False)[0] for e in (cond, uncond))
+            with stage_positions(model, 2 - stage if shot.stage_positions else 1):
+                a, b = (model(latents, time[None], e, return_dict=False)[0] for e in (cond, uncond))
             flow = b + shot.guidance[0] * (a - b)
             latents = scheduler.step(flow, time, latents, return_dict=False)[0]
         ends.append(latents)
@@ -115,9 +117,10 @@ def ended(done: dict[Unit, Bundle], stage: int, window: int = 0) -> torch.Tensor
     return to_tensor(done[Unit("step", 0, stage, window, 0, STEPS[stage])], "latents")
 
 
+@pytest.mark.parametrize("positions", [False, True])
 @pytest.mark.parametrize("name", ["euler", "unipc"])
-def test_one_window_a_stage_is_the_plain_loop(tiny_wan: Path, name: str) -> None:
-    shot, worker = shot_of(name), tiny_worker(tiny_wan)
+def test_one_window_a_stage_is_the_plain_loop(tiny_wan: Path, name: str, positions: bool) -> None:
+    shot, worker = shot_of(name, stage_positions=positions), tiny_worker(tiny_wan)
     done = run_all(worker, shot, [[Window(0, 0, 4)], [Window(0, 0, 7)]])
     for stage, there in enumerate(plain_loop(worker, tiny_wan, name, shot)):
         ours = ended(done, stage)

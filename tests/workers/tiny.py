@@ -110,6 +110,7 @@ def tiny_shot(**changes: object) -> ShotRender:
         seed=7,
         guidance=(5.0,),
         stage_steps=(6,),
+        stage_positions=False,
         scheduler="unipc",
         flow_shift=None,
         text_tokens=24,

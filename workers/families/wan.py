@@ -17,6 +17,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
+from accel.positions import stage_positions
 from jobs.errors import BadJob, CannotRunHere
 from jobs.model_geometry import check_wan_configs, temporal_scale
 from jobs.units import ShotRender
@@ -113,8 +114,11 @@ class WanFamily:
         timestep = stepper.timesteps[step].expand(latents.shape[0])
         where = _cache_context_arguments(model, stepper, step)
 
+        stride = stepper.stride if shot.stage_positions else 1
+
         def forward(name: Any) -> torch.Tensor:
-            with branch(name), model.cache_context(name, **where):
+            places = stage_positions(model, stride)
+            with branch(name), model.cache_context(name, **where), places:
                 return model(
                     hidden_states=hidden,
                     timestep=timestep,
