@@ -27,6 +27,11 @@ def encode_normalised(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
     """Clips in [-1, 1] to latents with mean 0 and deviation 1 in each channel."""
     with torch.autocast(vae.device.type, dtype=torch.bfloat16):
         z_BCFHW = encode(vae, x_BCFHW.to(vae.device)).float()
+    return normalise(vae, z_BCFHW)
+
+
+def normalise(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
+    """An autoencoder's latents as its denoiser knows them."""
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1, 1)
     return (z_BCFHW - mean) / std

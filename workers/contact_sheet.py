@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from workers.video import iter_frames
@@ -26,13 +27,22 @@ class Row:
 
 def contact_sheet(film: Path, rows: Sequence[Row], out: Path, *, columns: int = 8) -> None:
     """Write a PNG with ``columns`` frames of every row, evenly spread over it."""
+    sheet = sheet_of(iter_frames(film), rows, columns=columns)
+    if sheet is not None:
+        sheet.save(out)
+
+
+def sheet_of(
+    frames: Iterable[np.ndarray], rows: Sequence[Row], *, columns: int = 8
+) -> Image.Image | None:
+    """The picture itself, of frames that are uint8 [H, W, 3]; None if there are none."""
     wanted = {
         row.start + (2 * i + 1) * (row.stop - row.start) // (2 * columns): (number, i)
         for number, row in enumerate(rows)
         for i in range(columns)
     }
     sheet: Image.Image | None = None
-    for index, frame in enumerate(iter_frames(film)):
+    for index, frame in enumerate(frames):
         if index not in wanted:
             continue
         height, width, _ = frame.shape
@@ -41,8 +51,7 @@ def contact_sheet(film: Path, rows: Sequence[Row], out: Path, *, columns: int = 
         number, column = wanted[index]
         left = _MARGIN_PX + column * (width + _MARGIN_PX)
         sheet.paste(Image.fromarray(frame), (left, _top(number, height) + _TEXT_PX))
-    if sheet is not None:
-        sheet.save(out)
+    return sheet
 
 
 def _top(number: int, height: int) -> int:

@@ -1,0 +1,60 @@
+"""What a training leaves behind: a model folder or an adapter, with the pyramid it was made for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from jobs.model_folder import SIDECAR
+from training.tpdiff.trainee import WanTrainee
+from training.tpdiff.trainer import Settings
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+
+def write_model(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+    """A whole diffusers folder: the trained denoiser, and all other parts as they were."""
+    for path in sorted(trainee.folder.rglob("*")):
+        part = path.relative_to(trainee.folder)
+        if path.is_file() and part.parts[0] != "transformer" and part.name != SIDECAR:
+            _link_or_copy(path, out / part)
+    trainee.family.denoiser.save_pretrained(out / "transformer")
+    write_sidecar(trainee, settings, out)
+
+
+def write_lora(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+    """The adapter alone, as diffusers' `load_lora_weights` reads it."""
+    from diffusers import WanPipeline
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(trainee.family.denoiser)
+    WanPipeline.save_lora_weights(out, transformer_lora_layers=weights)
+    write_sidecar(trainee, settings, out)
+
+
+def merge_lora(trainee: WanTrainee) -> None:
+    """Add the adapter to the weights that it adapts."""
+    trainee.family.denoiser.fuse_lora()
+    trainee.family.denoiser.unload_lora()
+
+
+def write_sidecar(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+    """What a renderer should use: as before, and the pyramid."""
+    there = trainee.folder / SIDECAR
+    said = json.loads(there.read_text()) if there.is_file() else {"format": 1}
+    said["pyramid_steps"] = list(settings.step_shares or (1,) * settings.stages)
+    said["stage_positions"] = settings.stage_positions
+    out.mkdir(parents=True, exist_ok=True)
+    (out / SIDECAR).write_text(json.dumps(said, indent=2) + "\n")
+
+
+def _link_or_copy(path: Path, to: Path) -> None:
+    """Parts that are not trained may be tens of gigabytes; a hard link costs none."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.unlink(missing_ok=True)
+    try:
+        os.link(path.resolve(), to)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, to)

@@ -1,0 +1,258 @@
+"""The loop of stage-wise training: draws clips and stages by step, so that a stopped run goes on
+with the same ones.
+
+Shapes: B batch, C latent channels, T latent frames of a clip, F frames of the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from accel.pyramid import lay_stages, stage_pair
+from jobs.errors import BadJob
+from jobs.pyramid import stage_frames
+from training.stages import aligned, draw_times, noisy
+from training.tpdiff.trainee import WanTrainee
+from training.tpdiff.videos import Video, read_clip
+from workers.contact_sheet import Row, sheet_of
+
+SETTINGS = "tpdiff.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a training depends on, beside the model and the videos."""
+
+    stages: int = 3
+    step_shares: tuple[int, ...] = ()  # for rendering; empty: the same for all stages
+    alignment: bool = True
+    stage_positions: bool = True
+    pixel_frames: int = 0  # of a clip; 0: the model's window
+    fps: int = 0  # 0: the model's
+    size: tuple[int, int] = (0, 0)  # width, height, px; 0: the model's
+    steps: int = 1000
+    batch: int = 1  # clips at a time on each device
+    accumulate: int = 1  # such batches for a step
+    rate: float = 1e-5
+    warmup_steps: int = 100
+    dropped_captions: float = 0.1
+    lora_rank: int = 0  # 0: all weights are trained
+    precision: str = "no"  # "no", "fp16" or "bf16"
+    checkpointing: bool = False  # activations are computed again in the backward pass
+    save_every: int = 500
+    sample_every: int = 0  # 0: no pictures
+    sample_steps: int = 20
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a micro-batch is made of: clips, their captions' numbers, and their stage."""
+
+    frames_BFHWC: np.ndarray
+    captions: list[int]  # -1: none, for guidance
+    stage: int
+    noise_seed: int
+
+
+class Pieces(IterableDataset):
+    """Micro-batches without end, each drawn from the seed and its number alone."""
+
+    def __init__(
+        self, videos: list[Video], settings: Settings, first: int, rank: int, ranks: int
+    ) -> None:
+        self.videos, self.settings = videos, settings
+        self.first, self.rank, self.ranks = first, rank, ranks
+
+    def __iter__(self) -> Iterator[Piece]:
+        info = torch.utils.data.get_worker_info()
+        number, step = (self.first, 1) if info is None else (self.first + info.id, info.num_workers)
+        while True:
+            yield self.draw(number)
+            number += step
+
+    def draw(self, number: int) -> Piece:
+        settings = self.settings
+        rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
+        clips, captions = [], []
+        clip_s = settings.pixel_frames / settings.fps
+        for index in rng.integers(len(self.videos), size=settings.batch):
+            video = self.videos[index]
+            start_s = float(rng.uniform(0, max(0.0, video.seconds - clip_s)))
+            clips.append(
+                read_clip(video, start_s, settings.pixel_frames, settings.fps, settings.size)
+            )
+            captions.append(-1 if rng.uniform() < settings.dropped_captions else int(index))
+        stage = int(rng.integers(settings.stages))
+        return Piece(np.stack(clips), captions, stage, int(rng.integers(2**62)))
+
+
+class Trainer:
+    """A model, its optimiser, and what it takes to go on after a stop."""
+
+    def __init__(
+        self,
+        trainee: WanTrainee,
+        videos: list[Video],
+        settings: Settings,
+        out: Path,
+        accelerator: Accelerator,
+        say: Callable[[str], None],
+    ) -> None:
+        self.trainee, self.videos, self.settings = trainee, videos, settings
+        self.out, self.accelerator, self.say = out, accelerator, say
+        self.step = 0
+        self.stages = lay_stages(trainee.path, settings.stages)
+        self.texts = [trainee.embed(video.caption) for video in videos]
+        self.no_text = trainee.embed(trainee.info.defaults.negative)
+        trainee.forget_text()
+        trainee.denoiser.requires_grad_(True)
+        if settings.lora_rank:
+            trainee.denoiser.requires_grad_(False)
+            trainee.add_lora(settings.lora_rank)
+        if settings.checkpointing:
+            trainee.denoiser.enable_gradient_checkpointing()
+        trainee.denoiser.train()
+        weights = [p for p in trainee.denoiser.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)
+        rates = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
+        )
+        self.model, self.optimizer, self.rates = accelerator.prepare(
+            trainee.denoiser, optimizer, rates
+        )
+
+    # -- going on
+
+    def resume(self) -> None:
+        """Go on from the state in the folder. Raises BadJob if it is of other settings."""
+        kept = self.out / SETTINGS
+        if not kept.exists():
+            return
+        said = json.loads(kept.read_text())
+        self._check_same(said["settings"])
+        if said["step"]:
+            self.accelerator.load_state(str(self.out / "state" / str(said["step"])))
+            self.step = int(said["step"])
+            self.say(f"going on from step {self.step}")
+
+    def _check_same(self, theirs: dict) -> None:
+        free = {"steps", "save_every", "sample_every", "sample_steps"}
+        ours = json.loads(json.dumps(asdict(self.settings)))
+        other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
+        if other:
+            said = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in other)
+            raise BadJob(f"{self.out} was begun with {said}; use the same, or another --out")
+
+    def save(self) -> None:
+        """The state to go on from; the one before it is deleted after."""
+        state = self.out / "state" / str(self.step)
+        self.accelerator.save_state(str(state))
+        if self.accelerator.is_main_process:
+            new = self.out / f"{SETTINGS}.new"
+            new.write_text(json.dumps({"step": self.step, "settings": asdict(self.settings)}))
+            new.replace(self.out / SETTINGS)
+            for other in state.parent.iterdir():
+                if other != state:
+                    shutil.rmtree(other)
+        self.accelerator.wait_for_everyone()
+
+    # -- training
+
+    def train(self, on_step: Callable[[int, float], None]) -> None:
+        """Train up to the settings' number of steps, counted from the first start."""
+        settings, accelerator = self.settings, self.accelerator
+        first = self.step * settings.accumulate
+        pieces = Pieces(
+            self.videos, settings, first, accelerator.process_index, accelerator.num_processes
+        )
+        drawn = iter(DataLoader(pieces, batch_size=None))
+        while self.step < settings.steps:
+            losses = []
+            for _ in range(settings.accumulate):
+                with accelerator.accumulate(self.model):
+                    losses.append(self._micro_step(next(drawn)))
+            self.step += 1
+            on_step(self.step, float(np.mean(losses)))
+            last = self.step == settings.steps
+            if last or self.step % settings.save_every == 0:
+                self.save()
+            if settings.sample_every and (last or self.step % settings.sample_every == 0):
+                self.draw_samples()
+
+    def _micro_step(self, piece: Piece) -> float:
+        loss = self.loss(piece)
+        self.accelerator.backward(loss)
+        if self.accelerator.sync_gradients:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.rates.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def loss(self, piece: Piece) -> Tensor:
+        """The squared error of what is predicted for a stage's own diffusion."""
+        trainee, settings = self.trainee, self.settings
+        stage, device = self.stages[piece.stage], self.accelerator.device
+        alone = trainee.info.geometry.first_alone
+        x_BCTHW = trainee.encode(piece.frames_BFHWC).cpu()
+        rng = np.random.default_rng(piece.noise_seed)
+        frames = stage_frames(x_BCTHW.shape[2], stage.stride, first_alone=alone)
+        shape = (*x_BCTHW.shape[:2], frames, *x_BCTHW.shape[3:])
+        fresh_BCFHW = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        clean_BCFHW, _ = stage_pair(stage, x_BCTHW, fresh_BCFHW, first_alone=alone)
+        if settings.alignment:
+            fresh_BCFHW = aligned(clean_BCFHW, fresh_BCFHW)
+        _, noise_BCFHW = stage_pair(stage, x_BCTHW, fresh_BCFHW, first_alone=alone)
+        shift = trainee.info.defaults.flow_shift or 1.0
+        times_B = draw_times(rng, len(x_BCTHW), stage, trainee.path, shift)
+        flow = trainee.flow(
+            self.model,
+            noisy(trainee.path, times_B, clean_BCFHW, noise_BCFHW).to(device),
+            torch.from_numpy(times_B.astype(np.float32)).to(device),
+            torch.stack([self._text(number) for number in piece.captions]).to(device),
+            stage.stride if settings.stage_positions else 1,
+        )
+        return (flow.float() - (noise_BCFHW - clean_BCFHW).to(device)).square().mean()
+
+    def _text(self, number: int) -> Tensor:
+        return self.no_text if number < 0 else self.texts[number]
+
+    # -- what comes of it
+
+    def draw_samples(self, count: int = 2) -> None:
+        """A picture of clips of the first captions, rendered with the pyramid as it is now."""
+        if not self.accelerator.is_main_process:
+            return
+        settings, trainee = self.settings, self.trainee
+        share = -(-settings.sample_steps // settings.stages)
+        trainee.denoiser.eval()
+        clips, rows = [], []
+        for number, video in enumerate(self.videos[:count]):
+            shot = trainee.shot(
+                video.caption, pixel_frames=settings.pixel_frames, size=settings.size,
+                stage_steps=(share,) * settings.stages, positions=settings.stage_positions,
+            )  # fmt: skip
+            told = {"cond": self.texts[number][None], "uncond": self.no_text[None]}
+            told = {name: text.to(self.accelerator.device) for name, text in told.items()}
+            clips.append(trainee.sample(shot, told))
+            first = sum(len(clip) for clip in clips[:-1])
+            rows.append(Row(video.caption, first, first + len(clips[-1])))
+        trainee.denoiser.train()
+        folder = self.out / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = folder / f"step_{self.step:06}.png"
+        sheet = sheet_of(np.concatenate(clips), rows)
+        assert sheet is not None, "there are clips"
+        sheet.save(picture)
+        self.say(f"samples: {picture}")
