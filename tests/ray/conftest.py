@@ -65,13 +65,25 @@ def job_file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The uninterrupted render with one worker: what every other render must equal."""
-    folder = tmp_path_factory.mktemp("reference")
+    return uninterrupted(job_file, tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def pyramid_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same film as a pyramid of two stages."""
+    folder = tmp_path_factory.mktemp("pyramid")
+    path = folder / "film.yaml"
+    path.write_text(job_file.read_text() + "pyramid: 2\n")
+    return uninterrupted(path, folder)
+
+
+def uninterrupted(job_file: Path, folder: Path) -> dict[str, Any]:
     store, out = folder / "store", folder / "film.mp4"
     ran = longtake("render", job_file, "--store", store, "--out", out, "--workers", 1)
     assert ran.code == 0, ran.err
     report = show(store, job_ids(store)[0])
     assert report["units_repeated"] == 0
-    return report | {"store_path": store, "film": out}
+    return report | {"store_path": store, "film": out, "job_file": job_file}
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,12 @@ from tests.ray.harness import busy_workers, job_ids, longtake, show
 from workers.video import read_film
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(("workers", "kind"), [(2, "pyramid_reference"), (3, "reference")])
 def test_any_number_of_workers_makes_the_same_film(
-    workers: int, job_file: Path, reference: dict[str, Any], tmp_path: Path
+    workers: int, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    reference = request.getfixturevalue(kind)
+    job_file = reference["job_file"]
     store, out = tmp_path / "store", tmp_path / "film.mp4"
     ran = longtake(
         "render", job_file, "--store", store, "--out", out, "--workers", workers, "--json"
