@@ -281,6 +281,39 @@ def verify_command(
         raise typer.Exit(errors.EXIT_VERIFY_MISMATCH)
 
 
+@app.command("report")
+def report_command(
+    job_or_film: Annotated[str, typer.Argument(help="a job of the store, or a video file")],
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[
+        Path | None, typer.Option(help="the page; as the job or film, .report.html, if not said")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="a film of the same length to compare with")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How a film holds together: window borders, colours and time, as a page with pictures."""
+    from orchestrator.report import report_file, report_job
+
+    film = Path(job_or_film).expanduser()
+    if film.is_file():
+        said, sheet = report_file(film, reference)
+    else:
+        said, sheet = report_job(_open(store, writable=False).job(job_or_film), reference)
+    if as_json:
+        print(json.dumps(said))
+    if out is None and as_json:
+        return
+    from orchestrator.report_page import page
+    from workers.parts import whole_or_absent
+
+    path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
+    with whole_or_absent(path) as part:
+        part.write_text(page(said, sheet), encoding="utf-8")
+    print(f"report: {path}", file=sys.stderr)
+
+
 def _open(store: str, *, writable: bool = True) -> Any:
     from jobs.store import Store
 

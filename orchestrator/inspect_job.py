@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,19 @@ def frames_digest(records: list[ResultRecord | None]) -> str | None:
 
 def computed_units(folder: JobFolder) -> Counter[str]:
     """How often each unit was computed for this job, by the workers' own logs."""
-    counts: Counter[str] = Counter()
-    for log in sorted(folder.logs.glob("*.jsonl")):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                counts[json.loads(line)["unit"]] += 1
-            except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a worker was killed while it wrote this line
-    return counts
+    logs = sorted(folder.logs.glob("*.jsonl"))
+    return Counter(row["unit"] for log in logs for row in log_rows(log))
+
+
+def log_rows(log: Path) -> Iterator[dict[str, Any]]:
+    """What a worker's log says, line by line; a line that it was killed at is passed over."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "unit" in row:
+            yield row
 
 
 def report(store: Store, folder: JobFolder) -> dict[str, Any]:

@@ -33,12 +33,16 @@ class ColourMeter:
     def drift(self, windows: Sequence[tuple[int, int]], fps: float) -> dict[str, Any]:
         """``windows`` are pixel frames ``[start, stop)`` of one shot. Per axis of Lab the straight
         line through the windows' means, and through their spreads (deviations over a frame's
-        pixels), as change per minute with its standard error; and how far the last window's mean
-        lies from the first's."""
+        pixels), as change per minute with its standard error, 0 where there is one window; and
+        how far the last window's mean lies from the first's."""
         middles_min = [(start + stop) / 2 / fps / 60 for start, stop in windows]
         mean_W3 = self._over(self._mean_F3, windows)
         spread_W3 = self._over(self._spread_F3, windows)
         return {
+            "windows": [
+                {"start": start, "stop": stop, "mean": mean.tolist(), "spread": spread.tolist()}
+                for (start, stop), mean, spread in zip(windows, mean_W3, spread_W3, strict=True)
+            ],
             "mean_per_minute": _slopes(middles_min, mean_W3),
             "spread_per_minute": _slopes(middles_min, spread_W3),
             "first_to_last": float(np.linalg.norm(mean_W3[-1] - mean_W3[0])),
@@ -51,6 +55,8 @@ class ColourMeter:
 
 
 def _slopes(middles_min: Sequence[float], value_W3: np.ndarray) -> dict[str, dict[str, float]]:
+    if len(middles_min) == 1:
+        return {axis: {"slope": 0.0, "error": 0.0} for axis in AXES}
     lines = {axis: linregress(middles_min, value_W3[:, n]) for n, axis in enumerate(AXES)}
     return {
         axis: {"slope": float(line.slope), "error": float(line.stderr)}

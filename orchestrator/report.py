@@ -1,0 +1,163 @@
+"""``longtake report``: how a film holds together, as data: seams, colours, time.
+
+Of a job's film, with its plan and its workers' logs; or of any video file, whose windows are its
+seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from jobs.errors import BadJob
+from jobs.store import JobFolder
+from orchestrator import inspect_job
+from orchestrator.borders import borders, interiors
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json
+from workers.colours import ColourMeter
+from workers.contact_sheet import Row, sheet_of
+from workers.fidelity import compare
+from workers.seams import SeamMeter
+from workers.video import iter_frames, read_film
+
+#: Windows that are shorter than this, in pixel frames, are left to the one before.
+LEAST_WINDOW = 2
+
+
+def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Image | None]:
+    """All that a finished job's film says of itself, and a sheet of its frames. Raises BadJob."""
+    plan = plan_from_json(folder.plan())
+    film = inspect_job.film_path(folder)
+    if film is None or not film.is_file():
+        where = "has no film yet" if film is None else f"has lost its film {film}"
+        raise BadJob(f"job {folder.id} {where}; longtake resume {folder.id} writes it")
+    seams = SeamMeter(borders(plan), interiors(plan))
+    rows = [
+        Row(shot.render.prompt, first, first + shot.render.pixel_frames)
+        for shot in plan.shots
+        for first in [shot.first_pixel_frame]
+    ]
+    colours, sheet = _watch(film, rows, [seams])
+    shots = []
+    ratios = seams.ratios()
+    for number, row in enumerate(rows):
+        mine = [ratio for ratio in ratios if ratio["shot"] == number]
+        shots.append(
+            {
+                "prompt": row.caption,
+                "start": row.start,
+                "stop": row.stop,
+                "stages": len(plan.shots[number].stages),
+                "seams": mine,
+                "seam_median": median(seam["ratio"] for seam in mine) if mine else None,
+                "colours": colours.drift(_windows(plan, number), plan.fps),
+            }
+        )
+    said: dict[str, Any] = {
+        "job": folder.id,
+        "film": str(film),
+        "fps": plan.fps,
+        "pixel_frames": plan.pixel_frames,
+        "seam_median": median(ratio["ratio"] for ratio in ratios) if ratios else None,
+        "shots": shots,
+        "time": _times(folder),
+    }
+    return said | _fidelity(film, reference), sheet
+
+
+def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Image | None]:
+    """Of a video file that no job of ours made: its colours, second by second. Raises
+    DamagedRecord if it cannot be read."""
+    facts = read_film(film)
+    row = Row(film.name, 0, facts.pixel_frames)
+    colours, sheet = _watch(film, [row], [])
+    fps = float(facts.fps)
+    shot = {
+        "prompt": film.name,
+        "start": 0,
+        "stop": facts.pixel_frames,
+        "stages": None,
+        "seams": [],
+        "seam_median": None,
+        "colours": colours.drift(_seconds(facts.pixel_frames, fps), fps),
+    }
+    said: dict[str, Any] = {
+        "job": None,
+        "film": str(film),
+        "fps": fps,
+        "pixel_frames": facts.pixel_frames,
+        "seam_median": None,
+        "shots": [shot],
+        "time": {},
+    }
+    return said | _fidelity(film, reference), sheet
+
+
+def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter, Image | None]:
+    """Reads the film once, for all who want to see its frames."""
+    colours = ColourMeter()
+
+    def watched(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for frame in frames:
+            for meter in (colours, *meters):
+                meter.add(frame)
+            yield frame
+
+    sheet = sheet_of(watched(iter_frames(film)), rows)
+    return colours, sheet
+
+
+def _windows(plan: Plan, shot: int) -> list[tuple[int, int]]:
+    """The windows of a shot's last stage, in pixel frames of the film."""
+    laid = plan.shots[shot]
+    last = laid.first_pixel_frame + laid.render.pixel_frames
+    ranges: list[tuple[int, int]] = []
+    for window in laid.stages[-1].windows:
+        start, stop = plan.geometry.pixel_range(window.start, window.stop)
+        start, stop = laid.first_pixel_frame + start, min(laid.first_pixel_frame + stop, last)
+        if stop - start >= LEAST_WINDOW or not ranges:
+            ranges.append((start, stop))
+    return ranges
+
+
+def _seconds(pixel_frames: int, fps: float) -> list[tuple[int, int]]:
+    edges = [round(n * fps) for n in range(max(1, int(pixel_frames / fps)))] + [pixel_frames]
+    return [(a, b) for a, b in pairwise(edges) if b > a]
+
+
+def _times(folder: JobFolder) -> dict[str, Any]:
+    """Seconds that each worker spent on each kind of unit, and on each shot and stage, by the
+    workers' own logs."""
+    by_worker: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    by_part: dict[str, float] = defaultdict(float)
+    for log in sorted(folder.logs.glob("*.jsonl")):
+        for row in inspect_job.log_rows(log):
+            by_worker[log.stem][row["kind"]] += row["elapsed_s"]
+            part = f"shot {row['shot'] + 1} {row['kind']}"
+            stage = f" stage {row['stage'] + 1}" if row["kind"] == "step" else ""
+            by_part[part + stage] += row["elapsed_s"]
+    return {"workers": json.loads(json.dumps(by_worker)), "parts": dict(by_part)}
+
+
+def _fidelity(film: Path, reference: Path | None) -> dict[str, Any]:
+    """How far the film lies from a reference, if there is one. Raises BadJob if they cannot be
+    compared."""
+    if reference is None:
+        return {"fidelity": None}
+    if not reference.is_file():
+        raise BadJob(f"--reference {reference} does not exist; give a film of the same length")
+    try:
+        found = compare(iter_frames(film), iter_frames(reference))
+    except ValueError as error:
+        raise BadJob(f"--reference {reference}: {error}") from None
+    rows = {"squared_error": found.squared_error_F.tolist(), "ssim": found.ssim_F.tolist()}
+    return {"fidelity": found.summary() | {"reference": str(reference), "frames_of": rows}}

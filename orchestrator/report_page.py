@@ -1,0 +1,139 @@
+"""A report as one HTML page: what was measured, in pictures, with nothing to load beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from jinja2 import Environment
+from matplotlib.figure import Figure
+from PIL.Image import Image
+
+#: A border is plain to see if the change across it is so much more than usual.
+PLAIN_SEAM = 2.0
+
+_PAGE = """\
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+       color: #222; background: #fafafa }
+img { max-width: 100%; background: #fff } h2 { margin-top: 2.2rem }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem; text-align: right }
+td:first-child, th:first-child { text-align: left } tr:nth-child(odd) td { background: #f0f0f0 }
+</style></head><body>
+<h1>{{ title }}</h1>
+<p>{{ report.film }}: {{ "%.1f" | format(report.pixel_frames / report.fps) }} s,
+{{ report.pixel_frames }} frames.</p>
+{% if sheet %}<img src="{{ sheet }}" alt="frames of each shot">{% endif %}
+{% if report.fidelity %}
+<h2>Fidelity</h2>
+<p>Against {{ report.fidelity.reference }}:
+{% if report.fidelity.psnr_db is none %}every frame is equal.{% else %}
+PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB
+({{ "%.1f" | format(report.fidelity.worst_psnr_db) }} dB at frame
+{{ report.fidelity.worst_psnr_frame }}, the worst), SSIM
+{{ "%.3f" | format(report.fidelity.ssim) }} ({{ "%.3f" | format(report.fidelity.worst_ssim) }} at
+frame {{ report.fidelity.worst_ssim_frame }}).{% endif %}</p>
+<img src="{{ fidelity }}" alt="SSIM of each frame">
+{% endif %}
+{% if report.seam_median is not none %}
+<h2>Window borders</h2>
+<p>The change across a border over the usual change near by; 1 is invisible. Median
+{{ "%.2f" | format(report.seam_median) }}.</p>
+<img src="{{ seams }}" alt="ratio of each border">
+{% endif %}
+<h2>Colours</h2>
+<p>Mean and spread of the windows in CIE Lab. A difference of 2 is just seen side by side.</p>
+<img src="{{ colours }}" alt="colours of each window">
+<table><tr><th>shot</th><th>L / min</th><th>a / min</th><th>b / min</th>
+<th>first to last window</th></tr>
+{% for shot in report.shots %}<tr><td>{{ shot.prompt }}</td>
+{% for axis in "Lab" %}<td>{{ "%+.2f" | format(shot.colours.mean_per_minute[axis].slope) }}</td>
+{% endfor %}<td>{{ "%.2f" | format(shot.colours.first_to_last) }}</td></tr>{% endfor %}</table>
+{% if report.time.parts %}
+<h2>Time</h2>
+<table><tr><th>part</th><th>seconds</th></tr>
+{% for part, seconds in report.time.parts.items() %}
+<tr><td>{{ part }}</td><td>{{ "%.1f" | format(seconds) }}</td></tr>{% endfor %}</table>
+<table><tr><th>worker</th><th>prompts</th><th>steps</th><th>decoding</th></tr>
+{% for worker, kinds in report.time.workers.items() %}<tr><td>{{ worker }}</td>
+{% for kind in ("encode", "step", "decode") %}<td>{{ "%.1f" | format(kinds.get(kind, 0)) }} s</td>
+{% endfor %}</tr>{% endfor %}</table>
+{% endif %}
+</body></html>
+"""
+
+
+def page(report: dict[str, Any], sheet: Image | None) -> str:
+    """The page; whatever a person wrote into prompts is text there, never markup."""
+    template = Environment(autoescape=True).from_string(_PAGE)
+    return template.render(
+        title=f"Report of {report['job'] or report['film']}",
+        report=report,
+        sheet=None if sheet is None else _as_source(sheet),
+        seams=_seam_chart(report),
+        colours=_colour_chart(report),
+        fidelity=_fidelity_chart(report) if report["fidelity"] else None,
+    )
+
+
+def _seam_chart(report: dict[str, Any]) -> str:
+    figure, axes = _figure("seconds", "ratio")
+    for shot in report["shots"]:
+        at_s = [seam["frame"] / report["fps"] for seam in shot["seams"]]
+        axes.plot(at_s, [seam["ratio"] for seam in shot["seams"]], "o-", markersize=3, linewidth=1)
+    axes.axhline(1.0, color="gray", linewidth=1)
+    axes.axhline(PLAIN_SEAM, color="tab:red", linewidth=1, linestyle="--")
+    return _drawn(figure)
+
+
+def _colour_chart(report: dict[str, Any]) -> str:
+    figure, axes = _figure("seconds", "Lab")
+    for number, (axis, colour) in enumerate(
+        zip("Lab", ("black", "tab:red", "tab:blue"), strict=True)
+    ):
+        for shot in report["shots"]:
+            windows = shot["colours"]["windows"]
+            at_s = [(w["start"] + w["stop"]) / 2 / report["fps"] for w in windows]
+            mean = [w["mean"][number] for w in windows]
+            axes.plot(at_s, mean, color=colour, label=axis if shot is report["shots"][0] else None)
+            low, high = (
+                [m + sign * w["spread"][number] for m, w in zip(mean, windows, strict=True)]
+                for sign in (-1, 1)
+            )
+            axes.fill_between(at_s, low, high, color=colour, alpha=0.1)
+    axes.legend(loc="upper right")
+    return _drawn(figure)
+
+
+def _fidelity_chart(report: dict[str, Any]) -> str:
+    figure, axes = _figure("seconds", "SSIM")
+    ssim = report["fidelity"]["frames_of"]["ssim"]
+    axes.plot([n / report["fps"] for n in range(len(ssim))], ssim, linewidth=1)
+    return _drawn(figure)
+
+
+def _figure(x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    return figure, axes
+
+
+def _drawn(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return _source(buffer.getvalue())
+
+
+def _as_source(picture: Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    return _source(buffer.getvalue())
+
+
+def _source(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
