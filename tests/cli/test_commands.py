@@ -18,7 +18,7 @@ from tests.cli.conftest import Desk, refusal
 from tests.ray.harness import LONGTAKE, Ran, environment
 from tests.ray.harness import longtake as console
 
-COMMANDS = ("render", "resume", "plan", "ls", "show", "verify")
+COMMANDS = ("render", "resume", "plan", "ls", "show", "verify", "report")
 
 
 def command(desk: Desk, name: str, *args: object) -> Ran:
@@ -37,6 +37,7 @@ def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
         "ls": "--store --json",
         "show": "job --store --json",
         "verify": "job --store --json",
+        "report": "job_or_film --store --out --reference --json",
     }
     assert needed.keys() == set(COMMANDS)
     for name, words in needed.items():
