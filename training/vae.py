@@ -182,8 +182,8 @@ def train(
         average.update_parameters(vae)
         if (step + 1) % 200 == 0:
             _report(step + 1, losses[-200:], average.module)
-            _save(out, step + 1, vae, average, optimizer)
-    _save(out, steps, vae, average, optimizer)
+            _save(out, step + 1, vae, average, optimizer, same_latents=decoder_only)
+    _save(out, steps, vae, average, optimizer, same_latents=decoder_only)
     return average.module
 
 
@@ -216,9 +216,13 @@ def _save(
     vae: AutoencoderKLWan,
     average: torch.optim.swa_utils.AveragedModel,
     optimizer: torch.optim.Optimizer,
+    *,
+    same_latents: bool,
 ) -> None:
+    """``same_latents``: a denoiser may know them already, with the statistics that they have."""
     out.mkdir(parents=True, exist_ok=True)
-    measure_latents(average.module)
+    if not same_latents:
+        measure_latents(average.module)
     average.module.save_pretrained(out)
     state = {
         "step": step,
@@ -252,10 +256,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--decoder-only", action="store_true")
     parser.add_argument("--init", type=Path, help="a trained autoencoder's folder to go on from")
+    parser.add_argument("--rate", type=float, default=VaeRecipe().peak_rate)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    recipe = VaeRecipe(seed=options.seed)
+    recipe = VaeRecipe(seed=options.seed, peak_rate=options.rate)
     vae = train(
         options.out, recipe, options.steps, options.device, options.decoder_only, options.init
     )

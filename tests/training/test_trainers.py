@@ -159,6 +159,18 @@ def test_a_full_ring_of_clips_comes_back(tmp_path: Path) -> None:
     assert second.scenes == first.scenes and second.num_made == 4
 
 
+def test_a_decoder_is_sharpened_without_a_change_of_the_latents(tmp_path: Path) -> None:
+    recipe = vae.VaeRecipe(batch=1, crop_px=32)
+    first = vae.train(tmp_path / "first", recipe, 1)
+    second = vae.train(tmp_path / "second", recipe, 2, decoder_only=True, init=tmp_path / "first")
+    for name in ("latents_mean", "latents_std"):
+        assert second.config[name] == first.config[name]
+    x_BCFHW = vae.crops(np.random.default_rng(0), recipe)
+    assert torch.equal(vae.encode(first, x_BCFHW), vae.encode(second, x_BCFHW))
+    ours, theirs = (network.decoder.conv_in.weight for network in (first, second))
+    assert not torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
 def test_rates_end_low(progress: float) -> None:
     recipe = vae.VaeRecipe()
