@@ -6,8 +6,7 @@ referee, an invariant, or a render that does not end betrays it.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,55 +17,12 @@ from orchestrator.lanes import Lanes
 from orchestrator.plan import Plan
 from orchestrator.records import TileLine, UnitRecord
 from orchestrator.roster import Roster
-from orchestrator.simulator import SimReport, Simulation
 from orchestrator.state import RenderState
 from orchestrator.units import UnitBook
-from tests.orchestrator.plans import (
-    FATAL,
-    crowded_run,
-    random_faults,
-    random_plan,
-    random_policy,
-    random_speeds,
-)
+from tests.orchestrator import pyramid_bugs  # noqa: F401 (plants its own)
+from tests.orchestrator.hunt import BUGS, MAX_SEEDS, Patch, bug, find
 
-Patch = pytest.MonkeyPatch
 pytestmark = pytest.mark.slow
-
-BUGS: dict[str, Callable[[Patch], None]] = {}
-MAX_SEEDS = 1000
-
-
-def bug(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-    BUGS[plant.__name__] = plant
-    return plant
-
-
-def simulate(seed: int) -> None:
-    small(seed)
-    if seed % 8 == 7:
-        crowded_run(seed)
-
-
-def small(seed: int) -> SimReport:
-    rng = random.Random(seed)
-    plan = random_plan(rng, small=True)
-    faults = random_faults(rng, seed, plan)
-    simulation = Simulation(plan, random_policy(rng), faults, speeds=random_speeds(rng))
-    report = simulation.run()
-    may_fail = faults.poison is not None or any(getattr(faults, kind) for kind in FATAL)
-    assert report.outcome == "done" or may_fail, report
-    return report
-
-
-def find(seeds: int = MAX_SEEDS) -> tuple[int, str] | None:
-    """The number of seeds until something is wrong, and what."""
-    for seed in range(seeds):
-        try:
-            simulate(seed)
-        except (AssertionError, KeyError, ValueError, IndexError, RecursionError) as error:
-            return seed + 1, f"{type(error).__name__}: {error}".splitlines()[0]
-    return None
 
 
 # -- the catalogue
@@ -420,6 +376,9 @@ def the_whole_queue_is_suspected(patch: Patch) -> None:
 @bug
 def gives_up_after_two_lost_workers(patch: Patch) -> None:
     patch.setattr(Roster, "_gives_up", property(lambda self: self._barren_losses > 1))
+
+
+# -- the hunt
 
 
 # -- the hunt

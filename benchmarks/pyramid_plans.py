@@ -1,0 +1,63 @@
+"""What a pyramid's plan saves, simulated: model calls, and wall time with 1 to 64 workers.
+
+    python -m benchmarks.pyramid_plans
+
+One shot of the demo model's windows, flat and as pyramids of two and three stages, with as many
+steps in all. Says nothing of quality: that needs weights that are trained for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.common import write_result
+from jobs.spec_file import spec_from_flags
+from jobs.units import Unit
+from orchestrator.plan import Plan
+from orchestrator.prepare import prepare
+from orchestrator.roster import Policy
+from orchestrator.simulator import Simulation
+
+WORKERS = (1, 2, 8, 64)
+SECONDS = (20.0, 60.0, 120.0)
+
+
+def make(seconds: float, pyramid: str | int, steps: int) -> Plan:
+    job = {"prompt": "a", "seconds": seconds, "steps": steps, "pyramid": pyramid}
+    return prepare(spec_from_flags(job)).plan
+
+
+def simulate(plan: Plan) -> dict[str, Any]:
+    """A step that calls the model costs 1, one that only settles 0.02, a decoded piece 0.3."""
+
+    def cost(unit: Unit) -> float:
+        if unit.kind != "step":
+            return 0.3
+        return 0.02 if plan.is_last_step(unit) else 1.0
+
+    walls = {n: Simulation(plan, Policy(workers=n), cost=cost).run().wall_s for n in WORKERS}
+    return {
+        "windows": [len(stage.windows) for stage in plan.shots[0].stages],
+        "steps": [stage.steps for stage in plan.shots[0].stages],
+        "window_steps": sum(len(s.windows) * s.steps for s in plan.shots[0].stages),
+        "wall": {str(n): round(wall, 1) for n, wall in walls.items()},
+        "speed_up": {str(n): round(walls[1] / wall, 2) for n, wall in walls.items()},
+    }
+
+
+def main() -> None:
+    """Command line of the simulated figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="print only, write no result")
+    options = parser.parse_args()
+    films = []
+    for seconds in SECONDS:
+        plans = {str(k): simulate(make(seconds, k, options.steps)) for k in ("off", 2, 3)}
+        films.append({"seconds": seconds, "pyramid": plans})
+    write_result("pyramid_plans", {"steps": options.steps, "films": films}, keep=not options.quick)
+
+
+if __name__ == "__main__":
+    main()
