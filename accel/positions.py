@@ -24,12 +24,22 @@ def stage_positions(model: torch.nn.Module, stride: int) -> Iterator[None]:
     if stride == 1:
         yield
         return
-    plain = rope.freqs_cos, rope.freqs_sin
-    rope.freqs_cos, rope.freqs_sin = (_strided(table, rope, stride) for table in plain)
+    plain = rope.forward
+
+    def forward(hidden_states: torch.Tensor) -> Any:
+        # Only for this call: the tables are buffers, which a distributed model sends to others.
+        tables = rope.freqs_cos, rope.freqs_sin
+        rope.freqs_cos, rope.freqs_sin = (_strided(table, rope, stride) for table in tables)
+        try:
+            return plain(hidden_states)
+        finally:
+            rope.freqs_cos, rope.freqs_sin = tables
+
+    rope.forward = forward
     try:
         yield
     finally:
-        rope.freqs_cos, rope.freqs_sin = plain
+        del rope.forward
 
 
 def _strided(table_PD: torch.Tensor, rope: Any, stride: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ place by itself; whatever is not so is refused by name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -87,6 +88,17 @@ SCHEDULERS: dict[str, SchedulerSettings] = {
 
 VALID = ("auto", *SCHEDULERS)
 
+#: Settings that shape a schedule as a whole, and their values that do not.
+_WHOLE_SCHEDULE: dict[str, tuple[Any, ...]] = {
+    "use_karras_sigmas": (False, None),
+    "use_exponential_sigmas": (False, None),
+    "use_beta_sigmas": (False, None),
+    "use_lu_lambdas": (False, None),
+    "shift_terminal": (None,),
+    "invert_sigmas": (False, None),
+    "final_sigmas_type": ("zero",),
+}
+
 
 def choose_scheduler(name: str, config: Config) -> str:
     """The scheduler that a job's choice means for a folder's scheduler config. Raises BadJob."""
@@ -101,6 +113,19 @@ def choose_scheduler(name: str, config: Config) -> str:
         raise BadJob(f"unknown scheduler '{chosen}'; valid: {', '.join(VALID)}")
     _check_settings(chosen, dict(config) | overrides(chosen, config))
     return chosen
+
+
+def check_pyramid(name: str, config: Config) -> None:
+    """Refuse settings that shape a whole schedule where a stage has only a part of one. Raises
+    BadJob."""
+    settings = dict(config) | overrides(name, config)
+    for setting, plain in _WHOLE_SCHEDULE.items():
+        if setting in settings and settings[setting] not in plain:
+            raise BadJob(
+                f"scheduler {name} with {setting}={settings[setting]!r} cannot be divided among "
+                f"the stages of a pyramid; use pyramid: off, or a model folder with "
+                f"{setting}={json.dumps(plain[0])}"
+            )
 
 
 def folder_scheduler(config: Config) -> str | None:

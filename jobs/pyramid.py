@@ -40,6 +40,12 @@ def covered(frame: int, stride: int, latent_frames: int, *, first_alone: bool) -
     return start, min(start + stride, latent_frames)
 
 
+def firsts(start: int, stop: int, stride: int, *, first_alone: bool) -> list[int]:
+    """The first latent frame that each of a stage's frames ``[start, stop)`` stands for."""
+    alone = int(first_alone)
+    return [n if n < alone else alone + (n - alone) * stride for n in range(start, stop)]
+
+
 def parent(frame: int, *, first_alone: bool) -> tuple[int, bool]:
     """The frame of the stage before that stands for this one, and whether this is the second of
     the pair."""

@@ -6,27 +6,44 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+from jobs.pyramid import covered
 from orchestrator.plan import Plan, ShotPlan
 
 
 def borders(plan: Plan) -> list[dict[str, Any]]:
-    """Where windows meet, in pixel frames of the film."""
+    """Where windows of any stage meet, in pixel frames of the film; a place where several stages
+    have one is the finest one's."""
     rows = []
     for number, shot in enumerate(plan.shots):
-        for name, window, latent in _edges(shot):
+        seen: set[int] = set()
+        for stage, name, window, latent in _edges(plan, shot):
             pixel, _ = plan.geometry.pixel_range(latent, latent + 1)
-            if pixel < shot.render.pixel_frames:
+            if pixel < shot.render.pixel_frames and latent not in seen:
+                seen.add(latent)
                 frame = shot.first_pixel_frame + pixel
-                rows.append({"shot": number, "window": window, "border": name, "frame": frame})
+                place = {"shot": number, "stage": stage, "window": window}
+                rows.append(place | {"border": name, "frame": frame})
     return rows
 
 
-def _edges(shot: ShotPlan) -> Iterator[tuple[str, int, int]]:
-    """Kind, window and latent frame of a shot's borders: where a window begins to count (in its
-    first frame it has no weight, if another covers that), and where one ends."""
-    for left, right in pairwise(shot.stages[-1].windows):
-        yield "enters", right.index, min(right.start + 1, left.stop)
-        yield "leaves", left.index, left.stop
+def _edges(plan: Plan, shot: ShotPlan) -> Iterator[tuple[int, str, int, int]]:
+    """Stage, kind, window and latent frame of a shot's borders, the finest stage's first: where a
+    window begins to count (in its first frame it has no weight, if another covers that), and where
+    one ends."""
+    for number in reversed(range(len(shot.stages))):
+        stage = shot.stages[number]
+        for left, right in pairwise(stage.windows):
+            for name, window, frame in (
+                ("enters", right.index, min(right.start + 1, left.stop)),
+                ("leaves", left.index, left.stop),
+            ):
+                latent, _ = covered(
+                    frame,
+                    stage.stride,
+                    shot.render.latent_frames,
+                    first_alone=plan.geometry.first_alone,
+                )
+                yield number, name, window, latent
 
 
 def interiors(plan: Plan) -> dict[int, list[int]]:
@@ -34,7 +51,7 @@ def interiors(plan: Plan) -> dict[int, list[int]]:
     the film."""
     places = {}
     for number, shot in enumerate(plan.shots):
-        edges = {latent for _, _, latent in _edges(shot)}
+        edges = {latent for _, _, _, latent in _edges(plan, shot)}
         pixels = (
             plan.geometry.pixel_range(latent, latent + 1)[0]
             for latent in range(2, shot.render.latent_frames)
@@ -44,3 +61,13 @@ def interiors(plan: Plan) -> dict[int, list[int]]:
             shot.first_pixel_frame + pixel for pixel in pixels if pixel < shot.render.pixel_frames
         ]
     return places
+
+
+def window_ranges(plan: Plan, shot: int) -> list[tuple[int, int]]:
+    """The windows of a shot's last stage, in pixel frames of the film."""
+    laid = plan.shots[shot]
+    first, last = laid.first_pixel_frame, laid.first_pixel_frame + laid.render.pixel_frames
+    ranges = (
+        plan.geometry.pixel_range(window.start, window.stop) for window in laid.stages[-1].windows
+    )
+    return [(first + start, min(first + stop, last)) for start, stop in ranges]

@@ -279,9 +279,9 @@ class Plan:
 
     @property
     def live_bytes(self) -> int:
-        """About what the outputs in flight take: a wavefront is ``steps`` windows long, and each
-        keeps the states of two checkpoint intervals. An output is latents, prediction and history
-        in float32."""
+        """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
+        stage, and each keeps the states of two checkpoint intervals. An output is latents,
+        prediction and history in float32."""
         largest = max(
             window.latent_frames * shot.render.latent_height * shot.render.latent_width
             for shot in self.shots
@@ -289,9 +289,12 @@ class Plan:
             for window in stage.windows
         )
         outputs = max(
-            min(len(stage.windows), stage.steps) * min(2 * self.checkpoint_every, stage.steps)
+            sum(
+                min(len(stage.windows), shot.render.steps)
+                * min(2 * self.checkpoint_every, stage.steps + 1)
+                for stage in shot.stages
+            )
             for shot in self.shots
-            for stage in shot.stages
         )
         return largest * self.geometry.latent_channels * 4 * 5 * outputs
 

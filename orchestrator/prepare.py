@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
 from jobs.model_memory import decode_bytes, denoise_bytes, loaded_bytes
-from jobs.model_scheduler import choose_scheduler
+from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
@@ -40,10 +40,26 @@ def prepare(spec: JobSpec) -> Prepared:
     model = inspect_model(resolve_model(spec.model))
     job = resolve(spec, model.geometry, model.defaults)
     try:
-        choose_scheduler(job.scheduler, model.configs["scheduler"])
+        scheduler = choose_scheduler(job.scheduler, model.configs["scheduler"])
+        if len(job.stage_steps) > 1:
+            check_pyramid(scheduler, model.configs["scheduler"])
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
+    problem = _positions_problem(job, model)
+    if problem is not None:
+        raise bad_job([problem], spec._places)
     return Prepared(spec=spec, model=model, plan=make_plan(job, model))
+
+
+def _positions_problem(job: ResolvedSpec, model: ModelInfo) -> Problem | None:
+    """A model has rotary positions for so many frames; those of a coarse stage stand far apart."""
+    most = int(model.configs["transformer"].get("rope_max_seq_len") or 1024)
+    stride = 2 ** (len(job.stage_steps) - 1) if model.defaults.stage_positions else 1
+    window = (most - 1) // stride + 1
+    if job.window_latent_frames <= window:
+        return None
+    said = f"{job.window_latent_frames} is more than this model has positions for; at most {window}"
+    return Problem(("window_latent_frames",), said)
 
 
 def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:

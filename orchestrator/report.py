@@ -20,17 +20,13 @@ from PIL.Image import Image
 from jobs.errors import BadJob
 from jobs.store import JobFolder
 from orchestrator import inspect_job
-from orchestrator.borders import borders, interiors
-from orchestrator.plan import Plan
+from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.prepare import plan_from_json
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
 from workers.fidelity import compare
 from workers.seams import SeamMeter
 from workers.video import iter_frames, read_film
-
-#: Windows that are shorter than this, in pixel frames, are left to the one before.
-LEAST_WINDOW = 2
 
 
 def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Image | None]:
@@ -47,6 +43,11 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         for first in [shot.first_pixel_frame]
     ]
     colours, sheet = _watch(film, rows, [seams])
+    if colours.frames != plan.pixel_frames:
+        raise BadJob(
+            f"{film} has {colours.frames} frames, not the {plan.pixel_frames} of job {folder.id}; "
+            f"longtake resume {folder.id} writes it again"
+        )
     shots = []
     ratios = seams.ratios()
     for number, row in enumerate(rows):
@@ -59,7 +60,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
                 "stages": len(plan.shots[number].stages),
                 "seams": mine,
                 "seam_median": median(seam["ratio"] for seam in mine) if mine else None,
-                "colours": colours.drift(_windows(plan, number), plan.fps),
+                "colours": colours.drift(window_ranges(plan, number), plan.fps),
             }
         )
     said: dict[str, Any] = {
@@ -114,19 +115,6 @@ def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter,
 
     sheet = sheet_of(watched(iter_frames(film)), rows)
     return colours, sheet
-
-
-def _windows(plan: Plan, shot: int) -> list[tuple[int, int]]:
-    """The windows of a shot's last stage, in pixel frames of the film."""
-    laid = plan.shots[shot]
-    last = laid.first_pixel_frame + laid.render.pixel_frames
-    ranges: list[tuple[int, int]] = []
-    for window in laid.stages[-1].windows:
-        start, stop = plan.geometry.pixel_range(window.start, window.stop)
-        start, stop = laid.first_pixel_frame + start, min(laid.first_pixel_frame + stop, last)
-        if stop - start >= LEAST_WINDOW or not ranges:
-            ranges.append((start, stop))
-    return ranges
 
 
 def _seconds(pixel_frames: int, fps: float) -> list[tuple[int, int]]:

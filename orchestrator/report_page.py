@@ -10,8 +10,7 @@ from jinja2 import Environment
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-#: A border is plain to see if the change across it is so much more than usual.
-PLAIN_SEAM = 2.0
+from workers.seams import PLAIN_SEAM
 
 _PAGE = """\
 <!doctype html>

@@ -26,18 +26,19 @@ from transformers import AutoTokenizer, UMT5EncoderModel
 from training.draws import NoiseRecipe
 from training.vae import VaeRecipe, new_vae
 from training.vae import train as train_vae
-from training.wan import Trainer, WanRecipe, new_model, save_model
+from training.wan import NOISE_FILE, Trainer, WanRecipe, new_model, save_model
 
 LARGEST_FOLDER_BYTES = 40_000_000
 PARTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
 
 
-def render_defaults(recipe: WanRecipe) -> dict[str, object]:
-    """What a renderer should use where the person says nothing: `longtake.json`."""
+def render_defaults(recipe: WanRecipe, noise: NoiseRecipe) -> dict[str, object]:
+    """What a renderer should use where the person says nothing, of weights that were trained with
+    this noise: `longtake.json`."""
     pyramid: dict[str, object] = {}
-    if recipe.noise.stages > 1:
-        pyramid["pyramid_steps"] = [1] * recipe.noise.stages
-        pyramid["stage_positions"] = recipe.noise.stage_positions
+    if noise.stages > 1:
+        pyramid["pyramid_steps"] = [1] * noise.stages
+        pyramid["stage_positions"] = noise.stage_positions
     return {
         "format": 1,
         "window_latent_frames": recipe.window_latent_frames,
@@ -47,7 +48,7 @@ def render_defaults(recipe: WanRecipe) -> dict[str, object]:
         "steps": 14,
         "guidance": 4.0,
         "text_tokens": recipe.text_tokens,
-        "flow_shift": recipe.noise.flow_shift,
+        "flow_shift": noise.flow_shift,
         **pyramid,
     }
 
@@ -58,6 +59,8 @@ def assemble(runs: Path, out: Path, recipe: WanRecipe) -> None:
     The transformer, by far the largest part, is stored in bfloat16; all others in float32.
     """
     wan, vae = _trained_or_fresh(runs, recipe)
+    told = wan / NOISE_FILE
+    noise = NoiseRecipe(**json.loads(told.read_text())) if told.exists() else NoiseRecipe()
     pipeline = WanPipeline(
         tokenizer=AutoTokenizer.from_pretrained(wan / "tokenizer"),
         text_encoder=UMT5EncoderModel.from_pretrained(wan / "text_encoder"),
@@ -68,7 +71,7 @@ def assemble(runs: Path, out: Path, recipe: WanRecipe) -> None:
         scheduler=UniPCMultistepScheduler(
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
-            flow_shift=recipe.noise.flow_shift,
+            flow_shift=noise.flow_shift,
         ),
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,7 @@ def assemble(runs: Path, out: Path, recipe: WanRecipe) -> None:
             shutil.rmtree(out / part, ignore_errors=True)
             shutil.move(Path(folder) / part, out / part)
         shutil.move(Path(folder) / "model_index.json", out / "model_index.json")
-    (out / "longtake.json").write_text(json.dumps(render_defaults(recipe), indent=2) + "\n")
+    (out / "longtake.json").write_text(json.dumps(render_defaults(recipe, noise), indent=2) + "\n")
     size_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size_bytes > LARGEST_FOLDER_BYTES:
         raise ValueError(f"{out} holds {size_bytes} bytes; at most {LARGEST_FOLDER_BYTES} may ship")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from accel.pyramid import FlowPath, Stage, down, lay_stages
 from training.latents import LatentCache
-from training.stages import aligned, clip_frames, draw_times, noisy, stage_window
+from training.stages import clip_frames, draw_pair, draw_times, noisy
 
 PATH = FlowPath()
 
@@ -100,19 +100,16 @@ def _of_stage(
 ) -> Draw:
     needed = clip_frames(stage, frames, starts=starts)
     z_BCTHW, mask_B1THW, captions = cache.windows(rng, batch, needed, float(starts))
-    where = {"starts": starts, "second": bool(rng.uniform() < 0.5)}
-    shape = (*z_BCTHW.shape[:2], frames, *z_BCTHW.shape[3:])
-    # The clean window does not depend on the noise; the noise gains a part that depends on it.
-    clean_BCFHW, offset_BCFHW = stage_window(stage, z_BCTHW, torch.zeros(shape), **where)
-    fresh_BCFHW = _normal(rng, shape)
-    if recipe.alignment:
-        fresh_BCFHW = aligned(clean_BCFHW, fresh_BCFHW)
-    first = int(where["second"] and not starts and not stage.is_first)
+    second = bool(rng.uniform() < 0.5)
+    clean_BCFHW, noise_BCFHW = draw_pair(
+        stage, z_BCTHW, rng, frames, starts=starts, second=second, alignment=recipe.alignment
+    )
+    first = int(second and not starts and not stage.is_first)
     seen_B1FHW = down(mask_B1THW.float(), stage.stride, first_alone=starts) > 0
-    times_B = draw_times(rng, batch, stage, PATH, recipe.flow_shift)
+    times_B = draw_times(rng, batch, stage, recipe.flow_shift)
     return Draw(
         clean_BCFHW=clean_BCFHW,
-        noise_BCFHW=fresh_BCFHW + offset_BCFHW,
+        noise_BCFHW=noise_BCFHW,
         sigma_B=torch.from_numpy(times_B.astype(np.float32)),
         mask_B1FHW=seen_B1FHW[:, :, first : first + frames],
         captions=captions,

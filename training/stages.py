@@ -51,8 +51,28 @@ def aligned(clean_B: Tensor, noise_B: Tensor) -> Tensor:
     return noise_B[torch.from_numpy(np.asarray(order))]
 
 
+def draw_pair(
+    stage: Stage,
+    x_BCTHW: Tensor,
+    rng: np.random.Generator,
+    frames: int,
+    *,
+    starts: bool,
+    second: bool,
+    alignment: bool,
+) -> tuple[Tensor, Tensor]:
+    """The clean windows X_k and their noises e_k, BCFHW, with fresh noise."""
+    shape = (*x_BCTHW.shape[:2], frames, *x_BCTHW.shape[3:])
+    # The clean window does not depend on the noise; the noise gains a part that depends on it.
+    clean, offset = stage_window(
+        stage, x_BCTHW, x_BCTHW.new_zeros(shape), starts=starts, second=second
+    )
+    fresh = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    return clean, (aligned(clean, fresh) if alignment else fresh) + offset
+
+
 def draw_times(
-    rng: np.random.Generator, batch: int, stage: Stage, path: NoisePath, shift: float = 1.0
+    rng: np.random.Generator, batch: int, stage: Stage, shift: float = 1.0
 ) -> np.ndarray:
     """Times from the stage's end to its start, as evenly as a render's steps: evenly in the times
     before the flow ``shift``, which counts for times from 0 to 1."""

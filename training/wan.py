@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,9 @@ class WanRecipe:
     clips: int = 2500
     first_clips: int = 240
 
+
+#: How the weights beside it were trained, for those who use them.
+NOISE_FILE = "noise.json"
 
 #: Weights of the text encoder that have a row for each word.
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
@@ -229,7 +232,7 @@ class Trainer:
         short = rng.uniform() > 1.5 * progress - 0.15
         frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
         if odd:
-            most = 2 * recipe.window_latent_frames if recipe.noise.stages == 1 else frames
+            most = 2 * recipe.window_latent_frames - 1 if recipe.noise.stages == 1 else frames
             frames = int(rng.integers(2, most + 1))
         batch = max(1, recipe.tokens // (36 * frames))
         return draw(
@@ -254,9 +257,11 @@ class Trainer:
         """Write the averaged model as diffusers folders, and the state to go on from."""
         self.out.mkdir(parents=True, exist_ok=True)
         save_model(self.out, self.tokenizer, self.average.module)
+        (self.out / NOISE_FILE).write_text(json.dumps(asdict(self.recipe.noise)))
         self.cache.save(self.out / "clips.pt")
         state = {
             "world": world.VERSION,
+            "noise": asdict(self.recipe.noise),
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "model": self.model.state_dict(),
@@ -275,6 +280,10 @@ class Trainer:
         state = torch.load(self.out / "state.pt", weights_only=True)
         if state.get("world") != world.VERSION:
             sys.exit(f"{self.out} was trained on another world; begin anew with --init {self.out}")
+        if state.get("noise", asdict(NoiseRecipe())) != asdict(self.recipe.noise):
+            sys.exit(
+                f"{self.out} was trained with other noise: {state['noise']}; use another --out"
+            )
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])

@@ -24,6 +24,11 @@ class ColourMeter:
         self._mean_F3: list[np.ndarray] = []
         self._spread_F3: list[np.ndarray] = []
 
+    @property
+    def frames(self) -> int:
+        """How many have come."""
+        return len(self._mean_F3)
+
     def add(self, frame: np.ndarray) -> None:
         """The next frame, uint8 [H, W, 3]."""
         lab_P3 = rgb2lab(frame).reshape(-1, 3)

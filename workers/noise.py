@@ -1,12 +1,15 @@
 """Noise that belongs to a place of the film, not to who draws it.
 
 Every latent frame's noise is keyed by (shot seed, latent frame in the shot, purpose, step), so
-any worker draws the same noise for any window, in any order.
+any worker draws the same noise for any window, in any order. A frame of a coarse stage of a pyramid
+has the key of the first latent frame that it stands for; noise for the jump to a stage has that
+stage's number as its step.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -25,19 +28,19 @@ def frame_noise(
     return generator.standard_normal(shape, dtype=np.float32)
 
 
-def initial_noise(shot: ShotRender, start: int, stop: int, channels: int) -> torch.Tensor:
-    """Noise [1, C, T, H, W] that frames ``[start, stop)`` of a shot's first stage start from."""
-    return _noise(shot, start, stop, channels, "initial", 0)
+def initial_noise(shot: ShotRender, frames: Iterable[int], channels: int) -> torch.Tensor:
+    """Noise [1, C, T, H, W] that a shot's first stage starts from, for these latent frames."""
+    return _noise(shot, frames, channels, "initial", 0)
 
 
-def jump_noise(shot: ShotRender, stage: int, start: int, stop: int, channels: int) -> torch.Tensor:
-    """Fresh noise [1, C, T, H, W] for frames ``[start, stop)`` of the stage before ``stage``."""
-    return _noise(shot, start, stop, channels, "jump", stage)
+def jump_noise(shot: ShotRender, stage: int, frames: Iterable[int], channels: int) -> torch.Tensor:
+    """Fresh noise [1, C, T, H, W] for the jump to ``stage``, for these latent frames."""
+    return _noise(shot, frames, channels, "jump", stage)
 
 
 def _noise(
-    shot: ShotRender, start: int, stop: int, channels: int, purpose: str, step: int
+    shot: ShotRender, frames: Iterable[int], channels: int, purpose: str, step: int
 ) -> torch.Tensor:
     shape = (channels, shot.latent_height, shot.latent_width)
-    frames = [frame_noise(shot.seed, n, purpose, step, shape) for n in range(start, stop)]
-    return torch.from_numpy(np.stack(frames, axis=1)).unsqueeze(0)
+    drawn = [frame_noise(shot.seed, frame, purpose, step, shape) for frame in frames]
+    return torch.from_numpy(np.stack(drawn, axis=1)).unsqueeze(0)

@@ -12,6 +12,9 @@ import numpy as np
 #: Interior places on either side of a border that it is compared with.
 NEIGHBOURS = 8
 
+#: A border is plain to see if the change across it is so much more than usual.
+PLAIN_SEAM = 2.0
+
 #: In levels of 255. Differences below it count as this much: nobody sees them, and a film that
 #: stands still has ratios of 1.0, not of rounding errors.
 LEAST_DIFFERENCE = 0.01

@@ -21,6 +21,7 @@ from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
+from jobs.pyramid import firsts
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
@@ -116,21 +117,23 @@ class Worker:
     ) -> torch.Tensor:
         """What a stage starts from: noise, or the finished stage before at twice the frame rate."""
         shot, window, channels = task.shot, task.window, self._family.latent_channels
+        alone, stride = self._family.first_alone, stepper.stride
         if task.unit.stage == 0:
-            noise = initial_noise(shot, window.start, window.stop, channels)
-            return noise.to(self.setup.device)
+            frames = firsts(window.start, window.stop, stride, first_alone=alone)
+            return initial_noise(shot, frames, channels).to(self.setup.device)
         pieces = [
             (parent.start, to_tensor(bundle, "latents", self.setup.device))
             for parent, bundle in zip(task.parents, parents, strict=True)
         ]
         first, last = task.owned[0][0], task.owned[-1][1]
-        noise = jump_noise(shot, task.unit.stage, first, last, channels)
+        frames = firsts(first, last, 2 * stride, first_alone=alone)
+        noise = jump_noise(shot, task.unit.stage, frames, channels)
         return stepper.jump(
             assemble(pieces, task.owned),
             noise.to(self.setup.device),
             (window.start, window.stop),
             first,
-            first_alone=self._family.first_alone,
+            first_alone=alone,
         )
 
     def _settle(

@@ -40,8 +40,10 @@ def test_it_is_put_back_after_an_error() -> None:
     model = tiny_transformer()
     plain = model.rope.freqs_cos
     with pytest.raises(KeyError), stage_positions(model, 2):
+        assert model.rope.freqs_cos is plain, "a distributed model sends its buffers around"
         raise KeyError
     assert model.rope.freqs_cos is plain
+    assert "forward" not in vars(model.rope)
 
 
 def test_a_model_of_another_kind_is_refused() -> None:

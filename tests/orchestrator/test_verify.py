@@ -130,7 +130,8 @@ def test_a_finished_job(tmp_path: Path, codec: str) -> None:
 def test_every_window_border_is_measured(tmp_path: Path) -> None:
     report = finished(tmp_path).verify()
     assert all(
-        row.keys() == {"shot", "window", "border", "frame", "ratio"} for row in report["seams"]
+        row.keys() == {"shot", "stage", "window", "border", "frame", "ratio"}
+        for row in report["seams"]
     )
     named = [(row["shot"], row["window"], row["border"]) for row in report["seams"]]
     inner = [(0, i, "enters") for i in (1, 2, 3)] + [(0, i, "leaves") for i in (0, 1, 2)]

@@ -9,6 +9,7 @@ import torch
 from diffusers import WanPipeline
 
 from training.demo_model import LARGEST_FOLDER_BYTES, assemble, render_defaults
+from training.draws import NoiseRecipe
 from training.wan import WanRecipe
 
 FOLDER = Path(__file__).parents[2] / "workers" / "demo_model"
@@ -55,7 +56,7 @@ def test_its_latents_are_normalised(pipeline: WanPipeline) -> None:
 
 def test_its_sidecar_agrees_with_its_parts(pipeline: WanPipeline) -> None:
     sidecar = json.loads((FOLDER / "longtake.json").read_text())
-    assert sidecar == render_defaults(WanRecipe())
+    assert sidecar == render_defaults(WanRecipe(), NoiseRecipe())
     assert pipeline.scheduler.config.flow_shift == sidecar["flow_shift"]
     assert pipeline.scheduler.config.prediction_type == "flow_prediction"
 

@@ -82,11 +82,15 @@ def test_alignment_deals_out_the_same_noises_nearer() -> None:
 def test_times_keep_to_their_stage(shift: float) -> None:
     rng = np.random.default_rng(0)
     for stage in STAGES:
-        times = draw_times(rng, 2000, stage, FlowPath(), shift)
+        times = draw_times(rng, 2000, stage, shift)
         assert times.min() >= stage.end.time and times.max() <= stage.start.time
         span = stage.start.time - stage.end.time
         assert times.min() < stage.end.time + 0.02 * span
         assert times.max() > stage.start.time - 0.02 * span
+        # Half of a render's steps of the stage lie below the middle of its unshifted times.
+        low, high = (t / (shift - (shift - 1) * t) for t in (stage.end.time, stage.start.time))
+        middle = shift * (low + high) / 2 / (1 + (shift - 1) * (low + high) / 2)
+        assert np.median(times) == pytest.approx(middle, abs=0.03 * span)
 
 
 def test_noise_is_mixed_in_at_each_clips_time() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,12 @@ from safetensors.torch import load_file
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff_videos import write_video
 from tests.workers.tiny import write_tiny_wan
+from training.stages import clip_frames
 from training.tpdiff import trainer as trainer_module
 from training.tpdiff.__main__ import main
+from training.tpdiff.videos import scan
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -127,12 +134,70 @@ def test_bad_data_is_refused_or_skipped(
         (["--size", "30x32"], "must be multiples of 16"),
         (["--pixel-frames", "8"], "the nearest: 7 or 9"),
         (["--step-shares", "1-1-1"], "has 3 shares for 2 stages"),
+        (["--step-shares", "0-1"], "needs a share of 1 or more"),
+        (["--batch", "0"], "--batch must be 1 or more, not 0"),
+        (["--starts", "2"], "--starts is a share"),
+        (["--rate", "0"], "--rate must be more than 0"),
     ],
 )
 def test_mistakes(model: Path, data: Path, tmp_path: Path, more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as refused:
         run(model, data, tmp_path / "out", "--steps", "1", *more)
     assert message in str(refused.value)
+
+
+def test_a_plain_twin_has_no_pyramid(model: Path, data: Path, tmp_path: Path) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1", "--stages", "1")
+    assert inspect_model(out / "model").defaults.pyramid_steps == ()
+
+
+def test_a_result_trained_on_does_not_touch_what_it_came_from(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1")
+    first = inspect_model(out / "model").identity
+    with pytest.raises(SystemExit, match="was begun with model"):
+        run(out / "model", data, out, "--steps", "2")
+    assert inspect_model(out / "model").identity == first
+    config = out / "model" / "scheduler" / "scheduler_config.json"
+    before = (model / "scheduler" / "scheduler_config.json").read_text()
+    config.write_text("{}")
+    assert (model / "scheduler" / "scheduler_config.json").read_text() == before
+
+
+def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Path) -> None:
+    videos, _ = scan(data, 0.5)
+    geometry = inspect_model(model).geometry
+    settings = trainer_module.Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2, stages=2)
+    batches = trainer_module.MicroBatches(videos, settings, geometry)
+    met = set()
+    for number in range(40):
+        drawn = batches.draw(number)
+        latents = geometry.latent_frames(drawn.frames_BFHWC.shape[1]) - (not drawn.starts)
+        stage = batches.stages[drawn.stage]
+        assert latents == clip_frames(stage, drawn.frames, starts=drawn.starts)
+        assert drawn.frames == 3, "the videos are long enough"
+        met.add((drawn.stage, drawn.starts))
+    assert len(met) == 4
+    long = trainer_module.Settings(pixel_frames=21, fps=12, size=(32, 32), stages=2, starts=0.0)
+    few = [trainer_module.MicroBatches(videos, long, geometry).draw(n) for n in range(8)]
+    assert {drawn.frames for drawn in few if drawn.stage == 0} == {5}, "as long as a video allows"
+
+
+def test_two_processes(model: Path, data: Path, tmp_path: Path) -> None:
+    """Each has its own stage; a step of both is the mean of their gradients."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "--module", "training.tpdiff", "--model", str(model), "--data", str(data), "--out",
+        str(tmp_path / "out"), "--stages", "2", "--steps", "3", "--rate", "1e-3", "--batch", "1",
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stderr.count("render with it") == 1, "one process speaks"
+    before, after = weights(model), weights(tmp_path / "out" / "model")
+    assert not torch.equal(before["proj_out.weight"], after["proj_out.weight"])
+    assert json.loads((tmp_path / "out" / "tpdiff.json").read_text())["origin"]["processes"] == 2
 
 
 def test_other_settings_in_the_same_folder_are_refused(
@@ -143,14 +208,14 @@ def test_other_settings_in_the_same_folder_are_refused(
         run(model, data, tmp_path / "out", "--steps", "2", "--batch", "1")
 
 
-def test_micro_batches_depend_on_their_number_alone(data: Path) -> None:
-    from training.tpdiff.videos import scan
-
+def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> None:
     videos, _ = scan(data, 0.5)
     settings = trainer_module.Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2)
-    ours = trainer_module.Pieces(videos, settings, first=7, rank=0, ranks=2).draw(7)
-    again = trainer_module.Pieces(videos, settings, first=0, rank=0, ranks=2).draw(7)
-    other = trainer_module.Pieces(videos, settings, first=0, rank=1, ranks=2).draw(7)
+    geometry = inspect_model(model).geometry
+    ours, again, other = (
+        trainer_module.MicroBatches(videos, settings, geometry, first, rank, ranks=2).draw(7)
+        for first, rank in ((7, 0), (0, 0), (0, 1))
+    )
     assert np.array_equal(ours.frames_BFHWC, again.frames_BFHWC)
     assert (ours.captions, ours.stage, ours.noise_seed) == (
         again.captions, again.stage, again.noise_seed

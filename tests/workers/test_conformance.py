@@ -52,7 +52,7 @@ def run_pipeline(pipeline: WanPipeline, shot: ShotRender, output_type: str = "la
         num_inference_steps=shot.steps,
         guidance_scale=shot.guidance[0],
         max_sequence_length=shot.text_tokens,
-        latents=initial_noise(shot, 0, shot.latent_frames, CHANNELS),
+        latents=initial_noise(shot, range(shot.latent_frames), CHANNELS),
         output_type=output_type,
         return_dict=False,
     )[0]

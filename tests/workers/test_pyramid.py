@@ -39,11 +39,13 @@ def sigmas_of(stage: int, first: float) -> list[float]:
     return [FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u) for u in even]
 
 
-def noise_of(shot: ShotRender, frames: int, purpose: str, step: int) -> torch.Tensor:
+def noise_of(
+    shot: ShotRender, frames: int, purpose: str, step: int, stride: int = 1
+) -> torch.Tensor:
+    """Keyed by the first latent frame that a frame stands for: 0, then every second from 1 on."""
     shape = (CHANNELS, shot.latent_height, shot.latent_width)
-    drawn = [
-        torch.from_numpy(frame_noise(shot.seed, n, purpose, step, shape)) for n in range(frames)
-    ]
+    keys = [0 if n == 0 else 1 + (n - 1) * stride for n in range(frames)]
+    drawn = [torch.from_numpy(frame_noise(shot.seed, n, purpose, step, shape)) for n in keys]
     return torch.stack(drawn, dim=1)[None]
 
 
@@ -64,10 +66,10 @@ def plain_loop(worker: Worker, folder: Path, name: str, shot: ShotRender) -> lis
     embeddings = encode(worker, shot)
     cond, uncond = to_tensor(embeddings, "cond"), to_tensor(embeddings, "uncond")
     model, config = worker._family.denoiser, read_scheduler_config(folder)
-    latents, ends = noise_of(shot, 4, "initial", 0), []
+    latents, ends = noise_of(shot, 4, "initial", 0, stride=2), []
     for stage in range(2):
         if stage == 1:
-            fresh = noise_of(shot, 4, "jump", 1)
+            fresh = noise_of(shot, 4, "jump", 1, stride=2)
             frames = [SCALE * latents[:, :, 0] + FRESH * fresh[:, :, 0]]
             for n, sign in itertools.product((1, 2, 3), (1, -1)):
                 frames.append(SCALE * latents[:, :, n] + sign * FRESH * fresh[:, :, n])

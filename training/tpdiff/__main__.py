@@ -10,6 +10,7 @@ to go on after a stop. A render of the result uses its pyramid.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -21,7 +22,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.errors import BadJob, LongtakeError
+from jobs.errors import BadJob, CannotRunHere, LongtakeError
 from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
 from training.tpdiff.trainee import WanTrainee
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    _check_options(options)
     accelerator = Accelerator(
         mixed_precision=options.precision, gradient_accumulation_steps=options.accumulate
     )
@@ -49,6 +51,8 @@ def run(options: argparse.Namespace) -> None:
     trainee = WanTrainee.load(options.model, str(accelerator.device))
     settings = _settings(options, trainee)
     videos = _videos(options, settings, say)
+    if settings.alignment and settings.batch == 1:
+        say("note: with --batch 1 there is nothing to align; a larger one trains better")
     options.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(trainee, videos, settings, options.out, accelerator, say)
     trainer.resume()
@@ -68,6 +72,8 @@ def _write(
     if settings.lora_rank:
         result.write_lora(trainee, settings, options.out / "lora")
         say(f"adapter: {options.out / 'lora'}")
+        if not options.merge:
+            say("a render takes whole models only; run this again with --merge to write one")
     if not settings.lora_rank or options.merge:
         if settings.lora_rank:
             result.merge_lora(trainee)
@@ -91,6 +97,23 @@ def _settings(options: argparse.Namespace, trainee: WanTrainee) -> Settings:
     return settings
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Numbers that cannot be, before anything loads. Raises BadJob."""
+    least = {"steps": 1, "batch": 1, "accumulate": 1, "fps": 1, "pixel_frames": 1, "lora_rank": 0,
+             "warmup_steps": 0, "save_every": 1, "sample_every": 0, "sample_steps": 1}  # fmt: skip
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise BadJob(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
+    for name in ("dropped_captions", "starts"):
+        if not 0 <= getattr(options, name) <= 1:
+            raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
+    if not options.rate > 0:
+        raise BadJob(f"--rate must be more than 0, not {options.rate}")
+    if options.lora_rank and importlib.util.find_spec("peft") is None:
+        raise CannotRunHere("--lora-rank needs peft: pip install 'longtake[training]'")
+
+
 def _check(settings: Settings, multiple: int, scale: int) -> None:
     if any(side % multiple for side in settings.size):
         raise BadJob(f"--size {settings.size} must be multiples of {multiple} px for this model")
@@ -104,6 +127,8 @@ def _check(settings: Settings, multiple: int, scale: int) -> None:
         raise BadJob(
             f"--step-shares has {len(settings.step_shares)} shares for {settings.stages} stages"
         )
+    if settings.step_shares and min(settings.step_shares) < 1:
+        raise BadJob("--step-shares: each stage needs a share of 1 or more")
 
 
 def _videos(
@@ -152,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pixel-frames", type=int, help="of a clip; as the model's window if not said")
     add("--fps", type=int, help="frames a second that clips are read at; as the model's")
     add("--size", type=_size, help="such as 832x480; as the model's")
+    add("--starts", type=float, default=base.starts, help="share of windows that start a shot")
     add("--steps", type=int, default=base.steps)
     add("--batch", type=int, default=base.batch, help="clips at a time on each device")
     add("--accumulate", type=int, default=base.accumulate, help="such batches for a step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.model_folder import SIDECAR
@@ -15,13 +16,18 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def write_model(trainee: WanTrainee, settings: Settings, out: Path) -> None:
-    """A whole diffusers folder: the trained denoiser, and all other parts as they were."""
+    """A whole diffusers folder: the trained denoiser, and all other parts as they were. It takes
+    the place of an older result only when it is complete."""
+    new = out.with_name(out.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
     for path in sorted(trainee.folder.rglob("*")):
         part = path.relative_to(trainee.folder)
         if path.is_file() and part.parts[0] != "transformer" and part.name != SIDECAR:
-            _link_or_copy(path, out / part)
-    trainee.family.denoiser.save_pretrained(out / "transformer")
-    write_sidecar(trainee, settings, out)
+            _link_or_copy(path, new / part)
+    trainee.family.denoiser.save_pretrained(new / "transformer")
+    write_sidecar(trainee, settings, new)
+    shutil.rmtree(out, ignore_errors=True)
+    new.replace(out)
 
 
 def write_lora(trainee: WanTrainee, settings: Settings, out: Path) -> None:
@@ -44,17 +50,21 @@ def write_sidecar(trainee: WanTrainee, settings: Settings, out: Path) -> None:
     """What a renderer should use: as before, and the pyramid."""
     there = trainee.folder / SIDECAR
     said = json.loads(there.read_text()) if there.is_file() else {"format": 1}
-    said["pyramid_steps"] = list(settings.step_shares or (1,) * settings.stages)
-    said["stage_positions"] = settings.stage_positions
+    for name in ("pyramid_steps", "stage_positions"):
+        said.pop(name, None)
+    if settings.stages > 1:
+        said["pyramid_steps"] = list(settings.step_shares or (1,) * settings.stages)
+        said["stage_positions"] = settings.stage_positions
     out.mkdir(parents=True, exist_ok=True)
     (out / SIDECAR).write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _link_or_copy(path: Path, to: Path) -> None:
-    """Parts that are not trained may be tens of gigabytes; a hard link costs none."""
+    """Weights that are not trained may be tens of gigabytes; a hard link costs none. What a person
+    may edit in place is copied."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    to.unlink(missing_ok=True)
-    try:
-        os.link(path.resolve(), to)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(path, to)
+    if path.suffix == ".safetensors":
+        with suppress(OSError):  # another file system, or one without links
+            os.link(path.resolve(), to)
+            return
+    shutil.copyfile(path, to)

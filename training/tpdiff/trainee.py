@@ -5,6 +5,7 @@ Shapes: B batch, C latent channels, F frames, H rows, W columns, N text tokens, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from accel.positions import stage_positions
 from accel.pyramid import FlowPath
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
-from jobs.pyramid import stage_frames, stage_strides
+from jobs.model_scheduler import folder_shift
+from jobs.pyramid import firsts, stage_frames, stage_strides
 from jobs.units import ShotRender
 from training.latents import normalise
 from workers.decoding import to_rgb8, unnormalise
@@ -47,6 +49,12 @@ class WanTrainee:
         return self.family.denoiser
 
     @property
+    def flow_shift(self) -> float:
+        """The shift that a render uses."""
+        said = self.info.defaults.flow_shift or folder_shift(self.family.scheduler_config)
+        return float(said or 1.0)
+
+    @property
     def folder(self) -> Path:
         return self.info.folder
 
@@ -58,20 +66,33 @@ class WanTrainee:
         self.family.denoiser.add_adapter(config)
 
     def embed(self, prompt: str) -> Tensor:
-        """Embeddings of one prompt, ND, as a render has them."""
+        """Embeddings of one prompt, ND, as a render has them, without the zeros after its end."""
         shot = self.shot(prompt, pixel_frames=1, size=self.info.defaults.size, stage_steps=(1,))
-        return self.family.encode(replace(shot, guidance=(1.0,)))["cond"][0].cpu()
+        text_ND = self.family.encode(replace(shot, guidance=(1.0,)))["cond"][0].cpu()
+        told = text_ND.any(dim=1).nonzero()
+        return text_ND[: int(told.max()) + 1 if len(told) else 1].clone()
+
+    def padded(self, texts: Sequence[Tensor]) -> Tensor:
+        """Embeddings of several prompts, BND, with zeros up to the length that a render has."""
+        count = self.info.defaults.text_tokens
+        return torch.stack([nn.functional.pad(t, (0, 0, 0, count - len(t))) for t in texts])
 
     def forget_text(self) -> None:
         """All prompts are known: the text encoder, often the largest part, can go."""
-        self.family._free_text()
+        self.family.free_text()
 
     @torch.no_grad()
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:
-        """Normalised latents BCFHW of 8-bit clips."""
-        vae = self.family.vae
+        """Normalised latents BCFHW of 8-bit clips.
+
+        diffusers encodes a picture and then four at a time, and leaves out a rest: the last one is
+        repeated to fill it. The autoencoder is causal, so no latent before sees that."""
+        vae, frames = self.family.vae, frames_BFHWC.shape[1]
+        rest = -(frames - 1) % 4
+        frames_BFHWC = np.concatenate([frames_BFHWC, *[frames_BFHWC[:, -1:]] * rest], axis=1)
         x_BCFHW = torch.from_numpy(np.moveaxis(frames_BFHWC, -1, 1).astype(np.float32) / 127.5 - 1)
-        return normalise(vae, vae.encode(x_BCFHW.to(vae.device)).latent_dist.mode())
+        z_BCFHW = normalise(vae, vae.encode(x_BCFHW.to(vae.device)).latent_dist.mode())
+        return z_BCFHW[:, :, : self.info.geometry.latent_frames(frames)]
 
     def flow(
         self, model: nn.Module, x_BCFHW: Tensor, times_B: Tensor, text_BND: Tensor, stride: int
@@ -117,18 +138,22 @@ class WanTrainee:
     @torch.no_grad()
     def sample(self, shot: ShotRender, embeddings: dict[str, Tensor]) -> np.ndarray:
         """A clip of one window in each stage, FHWC of 8 bits. ``embeddings``: cond, uncond; 1ND."""
-        latents = torch.empty(0)
-        alone = self.info.geometry.first_alone
-        config = self.family.scheduler_config
+        rule = {"first_alone": self.info.geometry.first_alone}
+        channels, device = self.info.geometry.latent_channels, self.family.vae.device
+        config, latents = self.family.scheduler_config, torch.empty(0)
         for stage, stride in enumerate(stage_strides(len(shot.stage_steps))):
-            stepper = RangeStepper(shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift)
-            frames = stage_frames(shot.latent_frames, stride, first_alone=alone)
-            channels, history = self.info.geometry.latent_channels, {}
+            stepper = RangeStepper(
+                shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift, device
+            )
+            frames = stage_frames(shot.latent_frames, stride, **rule)
             if stage == 0:
-                latents = initial_noise(shot, 0, frames, channels)
+                noise = initial_noise(shot, firsts(0, frames, stride, **rule), channels)
+                latents = noise.to(device)
             else:
-                fresh = jump_noise(shot, stage, 0, latents.shape[2], channels)
-                latents = stepper.jump(latents, fresh, (0, frames), 0, first_alone=alone)
+                keys = firsts(0, latents.shape[2], 2 * stride, **rule)
+                fresh = jump_noise(shot, stage, keys, channels).to(device)
+                latents = stepper.jump(latents, fresh, (0, frames), 0, **rule)
+            history: dict[str, Tensor] = {}
             for step in range(shot.stage_steps[stage]):
                 flow = self.family.predict(
                     shot, latents, stepper, step, embeddings, lambda _: nullcontext()

@@ -6,6 +6,7 @@ Shapes: B batch, C latent channels, T latent frames of a clip, F frames of the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,10 +19,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from accel.pyramid import lay_stages, stage_pair
+from accel.pyramid import Stage, lay_stages
 from jobs.errors import BadJob
-from jobs.pyramid import stage_frames
-from training.stages import aligned, draw_times, noisy
+from jobs.geometry import ModelGeometry
+from training.stages import clip_frames, draw_pair, draw_times, noisy
 from training.tpdiff.trainee import WanTrainee
 from training.tpdiff.videos import Video, read_clip
 from workers.contact_sheet import Row, sheet_of
@@ -40,6 +41,7 @@ class Settings:
     pixel_frames: int = 0  # of a clip; 0: the model's window
     fps: int = 0  # 0: the model's
     size: tuple[int, int] = (0, 0)  # width, height, px; 0: the model's
+    starts: float = 0.3  # share of windows that start a shot; all others are inside
     steps: int = 1000
     batch: int = 1  # clips at a time on each device
     accumulate: int = 1  # such batches for a step
@@ -56,45 +58,73 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a micro-batch is made of: clips, their captions' numbers, and their stage."""
+class MicroBatch:
+    """Clips, their captions' numbers, and what becomes of them: a window of a stage."""
 
-    frames_BFHWC: np.ndarray
+    frames_BFHWC: np.ndarray  # of the window, and of the picture before it, if it is inside
     captions: list[int]  # -1: none, for guidance
     stage: int
+    frames: int  # of the window
+    starts: bool  # whether the window starts a shot
+    second: bool  # whether one inside begins with the second frame of a pair
     noise_seed: int
 
 
-class Pieces(IterableDataset):
+class MicroBatches(IterableDataset):
     """Micro-batches without end, each drawn from the seed and its number alone."""
 
     def __init__(
-        self, videos: list[Video], settings: Settings, first: int, rank: int, ranks: int
+        self,
+        videos: list[Video],
+        settings: Settings,
+        geometry: ModelGeometry,
+        first: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self.videos, self.settings = videos, settings
+        self.videos, self.settings, self.geometry = videos, settings, geometry
         self.first, self.rank, self.ranks = first, rank, ranks
+        self.stages = lay_stages(WanTrainee.path, settings.stages)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         info = torch.utils.data.get_worker_info()
         number, step = (self.first, 1) if info is None else (self.first + info.id, info.num_workers)
         while True:
             yield self.draw(number)
             number += step
 
-    def draw(self, number: int) -> Piece:
+    def draw(self, number: int) -> MicroBatch:
         settings = self.settings
         rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
+        indices = [int(n) for n in rng.integers(len(self.videos), size=settings.batch)]
+        stage, starts = int(rng.integers(settings.stages)), bool(rng.uniform() < settings.starts)
+        shortest_s = min(self.videos[index].seconds for index in indices)
+        frames = self._most_frames(self.stages[stage], starts, shortest_s)
+        pixel_frames = self._pixel_frames(self.stages[stage], frames, starts)
         clips, captions = [], []
-        clip_s = settings.pixel_frames / settings.fps
-        for index in rng.integers(len(self.videos), size=settings.batch):
+        for index in indices:
+            left_s = self.videos[index].seconds - pixel_frames / settings.fps
+            start_s = float(rng.uniform(0, max(0.0, left_s)))
             video = self.videos[index]
-            start_s = float(rng.uniform(0, max(0.0, video.seconds - clip_s)))
-            clips.append(
-                read_clip(video, start_s, settings.pixel_frames, settings.fps, settings.size)
-            )
-            captions.append(-1 if rng.uniform() < settings.dropped_captions else int(index))
-        stage = int(rng.integers(settings.stages))
-        return Piece(np.stack(clips), captions, stage, int(rng.integers(2**62)))
+            clips.append(read_clip(video, start_s, pixel_frames, settings.fps, settings.size))
+            captions.append(-1 if rng.uniform() < settings.dropped_captions else index)
+        second = bool(rng.uniform() < 0.5)
+        seed = int(rng.integers(2**62))
+        return MicroBatch(np.stack(clips), captions, stage, frames, starts, second, seed)
+
+    def _most_frames(self, stage: Stage, starts: bool, seconds: float) -> int:
+        """Of a stage's window: as many as the model's, or as a video is long enough for."""
+        frames = self.geometry.latent_frames(self.settings.pixel_frames)
+        most = int(seconds * self.settings.fps + 0.5)
+        while frames > 1 and self._pixel_frames(stage, frames, starts) > most:
+            frames -= 1
+        return frames
+
+    def _pixel_frames(self, stage: Stage, frames: int, starts: bool) -> int:
+        """The autoencoder's first latent frame is a single picture: a window inside a shot begins
+        after it."""
+        latents = clip_frames(stage, frames, starts=starts) + (not starts)
+        return self.geometry.pixel_frames(latents)
 
 
 class Trainer:
@@ -114,6 +144,7 @@ class Trainer:
         self.step = 0
         self.stages = lay_stages(trainee.path, settings.stages)
         self.texts = [trainee.embed(video.caption) for video in videos]
+        self.origin = _origin(trainee, videos, accelerator.num_processes)
         self.no_text = trainee.embed(trainee.info.defaults.negative)
         trainee.forget_text()
         trainee.denoiser.requires_grad_(True)
@@ -125,12 +156,12 @@ class Trainer:
         trainee.denoiser.train()
         weights = [p for p in trainee.denoiser.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)
-        rates = torch.optim.lr_scheduler.LambdaLR(
+        # Not prepared: accelerate would step it once for every process.
+        self.rates = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
         )
-        self.model, self.optimizer, self.rates = accelerator.prepare(
-            trainee.denoiser, optimizer, rates
-        )
+        accelerator.register_for_checkpointing(self.rates)
+        self.model, self.optimizer = accelerator.prepare(trainee.denoiser, optimizer)
 
     # -- going on
 
@@ -140,7 +171,7 @@ class Trainer:
         if not kept.exists():
             return
         said = json.loads(kept.read_text())
-        self._check_same(said["settings"])
+        self._check_same(said["settings"] | said["origin"])
         if said["step"]:
             self.accelerator.load_state(str(self.out / "state" / str(said["step"])))
             self.step = int(said["step"])
@@ -148,7 +179,7 @@ class Trainer:
 
     def _check_same(self, theirs: dict) -> None:
         free = {"steps", "save_every", "sample_every", "sample_steps"}
-        ours = json.loads(json.dumps(asdict(self.settings)))
+        ours = json.loads(json.dumps(asdict(self.settings))) | self.origin
         other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
         if other:
             said = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in other)
@@ -160,7 +191,8 @@ class Trainer:
         self.accelerator.save_state(str(state))
         if self.accelerator.is_main_process:
             new = self.out / f"{SETTINGS}.new"
-            new.write_text(json.dumps({"step": self.step, "settings": asdict(self.settings)}))
+            said = {"step": self.step, "settings": asdict(self.settings), "origin": self.origin}
+            new.write_text(json.dumps(said))
             new.replace(self.out / SETTINGS)
             for other in state.parent.iterdir():
                 if other != state:
@@ -173,10 +205,10 @@ class Trainer:
         """Train up to the settings' number of steps, counted from the first start."""
         settings, accelerator = self.settings, self.accelerator
         first = self.step * settings.accumulate
-        pieces = Pieces(
-            self.videos, settings, first, accelerator.process_index, accelerator.num_processes
-        )
-        drawn = iter(DataLoader(pieces, batch_size=None))
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        geometry = self.trainee.info.geometry
+        batches = MicroBatches(self.videos, settings, geometry, first, rank, ranks)
+        drawn = iter(DataLoader(batches, batch_size=None))
         while self.step < settings.steps:
             losses = []
             for _ in range(settings.accumulate):
@@ -190,39 +222,35 @@ class Trainer:
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
                 self.draw_samples()
 
-    def _micro_step(self, piece: Piece) -> float:
-        loss = self.loss(piece)
+    def _micro_step(self, drawn: MicroBatch) -> float:
+        loss = self.loss(drawn)
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.rates.step()
+        if self.accelerator.sync_gradients:
+            self.rates.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
 
-    def loss(self, piece: Piece) -> Tensor:
+    def loss(self, drawn: MicroBatch) -> Tensor:
         """The squared error of what is predicted for a stage's own diffusion."""
-        trainee, settings = self.trainee, self.settings
-        stage, device = self.stages[piece.stage], self.accelerator.device
-        alone = trainee.info.geometry.first_alone
-        x_BCTHW = trainee.encode(piece.frames_BFHWC).cpu()
-        rng = np.random.default_rng(piece.noise_seed)
-        frames = stage_frames(x_BCTHW.shape[2], stage.stride, first_alone=alone)
-        shape = (*x_BCTHW.shape[:2], frames, *x_BCTHW.shape[3:])
-        fresh_BCFHW = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-        clean_BCFHW, _ = stage_pair(stage, x_BCTHW, fresh_BCFHW, first_alone=alone)
-        if settings.alignment:
-            fresh_BCFHW = aligned(clean_BCFHW, fresh_BCFHW)
-        _, noise_BCFHW = stage_pair(stage, x_BCTHW, fresh_BCFHW, first_alone=alone)
-        shift = trainee.info.defaults.flow_shift or 1.0
-        times_B = draw_times(rng, len(x_BCTHW), stage, trainee.path, shift)
+        trainee, settings, device = self.trainee, self.settings, self.accelerator.device
+        stage, rng = self.stages[drawn.stage], np.random.default_rng(drawn.noise_seed)
+        x_BCTHW = trainee.encode(drawn.frames_BFHWC).cpu()
+        pair = draw_pair(
+            stage, x_BCTHW if drawn.starts else x_BCTHW[:, :, 1:], rng, drawn.frames,
+            starts=drawn.starts, second=drawn.second, alignment=settings.alignment,
+        )  # fmt: skip
+        times_B = draw_times(rng, len(x_BCTHW), stage, trainee.flow_shift)
         flow = trainee.flow(
             self.model,
-            noisy(trainee.path, times_B, clean_BCFHW, noise_BCFHW).to(device),
+            noisy(trainee.path, times_B, *pair).to(device),
             torch.from_numpy(times_B.astype(np.float32)).to(device),
-            torch.stack([self._text(number) for number in piece.captions]).to(device),
+            trainee.padded([self._text(number) for number in drawn.captions]).to(device),
             stage.stride if settings.stage_positions else 1,
         )
+        clean_BCFHW, noise_BCFHW = pair
         return (flow.float() - (noise_BCFHW - clean_BCFHW).to(device)).square().mean()
 
     def _text(self, number: int) -> Tensor:
@@ -243,8 +271,11 @@ class Trainer:
                 video.caption, pixel_frames=settings.pixel_frames, size=settings.size,
                 stage_steps=(share,) * settings.stages, positions=settings.stage_positions,
             )  # fmt: skip
-            told = {"cond": self.texts[number][None], "uncond": self.no_text[None]}
-            told = {name: text.to(self.accelerator.device) for name, text in told.items()}
+            told = {"cond": self.texts[number], "uncond": self.no_text}
+            told = {
+                name: trainee.padded([text]).to(self.accelerator.device)
+                for name, text in told.items()
+            }
             clips.append(trainee.sample(shot, told))
             first = sum(len(clip) for clip in clips[:-1])
             rows.append(Row(video.caption, first, first + len(clips[-1])))
@@ -256,3 +287,15 @@ class Trainer:
         assert sheet is not None, "there are clips"
         sheet.save(picture)
         self.say(f"samples: {picture}")
+
+
+def _origin(trainee: WanTrainee, videos: list[Video], processes: int) -> dict[str, object]:
+    """What a training must go on with, beside its settings."""
+    told = hashlib.sha256()
+    for video in videos:
+        told.update(f"{video.path.name}\0{video.caption}\0{video.seconds:.3f}\n".encode())
+    return {
+        "model": trainee.info.identity[:12],
+        "videos": told.hexdigest()[:12],
+        "processes": processes,
+    }

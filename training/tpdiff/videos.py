@@ -41,8 +41,8 @@ class Bad:
 
 
 def scan(folder: Path, least_s: float) -> tuple[list[Video], list[Bad]]:
-    """All videos of a folder, those that last ``least_s`` seconds or more first. Raises BadJob if
-    it is no folder, or holds no video at all."""
+    """The videos of a folder that can be trained on, and those that cannot: a good one lasts
+    ``least_s`` seconds or more. Raises BadJob if it is no folder, or holds no video at all."""
     if not folder.is_dir():
         raise BadJob(f"--data: {folder} is no folder; give one with videos and captions")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_ENDINGS)
@@ -64,8 +64,8 @@ def _metadata(folder: Path) -> dict[str, str]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            told[str(row["file_name"])] = str(row["text"])
-        except (ValueError, KeyError, TypeError):
+            told[str(row["file_name"])] = row["text"].strip()
+        except (ValueError, KeyError, TypeError, AttributeError):
             want = '{"file_name": ..., "text": ...}'
             raise BadJob(f"{path}, line {number}: each line must be {want}") from None
     return told

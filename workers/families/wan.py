@@ -90,7 +90,7 @@ class WanFamily:
         embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
 
-    def _free_text(self) -> None:
+    def free_text(self) -> None:
         """All prompts come first: the text encoder, often the largest part of a model, is loaded
         once for them, and is in nobody's way afterwards."""
         if self._text is not None:
@@ -108,7 +108,7 @@ class WanFamily:
         embeddings: Mapping[str, torch.Tensor],
         branch: BranchContext,
     ) -> torch.Tensor:
-        self._free_text()
+        self.free_text()
         model = self.denoiser
         hidden = latents.to(model.dtype)
         timestep = stepper.timesteps[step].expand(latents.shape[0])
@@ -136,7 +136,7 @@ class WanFamily:
     def decode(
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
-        self._free_text()
+        self.free_text()
         # Taken out first: a context that an error has left half advanced must not be met again.
         lane = self._lanes.pop(shot_index, None)
         while len(self._lanes) >= LANES_KEPT:
