@@ -15,11 +15,10 @@ def borders(plan: Plan) -> list[dict[str, Any]]:
     have one is the finest one's."""
     rows = []
     for number, shot in enumerate(plan.shots):
-        seen: set[int] = set()
+        seen: dict[int, int] = {}  # the stage whose border a latent frame is
         for stage, name, window, latent in _edges(plan, shot):
             pixel, _ = plan.geometry.pixel_range(latent, latent + 1)
-            if pixel < shot.render.pixel_frames and latent not in seen:
-                seen.add(latent)
+            if pixel < shot.render.pixel_frames and seen.setdefault(latent, stage) == stage:
                 frame = shot.first_pixel_frame + pixel
                 place = {"shot": number, "stage": stage, "window": window}
                 rows.append(place | {"border": name, "frame": frame})

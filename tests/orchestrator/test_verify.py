@@ -152,6 +152,18 @@ def test_a_jump_at_a_border_is_seen(tmp_path: Path) -> None:
     assert f"(worst, at frame {border['frame']})" in text
 
 
+def test_borders_of_coarse_stages_are_borders() -> None:
+    plan = make_plan(61, window=16, overlap=4, stage_steps=(2, 2))
+    found = borders(plan)
+    coarse = [b for b in found if b["stage"] == 0]
+    assert len(plan.shots[0].stages[0].windows) == 3 and coarse
+    # A coarse frame n > 0 begins at latent frame 2 n - 1, and that at pixel frame 4 (2 n - 1) - 3.
+    assert {(b["frame"] - 1) % 8 for b in coarse} == {0}
+    everywhere = {b["frame"] for b in found}
+    assert not everywhere & set(interiors(plan)[0])
+    assert len(everywhere) == len({(b["stage"], b["frame"]) for b in found})
+
+
 def test_windows_that_only_touch_have_one_place(tmp_path: Path) -> None:
     plan = make_plan(24, window=8, overlap=0)
     places = [(b["window"], b["border"], b["frame"]) for b in borders(plan)]
