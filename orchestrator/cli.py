@@ -305,12 +305,10 @@ def report_command(
         print(json.dumps(said))
     if out is None and as_json:
         return
-    from orchestrator.report_page import page
-    from workers.parts import whole_or_absent
+    from orchestrator.report_page import write_page
 
     path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
-    with whole_or_absent(path) as part:
-        part.write_text(page(said, sheet), encoding="utf-8")
+    write_page(said, sheet, path)
     print(f"report: {path}", file=sys.stderr)
 
 

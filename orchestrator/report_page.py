@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
+from workers.parts import whole_or_absent
 from workers.seams import PLAIN_SEAM
 
 _PAGE = """\
@@ -63,6 +65,12 @@ frame {{ report.fidelity.worst_ssim_frame }}).{% endif %}</p>
 {% endif %}
 </body></html>
 """
+
+
+def write_page(report: dict[str, Any], sheet: Image | None, path: Path) -> None:
+    """The page as a file, whole or absent. Raises BadJob if it cannot be written."""
+    with whole_or_absent(path) as part:
+        part.write_text(page(report, sheet), encoding="utf-8")
 
 
 def page(report: dict[str, Any], sheet: Image | None) -> str:

@@ -1,5 +1,6 @@
 """The trainers: whole clips agree with diffusers, drawn data is right, a stopped run goes on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,10 +125,14 @@ def test_sigmas_and_dropped_captions() -> None:
     assert 0.07 < spoiled.count("") / 2000 < 0.13
 
 
-def test_a_grown_vocabulary_keeps_the_words_that_it_knew() -> None:
-    folder = Path(__file__).parents[2] / "workers" / "demo_model"
+def test_a_grown_vocabulary_keeps_the_words_that_it_knew(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(__file__).parents[2] / "workers" / "demo_model", folder)
     tokenizer, model = wan.new_model()
-    assert wan.load_weights(model, tokenizer, folder), "it knows words that the folder does not"
+    assert not wan.load_weights(model, tokenizer, folder), "the folder knows all its words"
+    words = folder / "tokenizer" / "tokenizer.json"
+    words.write_text(words.read_text().replace('"zigzags"', '"saunters"'))
+    assert wan.load_weights(model, tokenizer, folder), "it knows a word that the folder does not"
     known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     theirs = UMT5EncoderModel.from_pretrained(folder / "text_encoder").shared.weight
     for word in ("red", "star", "bounces", "background"):
