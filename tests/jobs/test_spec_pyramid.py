@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.model_scheduler import SCHEDULERS, check_pyramid
 from jobs.spec import resolve
 from tests.jobs.test_spec import DEFAULTS, GEOMETRY, job, refusal
 
@@ -76,3 +77,18 @@ def test_what_does_not_go_together(defaults, fields, message):
 @pytest.mark.parametrize("value", [[1], [0, 1], "1", "2-x", [1, 1, 1, 1, 1]])
 def test_shares_have_a_form(value):
     assert "pyramid_steps" in refusal(job, pyramid_steps=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("unipc", "use_karras_sigmas", True),
+        ("euler", "shift_terminal", 0.02),
+        ("dpm++", "final_sigmas_type", "sigma_min"),
+    ],
+)
+def test_settings_that_shape_a_whole_schedule_are_refused(name, setting, value):
+    own = {"_class_name": SCHEDULERS[name].class_name}
+    check_pyramid(name, own)
+    message = refusal(check_pyramid, name, own | {setting: value})
+    assert f"{setting}={value!r} cannot be divided" in message and "pyramid: off" in message
