@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -65,6 +65,16 @@ class FlowPath:
 
     def of_ratio(self, ratio: float) -> Level:
         return self.at(ratio / (1 + ratio))
+
+
+def shifted(time: Any, shift: float) -> Any:
+    """The flow shift of a time from 0 to 1, or of an array of them."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def unshifted(time: Any, shift: float) -> Any:
+    """The time that ``shifted`` takes to this one."""
+    return time / (shift - (shift - 1) * time)
 
 
 class VariancePath:
@@ -141,7 +151,8 @@ def down(x: Tensor, stride: int, *, first_alone: bool, dim: int = 2) -> Tensor:
     latent_frames = x.shape[dim]
     count = stage_frames(latent_frames, stride, first_alone=first_alone)
     ranges = (covered(n, stride, latent_frames, first_alone=first_alone) for n in range(count))
-    return torch.cat([_part(x, *each, dim).mean(dim, keepdim=True) for each in ranges], dim)
+    parts = (x.narrow(dim, start, stop - start) for start, stop in ranges)
+    return torch.cat([part.mean(dim, keepdim=True) for part in parts], dim)
 
 
 def up(x: Tensor, start: int, stop: int, first: int, *, first_alone: bool, dim: int = 2) -> Tensor:
@@ -172,10 +183,6 @@ def jump(
     where = {"first_alone": first_alone, "dim": dim}
     repeated, fresh = (up(each, start, stop, first, **where) for each in (x, noise))
     return jump.scale * repeated + jump.noise * sign * fresh
-
-
-def _part(x: Tensor, start: int, stop: int, dim: int) -> Tensor:
-    return x.narrow(dim, start, stop - start)
 
 
 # -- what a stage is trained on

@@ -33,11 +33,9 @@ def stage_frames(latent_frames: int, stride: int, *, first_alone: bool) -> int:
 
 def covered(frame: int, stride: int, latent_frames: int, *, first_alone: bool) -> tuple[int, int]:
     """The shot's latent frames ``[start, stop)`` that a stage's frame stands for."""
-    alone = int(first_alone)
-    if frame < alone:
-        return 0, 1
-    start = alone + (frame - alone) * stride
-    return start, min(start + stride, latent_frames)
+    (start,) = firsts(frame, frame + 1, stride, first_alone=first_alone)
+    alone = first_alone and frame == 0
+    return start, min(start + (1 if alone else stride), latent_frames)
 
 
 def firsts(start: int, stop: int, stride: int, *, first_alone: bool) -> list[int]:

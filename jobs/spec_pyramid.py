@@ -45,26 +45,30 @@ StepShares = Annotated[
 ]
 
 
+def _stages(spec: JobSpec, defaults: ModelDefaults) -> int:
+    if spec.pyramid == "off":
+        return 1
+    return max(1, len(defaults.pyramid_steps)) if spec.pyramid == "auto" else spec.pyramid
+
+
 def step_shares(spec: JobSpec, defaults: ModelDefaults) -> tuple[int, ...]:
     """The shares of the stages; a single one without a pyramid."""
-    trained = defaults.pyramid_steps
-    stages = {"off": 1, "auto": max(1, len(trained))}.get(str(spec.pyramid), spec.pyramid)
+    trained, stages = defaults.pyramid_steps, _stages(spec, defaults)
     if spec.pyramid_steps is not None and stages != 1:
         return spec.pyramid_steps
-    return trained if len(trained) == stages else (1,) * int(stages)
+    return trained if len(trained) == stages else (1,) * stages
 
 
 def pyramid_problems(
     spec: JobSpec, defaults: ModelDefaults, steps: int, shares: tuple[int, ...]
 ) -> list[Problem]:
     problems: list[Problem] = []
-    given = spec.pyramid_steps
-    if given is not None and len(shares) == 1:
+    given, stages = spec.pyramid_steps, _stages(spec, defaults)
+    if given is not None and stages == 1:
         why = "it is off" if spec.pyramid == "off" else "these weights were trained for none"
         fix = f"say pyramid: {len(given)}, or remove it"
         problems.append(Problem(("pyramid_steps",), f"there is no pyramid, for {why}; {fix}"))
-    stages = len(defaults.pyramid_steps) if spec.pyramid == "auto" else spec.pyramid
-    if given is not None and len(shares) > 1 and len(given) != stages:
+    elif given is not None and len(given) != stages:
         said = f"has {len(given)} shares, but the pyramid has {stages} stages; give one for each"
         problems.append(Problem(("pyramid_steps",), said))
     if steps < len(shares):

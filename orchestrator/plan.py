@@ -325,7 +325,7 @@ def lay_shot(
     first_alone: bool = True,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that one window, or a few, hold the whole shot."""
+    that a window holds much of the shot."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
     for stride, steps in zip(strides, render.stage_steps, strict=True):

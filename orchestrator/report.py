@@ -48,27 +48,18 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
             f"{film} has {colours.frames} frames, not the {plan.pixel_frames} of job {folder.id}; "
             f"longtake resume {folder.id} writes it again"
         )
-    shots = []
     ratios = seams.ratios()
+    shots = []
     for number, row in enumerate(rows):
         mine = [ratio for ratio in ratios if ratio["shot"] == number]
-        shots.append(
-            {
-                "prompt": row.caption,
-                "start": row.start,
-                "stop": row.stop,
-                "stages": len(plan.shots[number].stages),
-                "seams": mine,
-                "seam_median": median(seam["ratio"] for seam in mine) if mine else None,
-                "colours": colours.drift(window_ranges(plan, number), plan.fps),
-            }
-        )
+        drift = colours.drift(window_ranges(plan, number), plan.fps)
+        shots.append(_shot(row, drift, mine) | {"stages": len(plan.shots[number].stages)})
     said: dict[str, Any] = {
         "job": folder.id,
         "film": str(film),
         "fps": plan.fps,
         "pixel_frames": plan.pixel_frames,
-        "seam_median": median(ratio["ratio"] for ratio in ratios) if ratios else None,
+        "seam_median": _median(ratios),
         "shots": shots,
         "time": _times(folder),
     }
@@ -82,25 +73,32 @@ def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Ima
     row = Row(film.name, 0, facts.pixel_frames)
     colours, sheet = _watch(film, [row], [])
     fps = float(facts.fps)
-    shot = {
-        "prompt": film.name,
-        "start": 0,
-        "stop": facts.pixel_frames,
-        "stages": None,
-        "seams": [],
-        "seam_median": None,
-        "colours": colours.drift(_seconds(facts.pixel_frames, fps), fps),
-    }
+    drift = colours.drift(_seconds(facts.pixel_frames, fps), fps)
     said: dict[str, Any] = {
         "job": None,
         "film": str(film),
         "fps": fps,
         "pixel_frames": facts.pixel_frames,
         "seam_median": None,
-        "shots": [shot],
+        "shots": [_shot(row, drift, []) | {"stages": None}],
         "time": {},
     }
     return said | _fidelity(film, reference), sheet
+
+
+def _shot(row: Row, drift: dict[str, Any], seams: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "prompt": row.caption,
+        "start": row.start,
+        "stop": row.stop,
+        "seams": seams,
+        "seam_median": _median(seams),
+        "colours": drift,
+    }
+
+
+def _median(seams: list[dict[str, Any]]) -> float | None:
+    return median(seam["ratio"] for seam in seams) if seams else None
 
 
 def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter, Image | None]:

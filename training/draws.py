@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.pyramid import FlowPath, Stage, down, lay_stages
+from accel.pyramid import FlowPath, Stage, down, lay_stages, shifted
 from training.latents import LatentCache
 from training.stages import clip_frames, draw_pair, draw_times, noisy
 
@@ -52,7 +52,7 @@ class Draw:
 def draw_sigmas(rng: np.random.Generator, batch: int, recipe: NoiseRecipe) -> Tensor:
     """Noise levels: logit-normal shifted as at rendering, and some uniform ones for detail."""
     u_B = 1 / (1 + np.exp(-rng.normal(size=batch)))
-    shifted_B = recipe.flow_shift * u_B / (1 + (recipe.flow_shift - 1) * u_B)
+    shifted_B = shifted(u_B, recipe.flow_shift)
     is_uniform_B = rng.uniform(size=batch) < recipe.uniform_sigmas
     chosen_B = np.where(is_uniform_B, rng.uniform(size=batch), shifted_B)
     return torch.from_numpy(chosen_B.astype(np.float32))

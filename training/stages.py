@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from accel.pyramid import NoisePath, Stage, down, stage_pair
+from accel.pyramid import NoisePath, Stage, down, shifted, stage_pair, unshifted
 
 
 def clip_frames(stage: Stage, frames: int, *, starts: bool) -> int:
@@ -78,9 +78,8 @@ def draw_times(
     before the flow ``shift``, which counts for times from 0 to 1."""
     if shift == 1.0:
         return rng.uniform(stage.end.time, stage.start.time, size=batch)
-    low, high = (t / (shift - (shift - 1) * t) for t in (stage.end.time, stage.start.time))
-    even_B = rng.uniform(low, high, size=batch)
-    return np.asarray(shift * even_B / (1 + (shift - 1) * even_B))
+    low, high = (unshifted(level.time, shift) for level in (stage.end, stage.start))
+    return np.asarray(shifted(rng.uniform(low, high, size=batch), shift))
 
 
 def noisy(path: NoisePath, times_B: np.ndarray, clean_B: Tensor, noise_B: Tensor) -> Tensor:

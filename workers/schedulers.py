@@ -23,7 +23,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from accel.pyramid import FlowPath, Stage, jump, jump_between, lay_stages
+from accel.pyramid import FlowPath, Stage, jump, jump_between, lay_stages, shifted, unshifted
 from jobs.errors import BadJob
 from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
 
@@ -181,15 +181,11 @@ def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:
     steps spread as over a whole schedule: evenly in the times before the flow shift."""
     # Pure noise is where the scheduler itself begins, which for some is just below 1.
     first = float(scheduler.sigmas[0]) if stage.is_first else stage.start.noise
-    ends = (_unshifted(sigma, shift) for sigma in (first, stage.end.noise))
+    ends = (unshifted(sigma, shift) for sigma in (first, stage.end.noise))
     even = np.linspace(*ends, len(scheduler.timesteps) + 1)
-    sigmas = torch.from_numpy(shift * even / (1 + (shift - 1) * even)).to(scheduler.sigmas)
+    sigmas = torch.from_numpy(shifted(even, shift)).to(scheduler.sigmas)
     times = sigmas[:-1] * scheduler.config.num_train_timesteps
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps)
-
-
-def _unshifted(sigma: float, shift: float) -> float:
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def _copy(value: Any) -> Any:

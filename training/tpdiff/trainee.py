@@ -21,6 +21,7 @@ from jobs.model_scheduler import folder_shift
 from jobs.pyramid import firsts, stage_frames, stage_strides
 from jobs.units import ShotRender
 from training.latents import normalise
+from training.vae import to_signal
 from workers.decoding import to_rgb8, unnormalise
 from workers.families.wan import WanFamily
 from workers.noise import initial_noise, jump_noise
@@ -90,8 +91,9 @@ class WanTrainee:
         vae, frames = self.family.vae, frames_BFHWC.shape[1]
         rest = -(frames - 1) % 4
         frames_BFHWC = np.concatenate([frames_BFHWC, *[frames_BFHWC[:, -1:]] * rest], axis=1)
-        x_BCFHW = torch.from_numpy(np.moveaxis(frames_BFHWC, -1, 1).astype(np.float32) / 127.5 - 1)
-        z_BCFHW = normalise(vae, vae.encode(x_BCFHW.to(vae.device)).latent_dist.mode())
+        z_BCFHW = normalise(
+            vae, vae.encode(to_signal(frames_BFHWC).to(vae.device)).latent_dist.mode()
+        )
         return z_BCFHW[:, :, : self.info.geometry.latent_frames(frames)]
 
     def flow(
