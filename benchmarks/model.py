@@ -68,7 +68,7 @@ def judge_film(film: Path, scenes: list[Scene]) -> dict[str, Any]:
     return said
 
 
-def vae_psnr_db(model: str, clips: int) -> float:
+def vae_psnr_db(model: str, clips: int) -> dict[str, float]:
     vae = AutoencoderKLWan.from_pretrained(resolve_model(model), subfolder="vae").eval()
     with torch.inference_mode():
         return psnr_db(vae, clips)

@@ -31,7 +31,8 @@ from accel.positions import stage_positions
 from training import world
 from training.draws import Draw, NoiseRecipe, draw, longest_clip
 from training.latents import LatentCache
-from training.text import new_text_encoder, new_tokenizer, teach_to_read
+from training.reading import load_encoder, teach_to_read
+from training.text import new_text_encoder, new_tokenizer
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
 
 TEXT_WIDTH = 128
@@ -61,6 +62,7 @@ class WanRecipe:
     tokens: int = 5200
     body_weight: float = 6.0
     starts: float = 0.3
+    short_windows: float = 1.0  # the share of them at first; it falls to none
     text_tokens: int = 64
     long_text_tokens: int = 512
     odd_shapes: float = 0.03
@@ -70,7 +72,7 @@ class WanRecipe:
     peak_rate: float = 1.5e-3
     final_rate: float = 5e-5
     warmup_steps: int = 100
-    reading_steps: int = 1500
+    reading_steps: int = 6000
     average_decay: float = 0.98
     average_every: int = 4
     clips: int = 2500
@@ -79,9 +81,6 @@ class WanRecipe:
 
 #: How the weights beside it were trained, for those who use them.
 NOISE_FILE = "noise.json"
-
-#: Weights of the text encoder that have a row for each word.
-EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 
 
 class TextToVideo(nn.Module):
@@ -108,23 +107,13 @@ def new_model(seed: int = 0) -> tuple[PreTrainedTokenizerFast, TextToVideo]:
 
 
 def load_weights(model: TextToVideo, tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
-    """Take the weights of a model folder of the same architecture. Words that it does not know
-    keep their fresh embeddings; returns whether there are any."""
-    known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
-    words = tokenizer.get_vocab()  # in another order at each call
-    ours, theirs = zip(
-        *((index, known[word]) for word, index in words.items() if word in known), strict=True
+    """Take the weights of a model folder of the same transformer; returns whether its text
+    encoder has all of ours (``load_encoder``)."""
+    trained = WanTransformer3DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32
     )
-    for name, part in model.named_children():
-        trained = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
-        weights = trained.state_dict()
-        for key, fresh in part.state_dict().items():
-            if known != words and key in EMBEDDINGS:
-                rows = fresh.clone()
-                rows[list(ours)] = weights[key][list(theirs)]
-                weights[key] = rows
-        part.load_state_dict(weights)
-    return len(ours) < len(tokenizer)
+    model.transformer.load_state_dict(trained.state_dict())
+    return load_encoder(model.text_encoder, tokenizer, folder)
 
 
 def embed(text_encoder: UMT5EncoderModel, ids_BN: Tensor, mask_BN: Tensor) -> Tensor:
@@ -160,7 +149,7 @@ class Trainer:
         self.recipe, self.out, self.device = recipe, out, vae.device
         self.step, self.elapsed_s = 0, 0.0
         self.tokenizer, model = new_model(recipe.seed)
-        can_read = init is not None and not load_weights(model, self.tokenizer, init)
+        can_read = init is not None and load_weights(model, self.tokenizer, init)
         if not can_read and not (out / "state.pt").exists():
             teach_to_read(model.text_encoder, self.tokenizer, recipe.reading_steps, recipe.seed)
         model.text_encoder.requires_grad_(False)
@@ -173,8 +162,9 @@ class Trainer:
         pixel_frames = 1 + vae.config.scale_factor_temporal * (longest - 1)
         self.cache = LatentCache(vae, recipe.clips, pixel_frames, recipe.seed)
 
-    def train(self, steps: int) -> None:
-        """Train up to a number of steps, counted from the first start."""
+    def train(self, steps: int, keep_every: int = 0) -> None:
+        """Train up to a number of steps, counted from the first start; every ``keep_every`` of
+        them, if any, the model is kept as it then is, in `kept/STEP`."""
         while len(self.cache.clips) < self.recipe.first_clips:
             self.cache.add(8)
         losses: list[float] = []
@@ -186,8 +176,9 @@ class Trainer:
             self.elapsed_s += time.monotonic() - began_s
             if self.step % 100 == 0:
                 self._report(losses[-100:])
-            if self.step % 100 == 0:
                 self.save()
+            if keep_every and self.step % keep_every == 0:
+                self._keep_model(self.out / "kept" / str(self.step))
         self.save()
 
     def train_step(self, progress: float) -> float:
@@ -229,7 +220,7 @@ class Trainer:
         Short windows come first: they show more scenes for the same work.
         """
         recipe, odd = self.recipe, rng.uniform() < self.recipe.odd_shapes
-        short = rng.uniform() > 1.5 * progress - 0.15
+        short = rng.uniform() < recipe.short_windows * (1 - progress / 0.75)
         frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
         if odd:
             most = 2 * recipe.window_latent_frames - 1 if recipe.noise.stages == 1 else frames
@@ -255,9 +246,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the averaged model as diffusers folders, and the state to go on from."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        save_model(self.out, self.tokenizer, self.average.module)
-        (self.out / NOISE_FILE).write_text(json.dumps(asdict(self.recipe.noise)))
+        self._keep_model(self.out)
         self.cache.save(self.out / "clips.pt")
         state = {
             "world": world.VERSION,
@@ -270,6 +259,11 @@ class Trainer:
         }
         torch.save(state, self.out / "state.pt.new")
         (self.out / "state.pt.new").replace(self.out / "state.pt")
+
+    def _keep_model(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(folder, self.tokenizer, self.average.module)
+        (folder / NOISE_FILE).write_text(json.dumps(asdict(self.recipe.noise)))
 
     def resume(self) -> None:
         """Go on from the state in the folder, if there is one."""
@@ -356,14 +350,20 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
+    parser.add_argument("--short-windows", type=float, default=1.0, help="share of them at first")
+    parser.add_argument("--keep-every", type=int, default=0, help="steps after which it is kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
-    recipe = WanRecipe(seed=options.seed, noise=NoiseRecipe(stages=options.stages))
+    recipe = WanRecipe(
+        seed=options.seed,
+        short_windows=options.short_windows,
+        noise=NoiseRecipe(stages=options.stages),
+    )
     trainer = Trainer(recipe, vae, options.out, not options.eager, options.init)
     trainer.resume()
-    trainer.train(options.steps)
+    trainer.train(options.steps, options.keep_every)
 
 
 if __name__ == "__main__":

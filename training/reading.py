@@ -1,0 +1,230 @@
+"""Teaches the demo's text encoder to read: from each of its tokens the whole scene can be told.
+
+    python -m training.reading --init workers/demo_model --out training/runs/start --steps 4000
+
+A large model's text encoder comes trained. Learning to read from the denoiser's loss alone takes a
+small model longer than learning to draw. `--out` becomes a model folder for `training.wan --init`.
+
+Shapes: B captions, N tokens, D width, V values of a property.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+
+from training.captions import caption
+from training.text import new_text_encoder, new_tokenizer
+from training.world import (
+    BACKGROUND_COLOURS,
+    COLOURS,
+    MOTIONS,
+    PATTERNS,
+    RADII,
+    SHAPES,
+    TEMPOS,
+    Scene,
+    sample_scene,
+)
+
+#: Share of words that are made unknown ones while the encoder learns to read.
+UNHEARD = 0.02
+
+#: What a caption says of each body, and of the second if there is none.
+BODY_VALUES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "colour": tuple(COLOURS),
+    "size": tuple(RADII),
+    "motion": MOTIONS,
+    "tempo": tuple(TEMPOS),
+}
+NOBODY = "nobody"
+MOST_BODIES = 2
+VALUES: dict[str, tuple[str, ...]] = {
+    "pattern": PATTERNS,
+    "backdrop": tuple(BACKGROUND_COLOURS),
+} | {
+    f"{name} {number}": (NOBODY, *values)
+    for number in range(MOST_BODIES)
+    for name, values in BODY_VALUES.items()
+}
+SIZES = [len(values) for values in VALUES.values()]
+
+
+def properties(scene: Scene) -> dict[str, str]:
+    """What a caption says of a scene; its bodies in the order in which it names them."""
+    told = {"pattern": scene.background.pattern, "backdrop": scene.background.colour}
+    for number in range(MOST_BODIES):
+        for name in BODY_VALUES:
+            there = number < len(scene.bodies)
+            told[f"{name} {number}"] = getattr(scene.bodies[number], name) if there else NOBODY
+    return told
+
+
+class Lessons:
+    """Captions and what they say, drawn from a seed."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, *, held_out: bool = False
+    ) -> None:
+        self.tokenizer, self.held_out = tokenizer, held_out
+        self.rng = np.random.default_rng((seed, 4, int(held_out)))
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids and their mask, BN, and the number of each property's value, B by property."""
+        scenes = [sample_scene(self.rng) for _ in range(batch)]
+        tokens = self.tokenizer(
+            [caption(scene, self.rng, held_out=self.held_out) for scene in scenes],
+            padding=True,
+            return_tensors="pt",
+        )
+        ids_BN, mask_BN = tokens.input_ids, tokens.attention_mask
+        if not self.held_out:
+            lost_BN = torch.from_numpy(self.rng.uniform(size=ids_BN.shape)) < UNHEARD
+            ids_BN[lost_BN & mask_BN.bool()] = self.tokenizer.unk_token_id
+        told = [properties(scene) for scene in scenes]
+        return (
+            ids_BN,
+            mask_BN,
+            torch.tensor(
+                [[VALUES[name].index(value) for name, value in each.items()] for each in told]
+            ),
+        )
+
+
+def teach_to_read(
+    encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    seed: int,
+    batch: int = 64,
+    rate: float = 2e-3,
+) -> dict[str, float]:
+    """Train the encoder until every token's embedding tells, linearly, the whole scene; returns
+    the share of held-out wordings' tokens that tell each property right.
+
+    The linear map learns alone at first, so that an encoder that can read some forgets nothing.
+    """
+    torch.manual_seed(seed)
+    lessons = Lessons(tokenizer, seed)
+    head = nn.Linear(encoder.config.d_model, sum(SIZES))
+    alone = torch.optim.AdamW(head.parameters(), lr=2e-2)
+    for _ in range(steps // 20):
+        _lesson(encoder, head, lessons.draw(batch)).backward()
+        alone.step()
+        alone.zero_grad()
+    weights = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        _lesson(encoder, head, lessons.draw(batch)).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        rates.step()
+        if (step + 1) % 500 == 0:
+            told = examine(encoder, head, tokenizer, seed)
+            print(json.dumps({"step": step + 1} | told), flush=True)
+    return examine(encoder, head, tokenizer, seed)
+
+
+def _lesson(
+    encoder: UMT5EncoderModel, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]
+) -> Tensor:
+    """The sum over the properties of what telling them from each token costs."""
+    tokens, truths = _tell(encoder, head, drawn)
+    pairs = zip(tokens.split(SIZES, dim=1), truths.T, strict=True)
+    return torch.stack([nn.functional.cross_entropy(told, truth) for told, truth in pairs]).sum()
+
+
+@torch.no_grad()
+def examine(
+    encoder: UMT5EncoderModel,
+    head: nn.Linear,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    captions: int = 512,
+) -> dict[str, float]:
+    """The share of tokens that tell each property right, in wordings that were never trained on."""
+    drawn = Lessons(tokenizer, seed, held_out=True).draw(captions)
+    tokens, truths = _tell(encoder, head, drawn)
+    pairs = zip(VALUES, tokens.split(SIZES, dim=1), truths.T, strict=True)
+    return {
+        name: round((told.argmax(dim=1) == truth).float().mean().item(), 4)
+        for name, told, truth in pairs
+    }
+
+
+def _tell(
+    encoder: UMT5EncoderModel, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Each real token's scores for all values, and the truths that they should tell."""
+    ids_BN, mask_BN, truths_BP = drawn
+    tokens_ND = encoder(ids_BN, mask_BN).last_hidden_state[mask_BN.bool()]
+    return head(tokens_ND), truths_BP.repeat_interleave(mask_BN.sum(dim=1), dim=0)
+
+
+#: Weights of the text encoder that have a row for each word.
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+#: Weights of a block through which alone it adds to its input.
+OUTPUTS = ("SelfAttention.o.weight", "DenseReluDense.wo.weight")
+
+
+def load_encoder(
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> bool:
+    """Take the weights of a model folder's text encoder. Words that it does not know keep their
+    fresh embeddings, layers that it does not have add nothing at first; returns whether it has
+    all, and so can read."""
+    known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
+    words = tokenizer.get_vocab()  # in another order at each call
+    trained = UMT5EncoderModel.from_pretrained(
+        folder / "text_encoder", torch_dtype=torch.float32
+    ).state_dict()
+    common = [word for word in words if word in known]
+    fresh = encoder.state_dict()
+    for key, value in fresh.items():
+        if key in EMBEDDINGS:
+            rows = value.clone()
+            rows[[words[word] for word in common]] = trained[key][[known[word] for word in common]]
+            trained[key] = rows
+        elif key not in trained:
+            trained[key] = torch.zeros_like(value) if key.endswith(OUTPUTS) else value
+    has_all = len(common) == len(words) and not any(
+        key.endswith(OUTPUTS) and not trained[key].any() for key in trained
+    )
+    encoder.load_state_dict(trained)
+    return has_all
+
+
+def main() -> None:
+    """Command line of learning to read."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--init", type=Path, help="a model folder whose encoder learns on")
+    parser.add_argument("--out", type=Path, default=Path("training/runs/start"))
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    tokenizer = new_tokenizer()
+    encoder = new_text_encoder(len(tokenizer))
+    if options.init is not None:
+        load_encoder(encoder, tokenizer, options.init)
+        shutil.copytree(options.init, options.out, dirs_exist_ok=True)
+    told = teach_to_read(encoder, tokenizer, options.steps, options.seed, rate=options.rate)
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(options.out / "tokenizer")
+    encoder.save_pretrained(options.out / "text_encoder")
+    print(json.dumps({"told_right": round(sum(told.values()) / len(told), 4)}))
+
+
+if __name__ == "__main__":
+    main()
