@@ -15,8 +15,9 @@ import torch
 
 from jobs.units import Unit
 
-#: A guidance branch. A cache of one branch is never read by the other.
-Branch = Literal["cond", "uncond"]
+#: A guidance branch, or both as one batch, unconditional first. A cache of one is never read by
+#: another.
+Branch = Literal["cond", "uncond", "both"]
 
 
 class Handle(Protocol):

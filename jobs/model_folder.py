@@ -15,25 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import BadJob, CannotRunHere
+from jobs.families import family_of
+from jobs.families.family import FamilyFacts, ModelDefaults, Shapes
+from jobs.families.wan_tensors import check_tensors
 from jobs.geometry import ModelGeometry
-from jobs.model_geometry import ModelDefaults, wan_geometry
 from jobs.model_hashes import hash_files, identity
-from jobs.model_tensors import Shapes, check_tensors, expected_tensors
 from jobs.pyramid import MOST_STAGES
 
-FAMILIES = {"WanPipeline": "wan"}
-WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 SIDECAR = "longtake.json"
-
-#: What is fetched from Hugging Face: nothing that could hold code.
-DOWNLOAD_PATTERNS = [
-    "model_index.json",
-    SIDECAR,
-    *(f"{each}/*.{end}" for each in WEIGHT_COMPONENTS for end in ("json", "safetensors")),
-    "scheduler/*.json",
-    *(f"tokenizer/*.{end}" for end in ("json", "txt", "model")),
-]
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -51,7 +41,7 @@ class ModelInfo:
     """What a model folder holds. ``identity`` changes whenever a byte of what is loaded does."""
 
     folder: Path
-    family: str
+    family: FamilyFacts
     geometry: ModelGeometry
     defaults: ModelDefaults
     weights: dict[str, str]  # file within the folder -> sha256
@@ -106,8 +96,19 @@ def pinned_name(name: str, folder: Path) -> str:
 def _download(repository: str, revision: str | None) -> Path:
     """Fetches the index first, so that a model of another family costs no weights."""
     folder = _snapshot(repository, revision, ["model_index.json"])
-    _family(_read_json(folder, "model_index.json"))
-    return _snapshot(repository, revision, DOWNLOAD_PATTERNS)
+    family = family_of(_read_json(folder, "model_index.json"))
+    return _snapshot(repository, revision, download_patterns(family))
+
+
+def download_patterns(family: FamilyFacts) -> list[str]:
+    """What is fetched from Hugging Face: nothing that could hold code."""
+    return [
+        "model_index.json",
+        SIDECAR,
+        *(f"{each}/*.{end}" for each in family.components for end in ("json", "safetensors")),
+        "scheduler/*.json",
+        *(f"tokenizer/*.{end}" for end in ("json", "txt", "model")),
+    ]
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
@@ -130,15 +131,16 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
 def inspect_model(folder: Path) -> ModelInfo:
     """Check a diffusers folder and describe it. Raises CannotRunHere naming file and tensor."""
     index = _read_json(folder, "model_index.json")
-    family = _family(index)
-    configs = {name: _read_json(folder, f"{name}/config.json") for name in WEIGHT_COMPONENTS}
+    family = family_of(index)
+    configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
     _check_tokenizer(folder, configs["text_encoder"].get("vocab_size"))
-    defaults = read_defaults(folder)
-    geometry = wan_geometry(configs["transformer"], configs["vae"], defaults)
-    files = {name: weight_files(folder, name) for name in WEIGHT_COMPONENTS}
-    headers = {name: _read_headers(folder, files[name]) for name in WEIGHT_COMPONENTS}
-    _check_weights(configs, files, headers)
+    defaults = read_defaults(folder, family.defaults)
+    geometry = family.geometry(configs, defaults)
+    defaults = replace(defaults, text_tokens=geometry.text_tokens)
+    files = {name: weight_files(folder, name) for name in family.components}
+    headers = {name: _read_headers(folder, files[name]) for name in family.components}
+    _check_weights(family, configs, files, headers)
     weights = hash_files(folder, [file for each in files.values() for file in each])
     return ModelInfo(
         folder=folder,
@@ -165,18 +167,6 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CannotRunHere(f"model {folder}: {name} must hold a JSON object")
     return value
-
-
-def _family(index: Mapping[str, Any]) -> str:
-    found = str(index.get("_class_name"))
-    if found not in FAMILIES:
-        built = ", ".join(FAMILIES)
-        raise CannotRunHere(f"model_index.json: pipeline {found!r} is not built; built: {built}")
-    if index.get("boundary_ratio") is not None or (index.get("transformer_2") or [None])[0]:
-        raise CannotRunHere("model_index.json: two experts (transformer_2) are not built yet")
-    if index.get("expand_timesteps"):
-        raise CannotRunHere("model_index.json: expand_timesteps (Wan 2.2 5B) is not built yet")
-    return FAMILIES[found]
 
 
 def _check_tokenizer(folder: Path, vocab_size: object) -> None:
@@ -208,9 +198,8 @@ def _check_words(folder: Path, vocab_size: object) -> None:
         )
 
 
-def read_defaults(folder: Path) -> ModelDefaults:
-    """Wan's defaults, with what the folder's sidecar says. Raises CannotRunHere."""
-    defaults = ModelDefaults()
+def read_defaults(folder: Path, defaults: ModelDefaults) -> ModelDefaults:
+    """The family's defaults, with what the folder's sidecar says. Raises CannotRunHere."""
     if not (folder / SIDECAR).is_file():
         return defaults
     said = _read_json(folder, SIDECAR)
@@ -348,15 +337,12 @@ def _damaged(path: Path, reason: str) -> CannotRunHere:
 
 
 def _check_weights(
-    configs: Mapping[str, Any], files: Mapping[str, list[str]], headers: Mapping[str, Header]
+    family: FamilyFacts,
+    configs: Mapping[str, Any],
+    files: Mapping[str, list[str]],
+    headers: Mapping[str, Header],
 ) -> None:
     """Every component has the tensors that its config implies, and no others."""
-    expected = expected_tensors(configs)
-    width, text_dim = configs["text_encoder"]["d_model"], configs["transformer"]["text_dim"]
-    if width != text_dim:
-        raise CannotRunHere(
-            f"text_encoder and transformer do not fit: d_model is {width}, text_dim is {text_dim}"
-        )
-    for name in WEIGHT_COMPONENTS:
+    for name, expected in family.tensors(configs).items():
         file = files[name][0] if len(files[name]) == 1 else f"{name}/*.safetensors"
-        check_tensors(name, file, headers[name].shapes, expected[name])
+        check_tensors(name, file, headers[name].shapes, expected)

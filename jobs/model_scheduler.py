@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.errors import BadJob
+from jobs.families.family import Diffusion
 
 Config = Mapping[str, Any]
 
@@ -25,7 +26,7 @@ class SchedulerSettings:
     """
 
     class_name: str
-    shift_key: str  # what it calls the flow shift
+    shift_key: str | None = None  # what it calls the flow shift
     fixed: Mapping[str, Any] = field(default_factory=dict)
     allowed: Mapping[str, Allowed] = field(default_factory=dict)
 
@@ -42,8 +43,9 @@ _OFF = Allowed("false", lambda value: not value)
 _ON = Allowed("true", bool)
 _NONE = Allowed("null", lambda value: value is None)
 _FLOW = Allowed("flow_prediction", lambda value: value == "flow_prediction")
+_NOISE = Allowed("epsilon or v_prediction", lambda value: value in ("epsilon", "v_prediction"))
 
-SCHEDULERS: dict[str, SchedulerSettings] = {
+_FLOW_SCHEDULERS: dict[str, SchedulerSettings] = {
     "unipc": SchedulerSettings(
         class_name="UniPCMultistepScheduler",
         shift_key="flow_shift",
@@ -86,7 +88,39 @@ SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
-VALID = ("auto", *SCHEDULERS)
+_DPM = _FLOW_SCHEDULERS["dpm++"]
+_VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
+    # Its noise (eta) is a step's argument, which is never given: each step is deterministic.
+    "ddim": SchedulerSettings(
+        class_name="DDIMScheduler",
+        allowed={"thresholding": _OFF, "rescale_betas_zero_snr": _OFF, "prediction_type": _NOISE},
+    ),
+    "dpm++": replace(
+        _DPM,
+        shift_key=None,
+        fixed={
+            "algorithm_type": "dpmsolver++",
+            "solver_type": "midpoint",
+            "solver_order": 2,
+            "use_flow_sigmas": False,
+        },
+        allowed={
+            **_DPM.allowed,
+            "use_flow_sigmas": _OFF,
+            "rescale_betas_zero_snr": _OFF,
+            "prediction_type": _NOISE,
+        },
+    ),
+}
+
+#: The supported schedulers of each kind of diffusion.
+SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
+    "flow": _FLOW_SCHEDULERS,
+    "variance": _VARIANCE_SCHEDULERS,
+}
+
+#: All names that a job may use.
+VALID = ("auto", *dict.fromkeys(name for table in SCHEDULERS.values() for name in table))
 
 #: Settings that shape a schedule as a whole, and their values that do not.
 _WHOLE_SCHEDULE: dict[str, tuple[Any, ...]] = {
@@ -100,25 +134,30 @@ _WHOLE_SCHEDULE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def choose_scheduler(name: str, config: Config) -> str:
+def choose_scheduler(name: str, config: Config, diffusion: Diffusion) -> str:
     """The scheduler that a job's choice means for a folder's scheduler config. Raises BadJob."""
-    own = folder_scheduler(config)
+    own, known = folder_scheduler(config, diffusion), SCHEDULERS[diffusion]
     if name == "auto" and own is None:
         raise BadJob(
             f"the model's scheduler is {config.get('_class_name')}, which cannot be split over "
-            f"workers; name one in the job: {', '.join(SCHEDULERS)}"
+            f"workers; name one in the job: {', '.join(known)}"
         )
     chosen = own if name == "auto" else name
-    if chosen not in SCHEDULERS:
-        raise BadJob(f"unknown scheduler '{chosen}'; valid: {', '.join(VALID)}")
-    _check_settings(chosen, dict(config) | overrides(chosen, config))
+    if chosen not in VALID:
+        raise BadJob(f"unknown scheduler '{chosen}'; valid: {', '.join(('auto', *known))}")
+    if chosen not in known:
+        raise BadJob(
+            f"scheduler {chosen} is not for this model's kind of diffusion; valid: "
+            f"{', '.join(('auto', *known))}"
+        )
+    _check_settings(chosen, dict(config) | overrides(chosen, config, diffusion), diffusion)
     return chosen
 
 
-def check_pyramid(name: str, config: Config) -> None:
+def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     """Refuse settings that shape a whole schedule where a stage has only a part of one. Raises
     BadJob."""
-    settings = dict(config) | overrides(name, config)
+    settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():
         if setting in settings and settings[setting] not in plain:
             raise BadJob(
@@ -128,32 +167,35 @@ def check_pyramid(name: str, config: Config) -> None:
             )
 
 
-def folder_scheduler(config: Config) -> str | None:
+def folder_scheduler(config: Config, diffusion: Diffusion) -> str | None:
     """The name of the folder's own scheduler; None if it is not supported."""
-    found = config.get("_class_name")
-    return next((name for name, each in SCHEDULERS.items() if each.class_name == found), None)
+    found, known = config.get("_class_name"), SCHEDULERS[diffusion]
+    return next((name for name, each in known.items() if each.class_name == found), None)
 
 
-def overrides(name: str, config: Config) -> dict[str, Any]:
+def overrides(name: str, config: Config, diffusion: Diffusion) -> dict[str, Any]:
     """What is set beside the folder's config: its own settings stand for its own scheduler."""
-    fixed = SCHEDULERS[name].fixed
-    if name != folder_scheduler(config):
+    fixed = SCHEDULERS[diffusion][name].fixed
+    if name != folder_scheduler(config, diffusion):
         return dict(fixed)
     return {key: value for key, value in fixed.items() if key not in config}
 
 
-def folder_shift(config: Config) -> float | None:
+def folder_shift(config: Config, diffusion: Diffusion) -> float | None:
     """The folder's flow shift, whatever its own scheduler calls it."""
-    own = folder_scheduler(config)
-    return None if own is None else config.get(SCHEDULERS[own].shift_key)
+    own = folder_scheduler(config, diffusion)
+    key = None if own is None else SCHEDULERS[diffusion][own].shift_key
+    return None if key is None else config.get(key)
 
 
-def _check_settings(name: str, config: Config) -> None:
-    for setting, allowed in SCHEDULERS[name].allowed.items():
+def _check_settings(name: str, config: Config, diffusion: Diffusion) -> None:
+    known = SCHEDULERS[diffusion]
+    for setting, allowed in known[name].allowed.items():
         if setting in config and not allowed.test(config[setting]):
-            others = ", ".join(each for each in SCHEDULERS if each != name)
+            others = ", ".join(each for each in known if each != name)
             raise BadJob(
                 f"scheduler {name} with {setting}={config[setting]!r} is not supported: only "
-                "deterministic flow schedulers that can be split over workers are; valid: "
-                f"{allowed.says}, or name another scheduler in the job: {others}"
+                f"deterministic schedulers of this model's kind of diffusion ({diffusion}) that "
+                f"can be split over workers are; valid: {allowed.says}, or name another scheduler "
+                f"in the job: {others}"
             )

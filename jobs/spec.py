@@ -18,8 +18,8 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 from pydantic_core import PydanticKnownError
 
 from jobs.accelerations import PresetName, built_presets
+from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
-from jobs.model_geometry import ModelDefaults
 from jobs.pyramid import split_steps
 from jobs.spec_checks import (
     MAX_FILM_S,
@@ -63,7 +63,7 @@ Fps = Annotated[int, Field(ge=1, le=MAX_FPS)]
 Scale = Annotated[float, Field(ge=0, le=100)]
 Guidance = Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=8)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
-SchedulerName = Literal["auto", "unipc", "euler", "dpm++"]
+SchedulerName = Literal["auto", "unipc", "euler", "dpm++", "ddim"]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

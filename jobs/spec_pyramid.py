@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from jobs.model_geometry import ModelDefaults
+from jobs.families.family import ModelDefaults
 from jobs.pyramid import MOST_STAGES
 from jobs.spec_errors import Problem, describe
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from jobs.families.family import loaded_bytes
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
-from jobs.model_memory import decode_bytes, denoise_bytes, loaded_bytes
 from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
@@ -40,26 +40,39 @@ def prepare(spec: JobSpec) -> Prepared:
     model = inspect_model(resolve_model(spec.model))
     job = resolve(spec, model.geometry, model.defaults)
     try:
-        scheduler = choose_scheduler(job.scheduler, model.configs["scheduler"])
+        config, diffusion = model.configs["scheduler"], model.family.diffusion
+        scheduler = choose_scheduler(job.scheduler, config, diffusion)
         if len(job.stage_steps) > 1:
-            check_pyramid(scheduler, model.configs["scheduler"])
+            check_pyramid(scheduler, config, diffusion)
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
-    problem = _positions_problem(job, model)
-    if problem is not None:
-        raise bad_job([problem], spec._places)
+    problems = [*_family_problems(spec, model), *_window_problems(job, model)]
+    if problems:
+        raise bad_job(problems, spec._places)
     return Prepared(spec=spec, model=model, plan=make_plan(job, model))
 
 
-def _positions_problem(job: ResolvedSpec, model: ModelInfo) -> Problem | None:
-    """A model has rotary positions for so many frames; those of a coarse stage stand far apart."""
-    most = int(model.configs["transformer"].get("rope_max_seq_len") or 1024)
+def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
+    """What was asked for that this family has no use for."""
+    family, tokens = model.family, model.geometry.text_tokens
+    problems = []
+    if spec.flow_shift is not None and family.diffusion != "flow":
+        said = f"{family.name} models have no flow shift; remove it"
+        problems.append(Problem(("flow_shift",), said))
+    if family.fixed_text and spec.text_tokens not in (None, tokens):
+        said = f"the text encoder of this model always has {tokens}; remove it"
+        problems.append(Problem(("text_tokens",), said))
+    return problems
+
+
+def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
+    """A model has positions for so many frames; those of a coarse stage may stand far apart."""
     stride = 2 ** (len(job.stage_steps) - 1) if model.defaults.stage_positions else 1
-    window = (most - 1) // stride + 1
+    window = model.family.longest_window(model.configs, stride)
     if job.window_latent_frames <= window:
-        return None
+        return []
     said = f"{job.window_latent_frames} is more than this model has positions for; at most {window}"
-    return Problem(("window_latent_frames",), said)
+    return [Problem(("window_latent_frames",), said)]
 
 
 def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
@@ -94,7 +107,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
         height_px=job.height_px,
         shots=tuple(shots),
         tile_bytes=_tile_bytes(job, model, dtype),
-        model_bytes=loaded_bytes(model.parameters, dtype),
+        model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=job.warnings,
     )
@@ -135,9 +148,9 @@ def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     )
     scale = geometry.spatial_scale
     latent_size = (frames, job.height_px // scale, job.width_px // scale)
-    denoise = denoise_bytes(model.configs["transformer"], latent_size, dtype)
+    denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
     pixel_frames = geometry.pixel_frames(frames)
-    decode = decode_bytes(model.configs["vae"], job.height_px, job.width_px, pixel_frames)
+    decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     return max(denoise, decode)
 
 

@@ -18,13 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    DDIMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 
-from accel.pyramid import FlowPath, Stage, jump, jump_between, lay_stages, shifted, unshifted
+from accel.pyramid import (
+    FlowPath,
+    Level,
+    NoisePath,
+    Stage,
+    VariancePath,
+    jump,
+    jump_between,
+    lay_stages,
+    shifted,
+    unshifted,
+)
 from jobs.errors import BadJob
+from jobs.families.family import Diffusion
 from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
 
 History = dict[str, torch.Tensor]
@@ -55,6 +68,7 @@ KINDS: dict[str, SchedulerKind] = {
         tensor_lists=("model_outputs",),
         counters=("lower_order_nums",),
     ),
+    "ddim": SchedulerKind(cls=DDIMScheduler),
 }
 
 
@@ -67,17 +81,23 @@ def read_scheduler_config(folder: str | Path) -> dict[str, Any]:
         raise BadJob(f"the model folder has no scheduler: {path} is missing") from None
 
 
-def build(name: str, config: Mapping[str, Any], flow_shift: float | None) -> tuple[str, Any]:
+def build(
+    name: str,
+    config: Mapping[str, Any],
+    flow_shift: float | None = None,
+    diffusion: Diffusion = "flow",
+) -> tuple[str, Any]:
     """The kind's name and a diffusers scheduler, from a model folder's ``config``.
 
     What a job does not say is as the model folder says, its shift included: that is carried over
     where the folder's scheduler calls it otherwise than the named one.
     """
-    name = choose_scheduler(name, config)
-    changes = overrides(name, config)
-    shift = flow_shift if flow_shift is not None else folder_shift(config)
-    if shift is not None:
-        changes[SCHEDULERS[name].shift_key] = shift
+    name = choose_scheduler(name, config, diffusion)
+    changes = overrides(name, config, diffusion)
+    key = SCHEDULERS[diffusion][name].shift_key
+    shift = flow_shift if flow_shift is not None else folder_shift(config, diffusion)
+    if shift is not None and key is not None:
+        changes[key] = shift
     return name, KINDS[name].cls.from_config(dict(config), **changes)
 
 
@@ -92,24 +112,34 @@ class RangeStepper:
         stage: int = 0,
         flow_shift: float | None = None,
         device: torch.device | str = "cpu",
+        diffusion: Diffusion = "flow",
     ) -> None:
         """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
-        self.name, self._scheduler = build(name, config, flow_shift)
+        self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         self._kind = KINDS[self.name]
         steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
-        stages = lay_stages(FlowPath(), len(stage_steps))
+        path: NoisePath = FlowPath()
+        if diffusion == "variance":
+            path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())
+        stages = lay_stages(path, len(stage_steps))
         self.stride = stages[stage].stride  # latent frames of the shot for a frame of the stage
-        if len(stages) > 1:
-            shift = float(self._scheduler.config[SCHEDULERS[self.name].shift_key])
+        if len(stages) > 1 and diffusion == "variance":
+            _keep_to_levels(self._scheduler, stage_levels(path, stages[stage], steps))
+        elif len(stages) > 1:
+            shift = float(self._scheduler.config[SCHEDULERS[diffusion][self.name].shift_key])
             _keep_to(self._scheduler, stages[stage], shift)
         self._jump = jump_between(stages[stage - 1].end, stages[stage].start) if stage else None
         self._blank = {key: _copy(getattr(self._scheduler, key)) for key in self._attributes()}
         self.timesteps: torch.Tensor = self._scheduler.timesteps  # [steps], dtype as diffusers has
         if len(self.timesteps) != steps:
             raise BadJob(f"scheduler {self.name} makes {len(self.timesteps)} steps of {steps}")
+        # What the scheduler calls its steps: a DDIM that was given levels counts them.
+        counts_levels = len(stages) > 1 and isinstance(self._scheduler, DDIMScheduler)
+        self._names = range(steps)[::-1] if counts_levels else self.timesteps
 
     def sigma(self, step_index: int) -> float:
+        """Of a flow scheduler."""
         return float(self._scheduler.sigmas[step_index])
 
     def step_range(
@@ -124,8 +154,8 @@ class RangeStepper:
         ``history`` is what the step before returned for the same range; empty for step 0.
         """
         self._restore(step_index, history)
-        timestep = self.timesteps[step_index]
-        latents = self._scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        name = self._names[step_index]
+        latents = self._scheduler.step(prediction, name, latents, return_dict=False)[0]
         kept = self._extract()
         self._restore(0, {})  # hold no tensors between calls
         return latents, kept
@@ -186,6 +216,28 @@ def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:
     sigmas = torch.from_numpy(shifted(even, shift)).to(scheduler.sigmas)
     times = sigmas[:-1] * scheduler.config.num_train_timesteps
     scheduler.sigmas, scheduler.timesteps = sigmas, times.to(scheduler.timesteps)
+
+
+def stage_levels(path: NoisePath, stage: Stage, steps: int) -> list[Level]:
+    """The trained times that a stage's steps go through, from its start to its end, spread
+    evenly."""
+    return [path.at(t) for t in np.linspace(stage.start.time, stage.end.time, steps + 1)]
+
+
+def _keep_to_levels(scheduler: Any, levels: Sequence[Level]) -> None:
+    """Let a variance-preserving scheduler go through these levels and no others."""
+    times = torch.tensor([round(level.time) for level in levels[:-1]])
+    scheduler.timesteps = times.to(scheduler.timesteps)
+    if not isinstance(scheduler, DDIMScheduler):
+        scheduler.sigmas = torch.tensor([level.ratio for level in levels]).to(scheduler.sigmas)
+        return
+    # It looks a step's end up by counting back from its start: so these become all there is.
+    alphas = torch.tensor([level.signal**2 for level in levels], dtype=torch.float64).flip(0)
+    alphas = alphas.to(scheduler.alphas_cumprod)
+    scheduler.final_alpha_cumprod = alphas[0]
+    scheduler.alphas_cumprod = alphas[1:]
+    scheduler.num_inference_steps = len(times)
+    scheduler.register_to_config(num_train_timesteps=len(times))
 
 
 def _copy(value: Any) -> Any:

@@ -207,6 +207,7 @@ class Worker:
                 stage,
                 shot.flow_shift,
                 self.setup.device,
+                self._family.diffusion,
             )
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from jobs.errors import CannotRunHere
+from jobs.families.wan_tensors import expected_tensors
 from jobs.model_folder import inspect_model
-from jobs.model_tensors import expected_tensors
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"

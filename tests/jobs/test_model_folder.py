@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.families.wan_geometry import wan_decode_context
 from jobs.model_folder import inspect_model, resolve_model
-from jobs.model_geometry import wan_decode_context
 from tests.jobs.model_folders import (
     CONFIGS,
     SHAPES,
@@ -23,7 +23,7 @@ from tests.jobs.model_folders import (
 def test_a_whole_folder_is_described(model):
     info = inspect_model(model)
     geometry = info.geometry
-    assert (info.family, geometry.latent_channels, geometry.text_dim) == ("wan", 4, 8)
+    assert (info.family.name, geometry.latent_channels, geometry.text_dim) == ("wan", 4, 8)
     assert (geometry.spatial_scale, geometry.temporal_scale, geometry.size_multiple) == (8, 4, 16)
     assert (geometry.window_latent_frames, geometry.overlap_latent_frames) == (21, 5)
     assert (info.defaults.size, info.defaults.fps, info.defaults.guidance) == (
@@ -41,7 +41,7 @@ def test_a_whole_folder_is_described(model):
 
 def test_the_demo_model_is_whole():
     info = inspect_model(resolve_model("demo"))
-    assert info.family == "wan" and info.defaults.size[0] % info.geometry.size_multiple == 0
+    assert info.family.name == "wan" and info.defaults.size[0] % info.geometry.size_multiple == 0
 
 
 def test_looking_at_a_model_loads_no_torch(model):

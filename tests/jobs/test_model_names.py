@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from jobs import model_hashes
 from jobs.errors import BadJob, CannotRunHere
-from jobs.model_folder import DOWNLOAD_PATTERNS, inspect_model, pinned_name, resolve_model
+from jobs.families.wan import Wan
+from jobs.model_folder import download_patterns, inspect_model, pinned_name, resolve_model
 from tests.jobs.model_folders import (
     CONFIGS,
     SHAPES,
@@ -118,7 +119,7 @@ def test_an_id_is_fetched_without_code_and_only_if_built(model, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve_model("org/name-1.3B@v1") == model
     assert asked[0] == ("org/name-1.3B", "v1", ["model_index.json"])
-    assert asked[1] == ("org/name-1.3B", "v1", DOWNLOAD_PATTERNS)
+    assert asked[1] == ("org/name-1.3B", "v1", download_patterns(Wan()))
     assert all(each.endswith((".json", ".safetensors", ".txt", ".model")) for each in asked[1][2])
     edit(model, "model_index.json", _class_name="LTXPipeline")
     with pytest.raises(CannotRunHere, match="not built"):

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from jobs.errors import CannotRunHere
+from jobs.families.wan_tensors import check_tensors
 from jobs.model_folder import inspect_model
-from jobs.model_tensors import check_tensors
 from tests.jobs.model_folders import (
     SHAPES,
     TEXT,

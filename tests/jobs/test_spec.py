@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.errors import BadJob
+from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
-from jobs.model_geometry import ModelDefaults
 from jobs.spec import JobSpec, resolve
 from jobs.spec_file import parse_spec, spec_from_flags
 

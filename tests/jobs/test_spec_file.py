@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import BadJob
-from jobs.model_geometry import ModelDefaults
+from jobs.families.family import ModelDefaults
 from jobs.spec import resolve
 from jobs.spec_file import load_spec
 from tests.jobs.test_spec import GEOMETRY, job, shots

@@ -80,15 +80,16 @@ def test_shares_have_a_form(value):
 
 
 @pytest.mark.parametrize(
-    ("name", "setting", "value"),
+    ("diffusion", "name", "setting", "value"),
     [
-        ("unipc", "use_karras_sigmas", True),
-        ("euler", "shift_terminal", 0.02),
-        ("dpm++", "final_sigmas_type", "sigma_min"),
+        ("flow", "unipc", "use_karras_sigmas", True),
+        ("flow", "euler", "shift_terminal", 0.02),
+        ("flow", "dpm++", "final_sigmas_type", "sigma_min"),
+        ("variance", "dpm++", "use_karras_sigmas", True),
     ],
 )
-def test_settings_that_shape_a_whole_schedule_are_refused(name, setting, value):
-    own = {"_class_name": SCHEDULERS[name].class_name}
-    check_pyramid(name, own)
-    message = refusal(check_pyramid, name, own | {setting: value})
+def test_settings_that_shape_a_whole_schedule_are_refused(diffusion, name, setting, value):
+    own = {"_class_name": SCHEDULERS[diffusion][name].class_name}
+    check_pyramid(name, own, diffusion)
+    message = refusal(check_pyramid, name, own | {setting: value}, diffusion)
     assert f"{setting}={value!r} cannot be divided" in message and "pyramid: off" in message

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from jobs.families.family import loaded_bytes
+from jobs.families.wan import Wan
+from jobs.families.wan_memory import decode_bytes
 from jobs.model_folder import inspect_model, resolve_model
-from jobs.model_memory import decode_bytes, loaded_bytes
 from jobs.spec_file import load_spec, parse_spec
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
@@ -92,9 +94,9 @@ def test_a_fetched_model_is_kept_with_its_commit(
 
 def test_weights_are_counted_as_they_are_loaded() -> None:
     parameters = {"transformer": 1000, "vae": 10, "text_encoder": 500}
-    assert loaded_bytes(parameters, "bfloat16") == 2 * (1000 + 500)
-    assert loaded_bytes(parameters | {"vae": 400}, "float16") == 2 * 1000 + 4 * 400
-    assert loaded_bytes(parameters, "float32") == 4 * (1000 + 500)
+    assert loaded_bytes(Wan(), parameters, "bfloat16") == 2 * (1000 + 500)
+    assert loaded_bytes(Wan(), parameters | {"vae": 400}, "float16") == 2 * 1000 + 4 * 400
+    assert loaded_bytes(Wan(), parameters, "float32") == 4 * (1000 + 500)
 
 
 def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> None:
@@ -109,7 +111,9 @@ def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> 
     wide, narrow = found
     stored = [info.parameters_bytes["transformer"] for info in found]
     assert stored == [each * wide.parameters["transformer"] for each in (4, 2)]
-    assert loaded_bytes(wide.parameters, "float32") == loaded_bytes(narrow.parameters, "float32")
+    assert loaded_bytes(wide.family, wide.parameters, "float32") == loaded_bytes(
+        narrow.family, narrow.parameters, "float32"
+    )
 
 
 def test_decoding_needs_memory_at_one_latent_frame() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 
-from jobs.model_geometry import wan_decode_context
+from jobs.families.wan_geometry import wan_decode_context
 from tests.workers.tiny import PATCHED_VAE, RESIDUAL_VAE, SMALL_VAE, WAN_VAE, tiny_vae
 from workers.decoding import decode_piece, measured_context, to_rgb8, unnormalise
 

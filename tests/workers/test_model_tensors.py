@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from jobs.model_tensors import EMBED, SHARED, expected_tensors
+from jobs.families.wan_tensors import EMBED, SHARED, expected_tensors
 from tests.workers import tiny
 
 WAN_14B = {

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UniPCMultistepScheduler
 
+from accel.pyramid import VariancePath, lay_stages
 from jobs.errors import BadJob
 from jobs.model_scheduler import SCHEDULERS
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
@@ -19,8 +20,16 @@ CONFIG = json.loads(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     ).to_json_string()
 )
+DDIM_CONFIG = json.loads(
+    DDIMScheduler(
+        beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="linspace"
+    ).to_json_string()
+)
+CONFIGS = {"flow": CONFIG, "variance": DDIM_CONFIG}
 SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
-each_scheduler = pytest.mark.parametrize("name", KINDS)
+#: Of both kinds of diffusion.
+SUPPORTED = [(diffusion, name) for diffusion, table in SCHEDULERS.items() for name in table]
+each_scheduler = pytest.mark.parametrize(("diffusion", "name"), SUPPORTED)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
@@ -47,17 +56,18 @@ DPM_THIRD_ORDER = {
 
 @each_dtype
 @pytest.mark.parametrize(
-    ("name", "config"),
-    [*((name, CONFIG) for name in KINDS), ("unipc", CONFIG | {"solver_order": 1}),
-     ("auto", DPM_THIRD_ORDER)],
-    ids=[*KINDS, "unipc-1", "dpm++3"],
+    ("diffusion", "name", "config"),
+    [*((diffusion, name, CONFIGS[diffusion]) for diffusion, name in SUPPORTED),
+     ("flow", "unipc", CONFIG | {"solver_order": 1}), ("flow", "auto", DPM_THIRD_ORDER)],
+    ids=[*("-".join(pair) for pair in SUPPORTED), "unipc-1", "dpm++3"],
 )  # fmt: skip
-def test_slices_and_diffusers_agree_at_every_step(name, config, dtype) -> None:
+def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype) -> None:
     steps = 8
-    stepper = RangeStepper(name, config, (steps,))
-    plain = build(name, config, None)[1]
+    stepper = RangeStepper(name, config, (steps,), diffusion=diffusion)
+    plain = build(name, config, None, diffusion)[1]
     plain.set_timesteps(steps)
-    plain.set_begin_index(0)
+    if hasattr(plain, "set_begin_index"):
+        plain.set_begin_index(0)
     whole, history, theirs = start(), {}, start()
     for i, prediction in enumerate(predictions_of(steps, dtype)):
         parts = [
@@ -76,9 +86,9 @@ def test_slices_and_diffusers_agree_at_every_step(name, config, dtype) -> None:
 
 
 @each_scheduler
-def test_nothing_hides_between_calls(name: str) -> None:
+def test_nothing_hides_between_calls(diffusion: str, name: str) -> None:
     """A step gives the same after the stepper was used for something else in between."""
-    stepper = RangeStepper(name, CONFIG, (6,))
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
     runs = []
     for disturb in (False, True):
         latents, history = start(), {}
@@ -91,20 +101,20 @@ def test_nothing_hides_between_calls(name: str) -> None:
 
 
 @each_scheduler
-def test_history_matters(name: str) -> None:
+def test_history_matters(diffusion: str, name: str) -> None:
     """Unless a scheduler has none; so that the tests above compare something."""
-    stepper = RangeStepper(name, CONFIG, (6,))
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
     first, second = predictions_of(2, torch.float32)
     latents, history = stepper.step_range(0, first, start(), {})
     with_history = stepper.step_range(1, second, latents, history)[0]
     without = stepper.step_range(1, second, latents, {})[0]
-    assert torch.equal(with_history, without) == (name == "euler")
+    assert torch.equal(with_history, without) == (name in ("euler", "ddim"))
 
 
-@each_scheduler
+@pytest.mark.parametrize("name", SCHEDULERS["flow"])
 def test_flow_shift_is_set(name: str) -> None:
     plain, shifted = (build(name, CONFIG, shift)[1] for shift in (None, 7.0))
-    key = SCHEDULERS[name].shift_key
+    key = SCHEDULERS["flow"][name].shift_key
     assert plain.config[key] == 3.0, "the folder's shift, whatever its scheduler calls it"
     assert shifted.config[key] == 7.0
 
@@ -144,25 +154,52 @@ def test_what_cannot_be_sliced_is_refused_by_name(name: str, changes: dict, says
 
 
 @each_scheduler
-def test_the_tables_are_those_of_diffusers(name: str) -> None:
+def test_the_tables_are_those_of_diffusers(diffusion: str, name: str) -> None:
     """A setting that diffusers' class has, and that some scheduler is refused for, is looked at."""
-    assert list(SCHEDULERS) == list(KINDS)
-    settings = SCHEDULERS[name]
+    table = SCHEDULERS[diffusion]
+    assert table.keys() <= KINDS.keys()
+    settings = table[name]
     assert settings.class_name == KINDS[name].cls.__name__
     known = set(inspect.signature(KINDS[name].cls.__init__).parameters)
-    refused = {setting for each in SCHEDULERS.values() for setting in each.allowed}
+    refused = {setting for each in table.values() for setting in each.allowed}
     if name == "dpm++":
-        refused.remove("solver_order")  # its third order does not sum by a matrix product
+        refused -= {"solver_order"}  # its third order does not sum by a matrix product
     assert set(settings.allowed) == refused & known
-    assert settings.shift_key in known
+    assert settings.shift_key in known if diffusion == "flow" else settings.shift_key is None
     assert set(settings.fixed) <= known
 
 
 @each_scheduler
-def test_a_setting_that_another_scheduler_reads_is_no_matter(name: str) -> None:
-    others = {setting for each in SCHEDULERS.values() for setting in each.allowed}
-    foreign = dict.fromkeys(others - set(SCHEDULERS[name].allowed) - {"solver_order"}, True)
-    assert build(name, CONFIG | foreign, None)[0] == name
+def test_a_setting_that_another_scheduler_reads_is_no_matter(diffusion: str, name: str) -> None:
+    table = SCHEDULERS[diffusion]
+    others = {setting for each in table.values() for setting in each.allowed}
+    foreign = dict.fromkeys(others - set(table[name].allowed) - {"solver_order"}, True)
+    assert build(name, CONFIGS[diffusion] | foreign, None, diffusion)[0] == name
+
+
+def test_a_scheduler_of_the_other_kind_is_refused() -> None:
+    with pytest.raises(BadJob, match=r"ddim is not for this model.*valid: auto, unipc, euler"):
+        build("ddim", CONFIG)
+    with pytest.raises(BadJob, match=r"euler is not for this model.*valid: auto, ddim, dpm"):
+        build("euler", DDIM_CONFIG, diffusion="variance")
+
+
+@pytest.mark.parametrize("name", SCHEDULERS["variance"])
+@pytest.mark.parametrize("stage", range(3))
+def test_a_stage_of_a_variance_schedule_ends_where_it_should(name: str, stage: int) -> None:
+    """With the pair's own noise predicted at every step, latents go from the stage's start to its
+    end: the schedulers are those of diffusers, kept to the stage's levels."""
+    steps = (3, 4, 5)
+    path = VariancePath(DDIMScheduler.from_config(DDIM_CONFIG).alphas_cumprod.double().numpy())
+    here = lay_stages(path, 3)[stage]
+    stepper = RangeStepper(name, DDIM_CONFIG, steps, stage, diffusion="variance")
+    clean, noise = start(), predictions_of(1, torch.float32)[0]
+    latents, history = here.start.signal * clean + here.start.noise * noise, {}
+    for index in range(steps[stage]):
+        latents, history = stepper.step_range(index, noise, latents, history)
+    assert torch.allclose(latents, here.end.signal * clean + here.end.noise * noise, atol=2e-4)
+    assert int(stepper.timesteps[0]) == here.start.time
+    assert stepper.timesteps.dtype == torch.int64
 
 
 def test_a_refusal_says_which_values_are_valid() -> None:

@@ -52,7 +52,7 @@ class WanTrainee:
     @property
     def flow_shift(self) -> float:
         """The shift that a render uses."""
-        said = self.info.defaults.flow_shift or folder_shift(self.family.scheduler_config)
+        said = self.info.defaults.flow_shift or folder_shift(self.family.scheduler_config, "flow")
         return float(said or 1.0)
 
     @property

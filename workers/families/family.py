@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from accel.handle import Branch
+from jobs.families.family import Diffusion
 from jobs.units import ShotRender
 from workers.schedulers import RangeStepper
 
@@ -27,6 +28,7 @@ class ModelFamily(Protocol):
     latent_channels: int
     first_alone: bool  # whether the first latent frame holds fewer pixel frames than all others
     scheduler_config: Mapping[str, Any]
+    diffusion: Diffusion
 
     @property
     def denoiser(self) -> torch.nn.Module:

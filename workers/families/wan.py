@@ -6,7 +6,6 @@ The arithmetic, and its order, is that of ``WanPipeline.__call__``: tests compar
 from __future__ import annotations
 
 import inspect
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +17,14 @@ import transformers
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from accel.positions import stage_positions
-from jobs.errors import BadJob, CannotRunHere
-from jobs.model_geometry import check_wan_configs, temporal_scale
+from jobs.errors import CannotRunHere
+from jobs.families.family import Diffusion
+from jobs.families.wan_geometry import check_wan_configs, temporal_scale
 from jobs.units import ShotRender
 from workers.decoding import DecodeLane, decode_piece, to_rgb8
 from workers.families.family import BranchContext
+from workers.families.loading import load_part, read_dtype, read_json, read_parts
 from workers.schedulers import RangeStepper, read_scheduler_config
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 #: Class that each part of the folder must have; several where any will do.
 COMPONENTS: dict[str, tuple[str, ...]] = {
@@ -42,15 +41,15 @@ LANES_KEPT = 2
 class WanFamily:
     """One Wan 2.1 folder on one device."""
 
+    diffusion: Diffusion = "flow"
+
     def __init__(self, folder: str, dtype: str, device: str) -> None:
-        if dtype not in DTYPES:
-            raise BadJob(f"unknown dtype '{dtype}'; valid: {', '.join(DTYPES)}")
         self._folder = Path(folder)
-        self._dtype, self._device = DTYPES[dtype], torch.device(device)
+        self._dtype, self._device = read_dtype(dtype), torch.device(device)
         self._parts = _check_folder(self._folder)
-        transformer = _read_json(self._folder / "transformer" / "config.json")
+        transformer = read_json(self._folder / "transformer" / "config.json")
         self.latent_channels: int = transformer["in_channels"]
-        self.first_alone = temporal_scale(_read_json(self._folder / "vae" / "config.json")) > 1
+        self.first_alone = temporal_scale(read_json(self._folder / "vae" / "config.json")) > 1
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._denoiser: WanTransformer3DModel | None = None
         self._vae: AutoencoderKLWan | None = None
@@ -149,18 +148,7 @@ class WanFamily:
         return to_rgb8(pixels)
 
     def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
-        """Diffusers and transformers make up what they don't find: here that is an error."""
-        model, info = cls.from_pretrained(
-            self._folder,
-            subfolder=part,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported in info instead, and refused there
-            **dtype,
-        )
-        _check_loaded(f"{self._folder}/{part}", model, info)
-        return model.to(self._device).eval().requires_grad_(False)
+        return load_part(cls, self._folder, part, self._device, **dtype)
 
     def _load_text_pipeline(self) -> WanPipeline:
         """Diffusers' pipeline with nothing but what encodes a prompt."""
@@ -170,35 +158,6 @@ class WanFamily:
         )
         text_encoder = self._load(transformers.UMT5EncoderModel, "text_encoder", dtype=self._dtype)
         return WanPipeline(tokenizer, text_encoder, vae=None, scheduler=None)
-
-
-def _check_loaded(part: str, model: torch.nn.Module, info: Mapping[str, Any]) -> None:
-    """Raise CannotRunHere unless every tensor of the model came from its files, and none is left.
-
-    A tensor that is tied to another one that was found is not missing.
-    """
-    missing = set(info["missing_keys"])
-    names: dict[int, set[str]] = {}
-    for name, tensor in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(tensor), set()).add(name)
-    tied = {name for group in names.values() if group - missing for name in group}
-    problems = {
-        "missing": missing - tied,
-        "unexpected": set(info["unexpected_keys"]),
-        "mismatched in shape": {
-            each if isinstance(each, str) else each[0] for each in info["mismatched_keys"]
-        },
-    }
-    found = [
-        f"{what}: {', '.join(sorted(keys)[:5])}" + (f" and {len(keys) - 5} more" * (len(keys) > 5))
-        for what, keys in problems.items()
-        if keys
-    ] + [str(message) for message in info.get("error_msgs") or ()]
-    if found:
-        raise CannotRunHere(
-            f"the weights in {part} are not those of {type(model).__name__}; {'; '.join(found)}. "
-            "Copy the model again"
-        )
 
 
 def _guided(shot: ShotRender) -> bool:
@@ -219,16 +178,9 @@ def _cache_context_arguments(
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CannotRunHere(f"not a diffusers model folder: {path} is missing") from None
-
-
 def _check_folder(folder: Path) -> dict[str, str]:
     """The class of each part. Whatever this family would render wrongly is refused by name."""
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     if index.get("_class_name") != "WanPipeline":
         raise CannotRunHere(
             f"{folder} holds a {index.get('_class_name')}; the wan family renders WanPipeline "
@@ -238,15 +190,10 @@ def _check_folder(folder: Path) -> dict[str, str]:
     if any(index.get("transformer_2") or ()):
         raise CannotRunHere(f"{folder} has a transformer_2 (Wan 2.2), which is not supported yet")
     check_wan_configs(
-        _read_json(folder / "transformer" / "config.json"),
-        _read_json(folder / "vae" / "config.json"),
+        read_json(folder / "transformer" / "config.json"),
+        read_json(folder / "vae" / "config.json"),
     )
-    parts = {part: (index.get(part) or (None, None))[1] for part in COMPONENTS}
-    for part, name in parts.items():
-        if name not in COMPONENTS[part]:
-            valid = " or ".join(COMPONENTS[part])
-            raise CannotRunHere(f"{folder}: {part} is {name}; the wan family needs {valid}")
-    return parts
+    return read_parts(folder, index, COMPONENTS)
 
 
 def _refuse(folder: Path, config: Mapping[str, Any], settings: tuple[str, ...]) -> None:

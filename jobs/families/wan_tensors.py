@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from jobs.errors import CannotRunHere
-from jobs.model_geometry import require
+from jobs.families.family import Config, Shape, Shapes, require
 
-Config = Mapping[str, Any]
-Shape = tuple[int, ...]
-Shapes = dict[str, Shape]
 Tensor = tuple[str, Shape]
 
 #: The text encoder's embedding under its two names: one may be missing, they are one tensor.

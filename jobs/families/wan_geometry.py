@@ -1,13 +1,11 @@
-"""What a model's config files say of its geometry and defaults. Pure: no torch, no files."""
+"""What a Wan model's config files say of its geometry. Pure: no torch, no files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from jobs.errors import CannotRunHere
+from jobs.families.family import Config, ModelDefaults, require
 from jobs.geometry import ModelGeometry
 
 #: Wan's pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -16,24 +14,8 @@ WAN_SIZE_MULTIPLE_PX = 16
 #: Frames that a causal convolution of width 3 reads before its own.
 _CAUSAL_REACH = 2
 
-Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelDefaults:
-    """What a job gets where it says nothing. The values that stand here are Wan 2.1's."""
-
-    size: tuple[int, int] = (832, 480)  # width and height, px
-    fps: int = 16
-    steps: int = 50
-    guidance: tuple[float, ...] = (5.0,)  # one per expert
-    negative: str = ""
-    text_tokens: int = 512
-    flow_shift: float | None = None  # None: as the scheduler's config says
-    window_latent_frames: int = 21
-    overlap_latent_frames: int = 5
-    pyramid_steps: tuple[int, ...] = ()  # shares of the stages that the weights were trained for
-    stage_positions: bool = False  # whether a coarse stage's frames stand as far apart as they are
+#: Settings of Wan's configs that are lists.
+_LISTS = ("patch_size", "dim_mult", "temperal_downsample")
 
 
 def wan_geometry(transformer: Config, vae: Config, defaults: ModelDefaults) -> ModelGeometry:
@@ -68,10 +50,12 @@ def temporal_scale(vae: Config) -> int:
 
 def check_wan_configs(transformer: Config, vae: Config) -> None:
     """Raise CannotRunHere where the two configs do not fit each other or are not built."""
-    require(transformer, "transformer/config.json", ("patch_size", "in_channels", "text_dim"))
+    require(
+        transformer, "transformer/config.json", ("patch_size", "in_channels", "text_dim"), _LISTS
+    )
     require(transformer, "transformer/config.json", ("num_attention_heads", "attention_head_dim"))
     require(transformer, "transformer/config.json", ("num_layers", "ffn_dim"))
-    require(vae, "vae/config.json", ("z_dim", "dim_mult", "temperal_downsample"))
+    require(vae, "vae/config.json", ("z_dim", "dim_mult", "temperal_downsample"), _LISTS)
     channels = transformer["in_channels"]
     out_channels = transformer.get("out_channels") or channels
     if transformer.get("image_dim") or transformer.get("added_kv_proj_dim"):
@@ -86,22 +70,6 @@ def check_wan_configs(transformer: Config, vae: Config) -> None:
         found = transformer["patch_size"]
         raise CannotRunHere(f"transformer: patch_size {found} is not built; it must be [1, h, w]")
     _check_scales(vae)
-
-
-def require(config: Config, file: str, names: Sequence[str]) -> None:
-    """Every name must hold a positive whole number, or a list as Wan has it."""
-    missing = [name for name in names if config.get(name) is None]
-    if missing:
-        raise CannotRunHere(f"{file} lacks {', '.join(missing)}")
-    for name in names:
-        value = config[name]
-        listed = name in ("patch_size", "dim_mult", "temperal_downsample")
-        parts = value if listed and isinstance(value, list) else [value]
-        kind = bool if name == "temperal_downsample" else int
-        if listed != isinstance(value, list) or not all(type(part) is kind for part in parts):
-            raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
-        if not parts or (kind is int and min(parts) < 1):
-            raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
 
 
 def _check_scales(vae: Config) -> None:

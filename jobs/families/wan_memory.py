@@ -1,20 +1,11 @@
-"""How much memory a Wan model needs, estimated from its configs and parameter counts. Pure.
+"""How much memory a Wan model needs, estimated from its configs. Pure.
 
 Estimates, for planning: a worker measures what it really has left, and what runs out is retried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-Config = Mapping[str, Any]
-
-#: Bytes per parameter of what a worker loads.
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-#: The VAE is always loaded, and decodes, in float32.
-_VAE_BYTES = 4
+from jobs.families.family import DTYPE_BYTES, VAE_BYTES, Config
 
 #: Live copies of a token's features while a block runs: queries, keys, values, feed-forward.
 _TOKEN_COPIES = 16
@@ -29,18 +20,6 @@ _PAST_FRAMES = 2
 
 #: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
 _PIXEL_BYTES = 16
-
-
-def loaded_bytes(parameters: Mapping[str, int], dtype: str) -> int:
-    """Estimate of the weights held at once, in the larger of a worker's two phases.
-
-    A worker holds the denoiser from its start. While it encodes prompts it holds the text encoder
-    too, and frees it; after that comes the VAE.
-    """
-    width = DTYPE_BYTES[dtype]
-    encoding = parameters["text_encoder"] * width
-    decoding = parameters["vae"] * _VAE_BYTES
-    return parameters["transformer"] * width + max(encoding, decoding)
 
 
 def denoise_bytes(transformer: Config, latent_size: tuple[int, int, int], dtype: str) -> int:
@@ -76,4 +55,4 @@ def decode_bytes(vae: Config, height_px: int, width_px: int, pixel_frames: int) 
         if not last:  # upsampled with all its channels, then halved
             work = max(work, frames * (width + width // 2) * 4 * area)
     pixels = pixel_frames * height_px * width_px * 3
-    return int((past + work) * _VAE_BYTES + pixels * _PIXEL_BYTES)
+    return int((past + work) * VAE_BYTES + pixels * _PIXEL_BYTES)

@@ -1,0 +1,26 @@
+"""Model families by name, as plain data."""
+
+from __future__ import annotations
+
+from jobs.errors import CannotRunHere
+from jobs.families.animatediff import AnimateDiff
+from jobs.families.family import Config, FamilyFacts
+from jobs.families.wan import Wan
+
+FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff())}
+
+
+def family_of(index: Config) -> FamilyFacts:
+    """The family of a `model_index.json`. Raises CannotRunHere for one that is not built."""
+    found = str(index.get("_class_name"))
+    for family in FAMILIES.values():
+        if family.pipeline == found:
+            family.refuse(index)
+            return family
+    built = ", ".join(family.pipeline for family in FAMILIES.values())
+    hint = (
+        "; save it as an AnimateDiffPipeline with its motion adapter"
+        if found.startswith("StableDiffusionPipeline")
+        else ""
+    )
+    raise CannotRunHere(f"model_index.json: pipeline {found!r} is not built{hint}; built: {built}")

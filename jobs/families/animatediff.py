@@ -1,0 +1,132 @@
+"""AnimateDiff: Stable Diffusion 1.x with motion modules, text to video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from jobs.errors import CannotRunHere
+from jobs.families.family import (
+    DTYPE_BYTES,
+    VAE_BYTES,
+    Config,
+    Diffusion,
+    ModelDefaults,
+    Shapes,
+    require,
+)
+from jobs.geometry import ModelGeometry
+
+#: AnimateDiff's pipeline refuses a width or height that is not a multiple of this, in pixels.
+_SIZE_MULTIPLE_PX = 8
+
+#: Live copies of the UNet's widest level while it runs, its skip connections among them.
+_UNET_COPIES = 12
+
+#: Live copies of the decoder's widest level: input, normalised, and a convolution's result.
+_DECODER_COPIES = 4
+
+#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
+_PIXEL_BYTES = 16
+
+
+class AnimateDiff:
+    """`AnimateDiffPipeline` as diffusers saves it: a `UNetMotionModel`, an autoencoder of single
+    pictures, CLIP. Every latent frame is one pixel frame."""
+
+    name = "animatediff"
+    pipeline = "AnimateDiffPipeline"
+    denoiser = "unet"
+    components: tuple[str, ...] = ("unet", "vae", "text_encoder")
+    diffusion: Diffusion = "variance"
+    fixed_text = True
+    defaults = ModelDefaults(
+        size=(512, 512),
+        fps=8,
+        steps=25,
+        guidance=(7.5,),
+        text_tokens=77,
+        window_latent_frames=16,
+        overlap_latent_frames=4,
+    )
+
+    def refuse(self, index: Config) -> None:
+        kind = (index.get("unet") or (None, None))[1]
+        if kind != "UNetMotionModel":
+            raise CannotRunHere(
+                f"model_index.json: unet is {kind}; it must be a UNetMotionModel: save the "
+                "pipeline again with diffusers, which puts the motion adapter into it"
+            )
+        for part in ("image_encoder", "feature_extractor"):
+            if any(index.get(part) or ()):
+                raise CannotRunHere(f"model_index.json: {part} (IP-Adapter) is not built yet")
+
+    def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
+        unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+        lists = ("block_out_channels",)
+        require(unet, "unet/config.json", ("in_channels", *lists), lists)
+        require(vae, "vae/config.json", ("latent_channels", *lists), lists)
+        require(text, "text_encoder/config.json", ("hidden_size", "max_position_embeddings"))
+        self._check_fit(unet, vae, text)
+        if defaults.stage_positions:
+            raise CannotRunHere(
+                "longtake.json: stage_positions must be false, for this family counts the frames "
+                "of each window by themselves"
+            )
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        return ModelGeometry(
+            family=self.name,
+            latent_channels=unet["in_channels"],
+            spatial_scale=scale,
+            temporal_scale=1,
+            size_multiple=math.lcm(_SIZE_MULTIPLE_PX, scale),
+            window_latent_frames=defaults.window_latent_frames,
+            overlap_latent_frames=defaults.overlap_latent_frames,
+            decode_context_latent_frames=0,
+            experts=1,
+            text_tokens=text["max_position_embeddings"],
+            text_dim=text["hidden_size"],
+        )
+
+    def _check_fit(self, unet: Config, vae: Config, text: Config) -> None:
+        channels = unet["in_channels"], unet.get("out_channels") or 4, vae["latent_channels"]
+        if len(set(channels)) != 1:
+            raise CannotRunHere(
+                "unet and vae do not fit: the unet takes {} latent channels and gives {}, the vae "
+                "has {}. Models that take more than noise and text are not built yet".format(
+                    *channels
+                )
+            )
+        width = unet.get("cross_attention_dim") or 1280
+        if text["hidden_size"] != width:
+            raise CannotRunHere(
+                f"text_encoder and unet do not fit: hidden_size is {text['hidden_size']}, "
+                f"cross_attention_dim is {width}"
+            )
+        if unet.get("addition_embed_type") or unet.get("time_cond_proj_dim"):
+            raise CannotRunHere("unet: SDXL and LCM conditioning is not built yet")
+
+    def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:
+        return {}
+
+    def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
+        """Motion modules have positions for so many frames, counted in each window."""
+        return int(configs["unet"].get("motion_max_seq_length") or 32)
+
+    def denoise_bytes(
+        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+    ) -> int:
+        width = max(
+            channels / 4**level
+            for level, channels in enumerate(configs["unet"]["block_out_channels"])
+        )
+        branches = 2  # both guidance branches at once
+        return int(branches * math.prod(latent_size) * width * _UNET_COPIES * DTYPE_BYTES[dtype])
+
+    def decode_bytes(
+        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
+    ) -> int:
+        """One frame is decoded at a time; what grows with the piece is its pixels."""
+        widths = configs["vae"]["block_out_channels"]
+        work = _DECODER_COPIES * max(widths[0], widths[-1] / 4) * height_px * width_px * VAE_BYTES
+        return int(work + pixel_frames * height_px * width_px * 3 * _PIXEL_BYTES)

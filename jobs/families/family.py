@@ -1,0 +1,115 @@
+"""What the layers above must know of a model family, from its config files alone.
+
+Pure: no torch, no files. ``workers.families`` has what computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from jobs.errors import CannotRunHere
+from jobs.geometry import ModelGeometry
+
+Config = Mapping[str, Any]
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+
+#: How a family's models mix noise in: flow matching, or keeping the variance (DDPM, DDIM).
+Diffusion = Literal["flow", "variance"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDefaults:
+    """What a job gets where it says nothing. The values that stand here are Wan 2.1's."""
+
+    size: tuple[int, int] = (832, 480)  # width and height, px
+    fps: int = 16
+    steps: int = 50
+    guidance: tuple[float, ...] = (5.0,)  # one per expert
+    negative: str = ""
+    text_tokens: int = 512
+    flow_shift: float | None = None  # None: as the scheduler's config says
+    window_latent_frames: int = 21
+    overlap_latent_frames: int = 5
+    pyramid_steps: tuple[int, ...] = ()  # shares of the stages that the weights were trained for
+    stage_positions: bool = False  # whether a coarse stage's frames stand as far apart as they are
+
+
+class FamilyFacts(Protocol):
+    """A family as plain data. ``configs`` holds the config of each of ``components``."""
+
+    name: str
+    pipeline: str  # the class in model_index.json
+    denoiser: str  # the component that accelerations attach to
+    components: tuple[str, ...]  # those with weights
+    diffusion: Diffusion
+    fixed_text: bool  # whether prompts are always padded to as many tokens as the encoder takes
+    defaults: ModelDefaults
+
+    def refuse(self, index: Config) -> None:
+        """Raise CannotRunHere for a pipeline of another kind than is built."""
+        ...
+
+    def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
+        """Raises CannotRunHere where the configs do not fit each other or are not built."""
+        ...
+
+    def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:
+        """Component -> name -> shape of all its weights. A component that is not in it is checked
+        by the library that loads it."""
+        ...
+
+    def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
+        """The most latent frames that a window can have whose frames stand ``stride`` apart."""
+        ...
+
+    def denoise_bytes(
+        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+    ) -> int:
+        """Estimate of a tile's activations in the denoiser; ``latent_size`` is (frames, height,
+        width)."""
+        ...
+
+    def decode_bytes(
+        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
+    ) -> int:
+        """Estimate of what decoding a piece of ``pixel_frames`` needs."""
+        ...
+
+
+def require(config: Config, file: str, names: Sequence[str], lists: Sequence[str] = ()) -> None:
+    """Every one of ``names`` must hold a positive whole number, or, where it is one of ``lists``,
+    a list of them (of booleans, where their name says downsample)."""
+    missing = [name for name in names if config.get(name) is None]
+    if missing:
+        raise CannotRunHere(f"{file} lacks {', '.join(missing)}")
+    for name in names:
+        value = config[name]
+        listed = name in lists
+        parts = value if listed and isinstance(value, list) else [value]
+        kind = bool if "downsample" in name else int
+        if listed != isinstance(value, list) or not all(type(part) is kind for part in parts):
+            raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
+        if not parts or (kind is int and min(parts) < 1):
+            raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
+
+
+#: Bytes per parameter of what a worker loads.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+#: The VAE is always loaded, and decodes, in float32.
+VAE_BYTES = 4
+
+
+def loaded_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
+    """Estimate of the weights held at once, in the larger of a worker's two phases.
+
+    A worker holds the denoiser from its start. While it encodes prompts it holds the text encoder
+    too, and frees it; after that comes the VAE.
+    """
+    width = DTYPE_BYTES[dtype]
+    encoding = parameters["text_encoder"] * width
+    decoding = parameters["vae"] * VAE_BYTES
+    return parameters[family.denoiser] * width + max(encoding, decoding)

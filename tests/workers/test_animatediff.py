@@ -1,0 +1,162 @@
+"""AnimateDiff: with one window and nothing accelerated, our chain is its pipeline, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, DPMSolverMultistepScheduler
+
+from jobs.arrays import Bundle
+from jobs.errors import BadJob, CannotRunHere
+from jobs.model_folder import inspect_model
+from jobs.spec_file import parse_spec
+from jobs.units import ShotRender, Window
+from orchestrator.prepare import prepare
+from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
+from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny_animatediff import (
+    SCALE_PX,
+    TEXT_TOKENS,
+    animatediff_shot,
+    write_tiny_animatediff,
+)
+from workers.bundles import to_tensor
+from workers.families.animatediff import AnimateDiffFamily
+from workers.noise import initial_noise
+from workers.worker import Worker
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
+
+
+def worker_of(folder: Path, **changes: object) -> Worker:
+    return tiny_worker(folder, family="animatediff", **changes)
+
+
+def run_pipeline(folder: Path, shot: ShotRender, scheduler: str = "ddim", **options: object):
+    pipeline = AnimateDiffPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if scheduler == "dpm++":
+        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    return pipeline(
+        prompt=shot.prompt,
+        negative_prompt=shot.negative_prompt,
+        height=shot.latent_height * SCALE_PX,
+        width=shot.latent_width * SCALE_PX,
+        num_frames=shot.pixel_frames,
+        num_inference_steps=shot.steps,
+        guidance_scale=shot.guidance[0],
+        latents=initial_noise(shot, range(shot.latent_frames), CHANNELS),
+        return_dict=False,
+        **{"output_type": "latent"} | options,
+    )[0]
+
+
+def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Tensor:
+    return to_tensor(done[0, shot.steps], "latents")
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_one_window_is_the_pipeline(folder: Path, scheduler: str, guidance: float) -> None:
+    shot = animatediff_shot(scheduler=scheduler, guidance=(guidance,))
+    ours = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
+    theirs = run_pipeline(folder, shot, scheduler)
+    assert torch.equal(ours, theirs)
+    assert theirs.std() > 0.1, "a comparison of nothing"
+
+
+def test_decoded_frames_are_the_pipelines(folder: Path) -> None:
+    shot = animatediff_shot(stage_steps=(2,))
+    latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
+    family = AnimateDiffFamily(str(folder), "float32", "cpu")
+    ours = family.decode(0, shot, latents, 0, 0)
+    theirs = run_pipeline(folder, shot, output_type="pil", decode_chunk_size=1)[0]
+    assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
+    piece = family.decode(0, shot, latents[:, :, 3:8], 3, 5)
+    assert np.array_equal(piece, ours[5:8]), "a piece has the frames of the whole"
+
+
+def test_embeddings_are_the_pipelines(folder: Path) -> None:
+    shot = animatediff_shot(prompt="  a &amp; b\n\n  c ")
+    bundle = encode(worker_of(folder), shot)
+    pipeline = AnimateDiffPipeline.from_pretrained(folder)
+    cond, uncond = pipeline.encode_prompt(shot.prompt, "cpu", 1, True, shot.negative_prompt)
+    assert torch.equal(to_tensor(bundle, "cond"), cond)
+    assert torch.equal(to_tensor(bundle, "uncond"), uncond)
+    assert not torch.equal(cond, uncond)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_windows_agree_and_order_changes_no_bit(folder: Path, dtype: str) -> None:
+    shot = animatediff_shot(stage_steps=(4,))
+    worker = worker_of(folder, dtype=dtype)
+    forwards = render_windows(worker, shot, WINDOWS)
+    assert_same_bits(forwards, render_windows(worker, shot, WINDOWS, backwards=True))
+    for step in range(shot.steps + 1):
+        assert_overlaps_agree({w: to_tensor(forwards[w.index, step], "latents") for w in WINDOWS})
+
+
+def job(folder: Path, **changes: object) -> dict[str, object]:
+    return {"model": str(folder), "prompt": "a", "seconds": 4, "size": [32, 32]} | changes
+
+
+def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
+    plan = prepare(parse_spec(job(folder))).plan
+    shot = plan.shots[0].render
+    assert plan.geometry.family == "animatediff"
+    assert (shot.latent_frames, shot.fps, shot.text_tokens) == (32, 8, TEXT_TOKENS)
+    assert (shot.latent_height, shot.guidance) == (16, (7.5,))
+    assert [w.stop - w.start for w in plan.shots[0].stages[0].windows] == [16, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"flow_shift": 3.0}, "flow_shift: animatediff models have no flow shift"),
+        ({"text_tokens": 77}, f"text_tokens: .* always has {TEXT_TOKENS}"),
+        ({"scheduler": "euler"}, "scheduler: .*valid: auto, ddim, dpm"),
+        ({"window_latent_frames": 17}, "17 is more than this model has positions for; at most 16"),
+    ],
+)
+def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: str) -> None:
+    with pytest.raises(BadJob, match=says):
+        prepare(parse_spec(job(folder, **changes)))
+
+
+def spoiled(folder: Path, tmp_path: Path, file: str, **changes: object) -> Path:
+    copy = tmp_path / "spoiled"
+    for path in folder.rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    target = copy / file
+    old = json.loads(target.read_text()) if target.exists() else {}
+    target.write_text(json.dumps(old | changes))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, "UNetMotionModel"),
+        ("model_index.json", {"image_encoder": ["a", "b"]}, "image_encoder .* not built"),
+        ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "motion adapter"),
+        ("unet/config.json", {"cross_attention_dim": 32}, "hidden_size is 16, .* is 32"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 latent channels and gives 4"),
+        ("unet/config.json", {"block_out_channels": 8}, "block_out_channels cannot be 8"),
+        ("longtake.json", {"format": 1, "stage_positions": True}, "must be false"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(
+    folder: Path, tmp_path: Path, file: str, changes: dict, says: str
+) -> None:
+    with pytest.raises(CannotRunHere, match=says):
+        inspect_model(spoiled(folder, tmp_path, file, **changes))
