@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, DPMSolverMultistepScheduler
+from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere
@@ -17,6 +19,7 @@ from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
 from orchestrator.prepare import prepare
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
+from tests.workers.test_pyramid import STEPS, ended, run_all
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_animatediff import (
     SCALE_PX,
@@ -26,7 +29,7 @@ from tests.workers.tiny_animatediff import (
 )
 from workers.bundles import to_tensor
 from workers.families.animatediff import AnimateDiffFamily
-from workers.noise import initial_noise
+from workers.noise import frame_noise, initial_noise
 from workers.worker import Worker
 
 
@@ -101,6 +104,68 @@ def test_windows_agree_and_order_changes_no_bit(folder: Path, dtype: str) -> Non
     assert_same_bits(forwards, render_windows(worker, shot, WINDOWS, backwards=True))
     for step in range(shot.steps + 1):
         assert_overlaps_agree({w: to_tensor(forwards[w.index, step], "latents") for w in WINDOWS})
+
+
+ALPHAS = DDIMScheduler(beta_schedule="linear").alphas_cumprod.double()
+#: The trained times that a pyramid of two stages with 3 and 2 steps goes through; see
+#: tests/accel for the theory. Stage 1 starts where noise / signal is sqrt(2) times that at 500.
+TIMES = ((999, 833, 666, 500), (561, 280, 0))
+
+
+def levels(time: int) -> tuple[float, float]:
+    return math.sqrt(ALPHAS[time]), math.sqrt(1 - ALPHAS[time])
+
+
+@torch.no_grad()
+def plain_pyramid(worker: Worker, shot: ShotRender) -> list[torch.Tensor]:
+    """What each stage ends with: DDIM by its formula, one window over the whole shot."""
+    embeddings = encode(worker, shot)
+    text = torch.cat([to_tensor(embeddings, name) for name in ("uncond", "cond")])
+    shape = (CHANNELS, shot.latent_height, shot.latent_width)
+
+    def noise(purpose: str, stage: int) -> torch.Tensor:
+        drawn = [frame_noise(shot.seed, n, purpose, stage, shape) for n in range(0, 9, 2)]
+        return torch.from_numpy(np.stack(drawn, axis=1))[None]
+
+    x, ends = noise("initial", 0), []
+    for stage, times in enumerate(TIMES):
+        if stage == 1:
+            (signal_e, noise_e), (signal_s, noise_s) = levels(500), levels(561)
+            scale = signal_s / signal_e
+            fresh = math.sqrt(noise_s**2 - (scale * noise_e) ** 2) * noise("jump", 1)
+            pairs = torch.stack([scale * x + fresh, scale * x - fresh], dim=3)
+            x = pairs.flatten(2, 3)[:, :, :9]
+        for time, after in itertools.pairwise(times):
+            frames = text.repeat_interleave(x.shape[2], dim=0)
+            both = worker._family.denoiser(torch.cat([x, x]), time, frames, return_dict=False)[0]
+            uncond, cond = both.chunk(2)
+            epsilon = uncond + shot.guidance[0] * (cond - uncond)
+            (signal, amount), (signal_after, amount_after) = levels(time), levels(after)
+            x = signal_after * (x - amount * epsilon) / signal + amount_after * epsilon
+        ends.append(x)
+    return ends
+
+
+def test_a_pyramid_is_the_plain_loop(folder: Path) -> None:
+    assert levels(561)[1] / levels(561)[0] == pytest.approx(
+        math.sqrt(2) * levels(500)[1] / levels(500)[0], rel=5e-3
+    )
+    shot, worker = animatediff_shot(stage_steps=STEPS), worker_of(folder)
+    done = run_all(worker, shot, [[Window(0, 0, 5)], [Window(0, 0, 9)]], first_alone=False)
+    for stage, theirs in enumerate(plain_pyramid(worker, shot)):
+        ours = ended(done, stage)
+        assert ours.shape == theirs.shape and ours.std() > 0.1
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_windows_of_a_pyramid_agree_in_any_order(folder: Path) -> None:
+    shot, worker = animatediff_shot(stage_steps=STEPS), worker_of(folder)
+    stages = [[Window(0, 0, 3), Window(1, 1, 5)], [Window(0, 0, 5), Window(1, 4, 9)]]
+    done = run_all(worker, shot, stages, first_alone=False)
+    again = run_all(worker_of(folder), shot, stages, backwards=True, first_alone=False)
+    for unit, bundle in done.items():
+        for array in bundle.arrays:
+            assert bundle.arrays[array].tobytes() == again[unit].arrays[array].tobytes(), unit
 
 
 def job(folder: Path, **changes: object) -> dict[str, object]:

@@ -87,7 +87,12 @@ def plain_loop(worker: Worker, folder: Path, name: str, shot: ShotRender) -> lis
 
 
 def run_all(
-    worker: Worker, shot: ShotRender, stages: list[list[Window]], *, backwards: bool = False
+    worker: Worker,
+    shot: ShotRender,
+    stages: list[list[Window]],
+    *,
+    backwards: bool = False,
+    first_alone: bool = True,
 ) -> dict[Unit, Bundle]:
     """All steps of a pyramid, each told what the planner would tell it."""
     embeddings, done = encode(worker, shot), {}
@@ -102,7 +107,7 @@ def run_all(
                 before = []
                 if stage == 1:
                     first = StagePlan(stride=2, steps=STEPS[0], windows=tuple(stages[0]))
-                    above = parents_of(window.start, window.stop, first_alone=True)
+                    above = parents_of(window.start, window.stop, first_alone=first_alone)
                     parents, owned = first.owners(*above), first.shares(*above)
                     before = [Unit("step", 0, 0, w.index, 0, STEPS[0]) for w in parents]
             task = StepTask(
