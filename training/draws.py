@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.pyramid import FlowPath, Stage, down, lay_stages, shifted
+from accel.pyramid import FlowPath, NoisePath, Stage, down, lay_stages, shifted
 from training.latents import LatentCache
 from training.stages import clip_frames, draw_pair, draw_times, noisy
-
-PATH = FlowPath()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseRecipe:
-    """How noise is drawn. ``stages`` of 1 is no pyramid."""
+    """How noise is drawn. ``stages`` of 1 is no pyramid; the flow shift counts in flow matching
+    only."""
 
     flow_shift: float = 3.0
     uniform_sigmas: float = 0.2
@@ -31,22 +30,19 @@ class NoiseRecipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """Clean windows and their noise: the model sees them mixed by ``sigma_B``."""
+    """Clean windows and their noise: the model sees them mixed as ``path`` has it at the times."""
 
     clean_BCFHW: Tensor
     noise_BCFHW: Tensor
-    sigma_B: Tensor
+    path: NoisePath
+    times_B: Tensor
     mask_B1FHW: Tensor  # where bodies are
     captions: list[str]
     stride: int = 1  # latent frames of the clip for a frame of the window
 
     @property
     def noisy_BCFHW(self) -> Tensor:
-        return noisy(PATH, self.sigma_B.double().numpy(), self.clean_BCFHW, self.noise_BCFHW)
-
-    @property
-    def flow_BCFHW(self) -> Tensor:
-        return self.noise_BCFHW - self.clean_BCFHW
+        return noisy(self.path, self.times_B.double().numpy(), self.clean_BCFHW, self.noise_BCFHW)
 
 
 def draw_sigmas(rng: np.random.Generator, batch: int, recipe: NoiseRecipe) -> Tensor:
@@ -58,15 +54,25 @@ def draw_sigmas(rng: np.random.Generator, batch: int, recipe: NoiseRecipe) -> Te
     return torch.from_numpy(chosen_B.astype(np.float32))
 
 
-def longest_clip(window: int, recipe: NoiseRecipe) -> int:
+def draw_whole_times(
+    path: NoisePath, rng: np.random.Generator, batch: int, recipe: NoiseRecipe
+) -> Tensor:
+    """Times of a plain schedule, from clean to noise."""
+    if isinstance(path, FlowPath):
+        return draw_sigmas(rng, batch, recipe)
+    return torch.from_numpy(rng.integers(int(path.last) + 1, size=batch).astype(np.float32))
+
+
+def longest_clip(path: NoisePath, window: int, recipe: NoiseRecipe) -> int:
     """Latent frames of a clip that holds a window of any stage, after its first frame."""
     if recipe.stages == 1:
         return 2 * window - 1
-    stages = lay_stages(PATH, recipe.stages)
+    stages = lay_stages(path, recipe.stages)
     return 1 + max(clip_frames(stage, window, starts=False) for stage in stages)
 
 
 def draw(
+    path: NoisePath,
     cache: LatentCache,
     rng: np.random.Generator,
     recipe: NoiseRecipe,
@@ -77,19 +83,21 @@ def draw(
 ) -> Draw:
     """Windows of so many frames, a share ``starts`` of which begins where its clip begins."""
     if recipe.stages > 1:
-        stage = lay_stages(PATH, recipe.stages)[int(rng.integers(recipe.stages))]
-        return _of_stage(stage, cache, rng, recipe, batch, frames, rng.uniform() < starts)
+        stage = lay_stages(path, recipe.stages)[int(rng.integers(recipe.stages))]
+        return _of_stage(path, stage, cache, rng, recipe, batch, frames, rng.uniform() < starts)
     z_BCFHW, mask_B1FHW, captions = cache.windows(rng, batch, frames, starts)
     return Draw(
         clean_BCFHW=z_BCFHW,
         noise_BCFHW=_normal(rng, z_BCFHW.shape),
-        sigma_B=draw_sigmas(rng, batch, recipe),
+        path=path,
+        times_B=draw_whole_times(path, rng, batch, recipe),
         mask_B1FHW=mask_B1FHW,
         captions=captions,
     )
 
 
 def _of_stage(
+    path: NoisePath,
     stage: Stage,
     cache: LatentCache,
     rng: np.random.Generator,
@@ -106,11 +114,12 @@ def _of_stage(
     )
     first = int(second and not starts and not stage.is_first)
     seen_B1FHW = down(mask_B1THW.float(), stage.stride, first_alone=starts) > 0
-    times_B = draw_times(rng, batch, stage, recipe.flow_shift)
+    times_B = draw_times(path, rng, batch, stage, recipe.flow_shift)
     return Draw(
         clean_BCFHW=clean_BCFHW,
         noise_BCFHW=noise_BCFHW,
-        sigma_B=torch.from_numpy(times_B.astype(np.float32)),
+        path=path,
+        times_B=torch.from_numpy(times_B.astype(np.float32)),
         mask_B1FHW=seen_B1FHW[:, :, first : first + frames],
         captions=captions,
         stride=stage.stride,

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLWan
-from torch import Tensor
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from torch import Tensor, nn
 
 from training import world
 from training.captions import caption
@@ -23,11 +24,48 @@ from training.world import Scene
 BODY_CONTRAST = 12
 
 
-def encode_normalised(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
-    """Clips in [-1, 1] to latents with mean 0 and deviation 1 in each channel."""
-    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
-        z_BCFHW = encode(vae, x_BCFHW.to(vae.device)).float()
-    return normalise(vae, z_BCFHW)
+class Codec(Protocol):
+    """An autoencoder as its denoiser knows it. The scales are pixels per latent."""
+
+    vae: nn.Module
+    time_scale: int
+    space_scale: int
+
+    def encode(self, x_BCFHW: Tensor) -> Tensor:
+        """Clips in [-1, 1] to latents with mean 0 and deviation 1 in each channel."""
+        ...
+
+
+class WanCodec:
+    """A causal autoencoder of clips, `AutoencoderKLWan`."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        self.time_scale = vae.config.scale_factor_temporal
+        self.space_scale = vae.config.scale_factor_spatial
+
+    def encode(self, x_BCFHW: Tensor) -> Tensor:
+        with torch.autocast(self.vae.device.type, dtype=torch.bfloat16):
+            z_BCFHW = encode(self.vae, x_BCFHW.to(self.vae.device)).float()
+        return normalise(self.vae, z_BCFHW)
+
+
+class PictureCodec:
+    """An autoencoder of single pictures, `AutoencoderKL`, whose scaling factor normalises."""
+
+    time_scale = 1
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
+        self.space_scale = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, x_BCFHW: Tensor) -> Tensor:
+        x_NCHW = x_BCFHW.transpose(1, 2).flatten(0, 1).to(self.vae.device)
+        with torch.autocast(self.vae.device.type, dtype=torch.bfloat16):
+            parts = [self.vae.encode(part).latent_dist.mode().float() for part in x_NCHW.split(64)]
+        z_NCHW = torch.cat(parts) * self.vae.config.scaling_factor
+        return z_NCHW.unflatten(0, (len(x_BCFHW), -1)).transpose(1, 2)
 
 
 def normalise(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:
@@ -57,7 +95,7 @@ class LatentCache:
     whatever the capacity: it depends on `seed` and n alone.
     """
 
-    vae: AutoencoderKLWan
+    codec: Codec
     capacity: int
     pixel_frames: int = 33
     seed: int = 0
@@ -69,9 +107,8 @@ class LatentCache:
     def add(self, count: int) -> None:
         """Make, encode and keep the next `count` clips."""
         drawn = [self._draw(self.num_made + index) for index in range(count)]
-        z_BCFHW = encode_normalised(self.vae, to_signal(np.stack([frames for _, frames in drawn])))
-        config = self.vae.config
-        scale = (config.scale_factor_temporal, config.scale_factor_spatial)
+        z_BCFHW = self.codec.encode(to_signal(np.stack([frames for _, frames in drawn])))
+        scale = (self.codec.time_scale, self.codec.space_scale)
         for (scene, frames_FHWC), z_CFHW in zip(drawn, z_BCFHW.half().cpu(), strict=True):
             self._keep(scene, z_CFHW, body_mask(scene, frames_FHWC, scale))
 

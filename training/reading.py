@@ -1,7 +1,8 @@
-"""Teaches the demo's text encoder to read: from each of its tokens the whole scene can be told.
+"""Teaches a text encoder to read: from each of its tokens the whole scene can be told.
 
     python -m training.reading --init workers/demo_model --out training/runs/start --steps 4000
 
+With `--clip` it is AnimateDiff's, which is causal: what its last tokens tell is the whole scene.
 A large model's text encoder comes trained. Learning to read from the denoiser's loss alone takes a
 small model longer than learning to draw. `--out` becomes a model folder for `training.wan --init`.
 
@@ -18,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import CLIPTextModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training.captions import caption
-from training.text import new_text_encoder, new_tokenizer
+from training.text import CLIP_TOKENS, new_clip_encoder, new_text_encoder, new_tokenizer
 from training.world import (
     BACKGROUND_COLOURS,
     COLOURS,
@@ -33,6 +34,11 @@ from training.world import (
     Scene,
     sample_scene,
 )
+
+TextEncoder = UMT5EncoderModel | CLIPTextModel
+
+#: Texts of encoders that take fewer tokens are always padded to all of them, as CLIP's are.
+FULL_LENGTH = 512
 
 #: Share of words that are made unknown ones while the encoder learns to read.
 UNHEARD = 0.02
@@ -82,7 +88,7 @@ class Lessons:
         scenes = [sample_scene(self.rng) for _ in range(batch)]
         tokens = self.tokenizer(
             [caption(scene, self.rng, held_out=self.held_out) for scene in scenes],
-            padding=True,
+            padding="max_length" if self.tokenizer.model_max_length < FULL_LENGTH else True,
             return_tensors="pt",
         )
         ids_BN, mask_BN = tokens.input_ids, tokens.attention_mask
@@ -100,7 +106,7 @@ class Lessons:
 
 
 def teach_to_read(
-    encoder: UMT5EncoderModel,
+    encoder: TextEncoder,
     tokenizer: PreTrainedTokenizerFast,
     steps: int,
     seed: int,
@@ -114,7 +120,7 @@ def teach_to_read(
     """
     torch.manual_seed(seed)
     lessons = Lessons(tokenizer, seed)
-    head = nn.Linear(encoder.config.d_model, sum(SIZES))
+    head = nn.Linear(encoder.config.hidden_size, sum(SIZES))
     alone = torch.optim.AdamW(head.parameters(), lr=2e-2)
     for _ in range(steps // 20):
         _lesson(encoder, head, lessons.draw(batch)).backward()
@@ -135,9 +141,7 @@ def teach_to_read(
     return examine(encoder, head, tokenizer, seed)
 
 
-def _lesson(
-    encoder: UMT5EncoderModel, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
+def _lesson(encoder: TextEncoder, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The sum over the properties of what telling them from each token costs."""
     tokens, truths = _tell(encoder, head, drawn)
     pairs = zip(tokens.split(SIZES, dim=1), truths.T, strict=True)
@@ -146,7 +150,7 @@ def _lesson(
 
 @torch.no_grad()
 def examine(
-    encoder: UMT5EncoderModel,
+    encoder: TextEncoder,
     head: nn.Linear,
     tokenizer: PreTrainedTokenizerFast,
     seed: int,
@@ -163,12 +167,19 @@ def examine(
 
 
 def _tell(
-    encoder: UMT5EncoderModel, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]
+    encoder: TextEncoder, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Each real token's scores for all values, and the truths that they should tell."""
+    """The scores for all values of each token that can know, and the truths that it should tell:
+    every real one, or in a causal encoder the last real one and the padding behind it."""
     ids_BN, mask_BN, truths_BP = drawn
-    tokens_ND = encoder(ids_BN, mask_BN).last_hidden_state[mask_BN.bool()]
-    return head(tokens_ND), truths_BP.repeat_interleave(mask_BN.sum(dim=1), dim=0)
+    if isinstance(encoder, CLIPTextModel):
+        told_BND = encoder(ids_BN).last_hidden_state
+        knows_BN = torch.roll(mask_BN, -1, dims=1) == 0
+        knows_BN[:, -1] = True
+    else:
+        told_BND = encoder(ids_BN, mask_BN).last_hidden_state
+        knows_BN = mask_BN.bool()
+    return head(told_BND[knows_BN]), truths_BP.repeat_interleave(knows_BN.sum(dim=1), dim=0)
 
 
 #: Weights of the text encoder that have a row for each word.
@@ -177,9 +188,7 @@ EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
 OUTPUTS = ("SelfAttention.o.weight", "DenseReluDense.wo.weight")
 
 
-def load_encoder(
-    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> bool:
+def load_encoder(encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast, folder: Path) -> bool:
     """Take the weights of a model folder's text encoder. Words that it does not know keep their
     fresh embeddings, layers that it does not have add nothing at first; returns whether it has
     all, and so can read."""
@@ -208,14 +217,16 @@ def main() -> None:
     """Command line of learning to read."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--init", type=Path, help="a model folder whose encoder learns on")
+    parser.add_argument("--clip", action="store_true", help="AnimateDiff's encoder, from nothing")
     parser.add_argument("--out", type=Path, default=Path("training/runs/start"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
-    tokenizer = new_tokenizer()
-    encoder = new_text_encoder(len(tokenizer))
+    tokenizer = new_tokenizer(CLIP_TOKENS) if options.clip else new_tokenizer()
+    make = new_clip_encoder if options.clip else new_text_encoder
+    encoder = make(len(tokenizer))
     if options.init is not None:
         load_encoder(encoder, tokenizer, options.init)
         shutil.copytree(options.init, options.out, dirs_exist_ok=True)

@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from accel.pyramid import NoisePath, Stage, down, shifted, stage_pair, unshifted
+from accel.pyramid import FlowPath, NoisePath, Stage, down, shifted, stage_pair, unshifted
 
 
 def clip_frames(stage: Stage, frames: int, *, starts: bool) -> int:
@@ -72,12 +72,13 @@ def draw_pair(
 
 
 def draw_times(
-    rng: np.random.Generator, batch: int, stage: Stage, shift: float = 1.0
+    path: NoisePath, rng: np.random.Generator, batch: int, stage: Stage, shift: float = 1.0
 ) -> np.ndarray:
-    """Times from the stage's end to its start, as evenly as a render's steps: evenly in the times
-    before the flow ``shift``, which counts for times from 0 to 1."""
-    if shift == 1.0:
-        return rng.uniform(stage.end.time, stage.start.time, size=batch)
+    """Times of the path from the stage's end to its start, as evenly as a render's steps: in flow
+    matching, evenly in the times before the flow ``shift``."""
+    if not isinstance(path, FlowPath):
+        drawn = rng.uniform(stage.end.time, stage.start.time, size=batch)
+        return np.array([path.at(time).time for time in drawn])
     low, high = (unshifted(level.time, shift) for level in (stage.end, stage.start))
     return np.asarray(shifted(rng.uniform(low, high, size=batch), shift))
 

@@ -1,16 +1,25 @@
-"""The demo model's own tokenizer and text encoder, a very small UMT5."""
+"""The demo models' own tokenizer and text encoders, a very small UMT5 and a very small CLIP."""
 
 from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from training.captions import vocabulary
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
-#: Of the text encoder; two do not suffice to tell whose colour is whose.
+#: Of the text encoders; two do not suffice to tell whose colour is whose.
 LAYERS = 4
+
+#: CLIP has learned positions for so many tokens; no caption is longer.
+CLIP_TOKENS = 40
 
 
 def new_tokenizer(text_tokens: int = 512) -> PreTrainedTokenizerFast:
@@ -57,3 +66,19 @@ def new_text_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> 
         tie_word_embeddings=False,
     )
     return UMT5EncoderModel(config)
+
+
+def new_clip_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> CLIPTextModel:
+    """A small CLIP text encoder with fresh weights, no dropout."""
+    config = CLIPTextConfig(
+        vocab_size=num_words,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=CLIP_TOKENS,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    return CLIPTextModel(config)

@@ -113,8 +113,7 @@ def encode(vae: AutoencoderKLWan, x_BCFHW: Tensor) -> Tensor:
 
 @torch.no_grad()
 def psnr_db(vae: AutoencoderKLWan, clips: int = 4, seed: int = 10_000) -> dict[str, float]:
-    """Peak signal to noise ratio over whole held-out clips of 17 frames, from their latents: the
-    mean of all frames' ratios, as autoencoders' usually are given, and that of the mean error."""
+    """Peak signal to noise ratio over whole held-out clips of 17 frames, from their latents."""
     rng = np.random.default_rng(seed)
     errors: list[float] = []
     for _ in range(clips):
@@ -124,6 +123,12 @@ def psnr_db(vae: AutoencoderKLWan, clips: int = 4, seed: int = 10_000) -> dict[s
             y_BCFHW = whole_clip.decode(vae, whole_clip.encode_mean(vae, x_BCFHW))
         squared_BCFHW = (y_BCFHW.float().clamp(-1, 1) - x_BCFHW).square()
         errors += squared_BCFHW.mean(dim=(0, 1, 3, 4)).tolist()
+    return mean_psnr_db(errors)
+
+
+def mean_psnr_db(errors: list[float]) -> dict[str, float]:
+    """Of the mean squared errors of frames in [-1, 1]: the mean of their ratios, as autoencoders'
+    usually are given, and that of their mean error."""
     of_frames = [10 * math.log10(4 / error) for error in errors]
     return {
         "mean_of_frames": round(float(np.mean(of_frames)), 2),

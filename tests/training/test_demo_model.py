@@ -10,7 +10,7 @@ from diffusers import WanPipeline
 
 from training.demo_model import LARGEST_FOLDER_BYTES, assemble, render_defaults
 from training.draws import NoiseRecipe
-from training.wan import WanRecipe
+from training.trainer import Recipe
 
 FOLDER = Path(__file__).parents[2] / "workers" / "demo_model"
 
@@ -56,7 +56,7 @@ def test_its_latents_are_normalised(pipeline: WanPipeline) -> None:
 
 def test_its_sidecar_agrees_with_its_parts(pipeline: WanPipeline) -> None:
     sidecar = json.loads((FOLDER / "longtake.json").read_text())
-    assert sidecar == render_defaults(WanRecipe(), NoiseRecipe())
+    assert sidecar == render_defaults(Recipe(), NoiseRecipe())
     assert pipeline.scheduler.config.flow_shift == sidecar["flow_shift"]
     assert pipeline.scheduler.config.prediction_type == "flow_prediction"
 
@@ -65,7 +65,7 @@ def test_assembling_fresh_parts_makes_a_folder_that_loads(tmp_path: Path) -> Non
     out = tmp_path / "model"
     out.mkdir()
     (out / "README.md").write_text("kept")
-    assemble(tmp_path / "runs", out, WanRecipe())
+    assemble(tmp_path / "runs", out, Recipe())
     loaded = WanPipeline.from_pretrained(out)
     assert loaded.transformer.config.patch_size in ([1, 4, 4], (1, 4, 4))
     assert (out / "README.md").read_text() == "kept"

@@ -82,7 +82,7 @@ def test_alignment_deals_out_the_same_noises_nearer() -> None:
 def test_times_keep_to_their_stage(shift: float) -> None:
     rng = np.random.default_rng(0)
     for stage in STAGES:
-        times = draw_times(rng, 2000, stage, shift)
+        times = draw_times(FlowPath(), rng, 2000, stage, shift)
         assert times.min() >= stage.end.time and times.max() <= stage.start.time
         span = stage.start.time - stage.end.time
         assert times.min() < stage.end.time + 0.02 * span

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from accel.pyramid import FlowPath, lay_stages
+from training import trainer as trainers
 from training import vae, wan, whole_clip, world
 from training.draws import NoiseRecipe, draw, draw_sigmas, longest_clip
-from training.latents import LatentCache, body_mask, encode_normalised
+from training.latents import LatentCache, WanCodec, body_mask
 from training.world import Background, Body, Scene
 
 pytestmark = pytest.mark.slow
 
-TINY = wan.WanRecipe(reading_steps=2, tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
+TINY = trainers.Recipe(reading_steps=2, tokens=180, clips=6, first_clips=4, odd_shapes=0.0)
 
 
 def test_whole_clips_equal_diffusers_pieces() -> None:
@@ -38,13 +39,13 @@ def test_latent_statistics_normalise_the_latents() -> None:
     vae.measure_latents(network, clips=6, seed=5)
     rng = np.random.default_rng(5)
     frames = [world.render(world.sample_scene(rng), world.frame_times(5)) for _ in range(6)]
-    z_BCFHW = encode_normalised(network, vae.to_signal(np.stack(frames)))
+    z_BCFHW = WanCodec(network).encode(vae.to_signal(np.stack(frames)))
     assert z_BCFHW.mean(dim=(0, 2, 3, 4)).abs().max() < 0.05
     assert (z_BCFHW.std(dim=(0, 2, 3, 4)) - 1).abs().max() < 0.05
 
 
 def test_windows_start_where_they_should() -> None:
-    cache = LatentCache(vae.new_vae().eval(), capacity=2, pixel_frames=9)
+    cache = LatentCache(WanCodec(vae.new_vae().eval()), capacity=2, pixel_frames=9)
     cache.add(2)
     rng = np.random.default_rng(0)
     z_BCFHW, mask_B1FHW, captions = cache.windows(rng, 4, 3, starts=1.0)
@@ -77,7 +78,7 @@ def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
 
     def after(progress: float, weight: float) -> torch.Tensor:
         recipe = replace(TINY, body_weight=weight)
-        trainer = wan.Trainer(recipe, network, tmp_path)
+        trainer = wan.new_trainer(recipe, network, tmp_path)
         trainer.cache.add(4)
         trainer.train_step(progress)
         return trainer.model.transformer.proj_out.weight.detach().clone()
@@ -89,17 +90,17 @@ def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize("starts", [0.0, 1.0])
 def test_windows_of_a_pyramids_stages(starts: float) -> None:
     recipe = NoiseRecipe(stages=3)
-    pixel_frames = 1 + 2 * (longest_clip(4, recipe) - 1)
-    cache = LatentCache(vae.new_vae().eval(), capacity=2, pixel_frames=pixel_frames)
+    pixel_frames = 1 + 2 * (longest_clip(FlowPath(), 4, recipe) - 1)
+    cache = LatentCache(WanCodec(vae.new_vae().eval()), capacity=2, pixel_frames=pixel_frames)
     cache.add(2)
     spans = [(stage.end.time, stage.start.time) for stage in lay_stages(FlowPath(), 3)]
     met = set()
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        drawn = draw(cache, rng, recipe, batch=5, frames=4, starts=starts)
+        drawn = draw(FlowPath(), cache, rng, recipe, batch=5, frames=4, starts=starts)
         assert drawn.clean_BCFHW.shape == drawn.noisy_BCFHW.shape == (5, 8, 4, 24, 24)
         assert drawn.mask_B1FHW.shape == (5, 1, 4, 24, 24) and drawn.mask_B1FHW.any()
-        low, high = drawn.sigma_B.min(), drawn.sigma_B.max()
+        low, high = drawn.times_B.min(), drawn.times_B.max()
         met |= {n for n, (end, start) in enumerate(spans) if end <= low and high <= start}
         assert not drawn.noise_BCFHW.isnan().any()
     assert met == {0, 1, 2}
@@ -107,11 +108,11 @@ def test_windows_of_a_pyramids_stages(starts: float) -> None:
 
 def test_a_pyramid_is_trained(tmp_path: Path) -> None:
     recipe = replace(TINY, window_latent_frames=4, noise=NoiseRecipe(stages=2))
-    trainer = wan.Trainer(recipe, vae.new_vae().eval(), tmp_path)
+    trainer = wan.new_trainer(recipe, vae.new_vae().eval(), tmp_path)
     before = trainer.model.transformer.proj_out.weight.detach().clone()
     trainer.train(2)
     assert not torch.equal(before, trainer.model.transformer.proj_out.weight)
-    assert len(trainer.cache.clips[0][0]) == longest_clip(4, recipe.noise)
+    assert len(trainer.cache.clips[0][0]) == longest_clip(FlowPath(), 4, recipe.noise)
 
 
 def test_sigmas_and_dropped_captions() -> None:
@@ -119,15 +120,15 @@ def test_sigmas_and_dropped_captions() -> None:
     sigma_B = draw_sigmas(rng, 4000, NoiseRecipe())
     assert sigma_B.min() > 0 and sigma_B.max() < 1
     assert 0.6 < sigma_B.mean() < 0.75
-    spoiled = wan.spoil(["a red star"] * 2000, rng, wan.WanRecipe())
+    spoiled = trainers.spoil(["a red star"] * 2000, rng, trainers.Recipe())
     assert 0.07 < spoiled.count("") / 2000 < 0.13
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     network = vae.new_vae().eval()
-    first = wan.Trainer(TINY, network, tmp_path)
+    first = wan.new_trainer(TINY, network, tmp_path)
     first.train(2)
-    second = wan.Trainer(TINY, network, tmp_path)
+    second = wan.new_trainer(TINY, network, tmp_path)
     second.resume()
     assert second.step == 2
     for ours, theirs in zip(first.model.parameters(), second.model.parameters(), strict=True):
@@ -138,11 +139,11 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
 
 def test_a_full_ring_of_clips_comes_back(tmp_path: Path) -> None:
     network = vae.new_vae().eval()
-    first = LatentCache(network, capacity=3, pixel_frames=5)
+    first = LatentCache(WanCodec(network), capacity=3, pixel_frames=5)
     for _ in range(2):
         first.add(2)
     first.save(tmp_path / "clips.pt")
-    second = LatentCache(network, capacity=3, pixel_frames=5)
+    second = LatentCache(WanCodec(network), capacity=3, pixel_frames=5)
     second.load(tmp_path / "clips.pt")
     assert second.scenes == first.scenes and second.num_made == 4
 
@@ -164,4 +165,5 @@ def test_rates_end_low(progress: float) -> None:
     recipe = vae.VaeRecipe()
     assert 0 < vae.rate_at(progress, recipe) <= recipe.peak_rate
     assert vae.rate_at(1.0, recipe) == pytest.approx(recipe.final_rate)
-    assert wan.rate_at(10_000, 1.0, wan.WanRecipe()) == pytest.approx(wan.WanRecipe().final_rate)
+    recipe = trainers.Recipe()
+    assert trainers.rate_at(10_000, 1.0, recipe) == pytest.approx(recipe.final_rate)

@@ -242,7 +242,7 @@ class Trainer:
             stage, x_BCTHW if drawn.starts else x_BCTHW[:, :, 1:], rng, drawn.frames,
             starts=drawn.starts, second=drawn.second, alignment=settings.alignment,
         )  # fmt: skip
-        times_B = draw_times(rng, len(x_BCTHW), stage, trainee.flow_shift)
+        times_B = draw_times(trainee.path, rng, len(x_BCTHW), stage, trainee.flow_shift)
         flow = trainee.flow(
             self.model,
             noisy(trainee.path, times_B, *pair).to(device),

@@ -1,0 +1,267 @@
+"""The loop that trains a model of the demo world, whatever its architecture.
+
+Most windows begin inside a clip, as most windows of a long film do. All that a step sees is drawn
+from the seed and the step's number, so a stopped run goes on with the same.
+
+Shapes: B batch, C latent channels, F latent frames, H rows, W columns, N text tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import PreTrainedTokenizerFast
+
+from training import world
+from training.draws import Draw, NoiseRecipe, draw, longest_clip
+from training.latents import Codec, LatentCache
+from training.reading import teach_to_read
+from training.student import Student
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a training depends on, beside the model."""
+
+    seed: int = 0
+    window_latent_frames: int = 9
+    short_window_latent_frames: int = 2
+    tokens: int = 5200
+    body_weight: float = 6.0
+    starts: float = 0.3
+    short_windows: float = 1.0  # the share of them at first; it falls to none
+    odd_shapes: float = 0.03
+    dropped_captions: float = 0.1
+    strange_words: float = 0.05
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    peak_rate: float = 1.5e-3
+    final_rate: float = 5e-5
+    warmup_steps: int = 100
+    reading_steps: int = 6000
+    average_decay: float = 0.98
+    average_every: int = 4
+    least_clip_frames: int = 1  # latent frames of a clip, though its windows be shorter
+    clips: int = 2500
+    first_clips: int = 240
+
+
+#: How the weights beside it were trained, for those who use them.
+NOISE_FILE = "noise.json"
+
+
+def spoil(captions: list[str], rng: np.random.Generator, recipe: Recipe) -> list[str]:
+    """Drop some captions for guidance, and put a strange word into some others."""
+    spoiled = []
+    for words in (text.split() for text in captions):
+        if rng.uniform() < recipe.dropped_captions:
+            words = []
+        elif rng.uniform() < recipe.strange_words:
+            words.insert(int(rng.integers(len(words) + 1)), "unheardof")
+        spoiled.append(" ".join(words))
+    return spoiled
+
+
+class Trainer:
+    """The model, its average, and what it takes to go on after a stop."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: Student,
+        tokenizer: PreTrainedTokenizerFast,
+        codec: Codec,
+        out: Path,
+        compiled: bool = False,
+        init: Path | None = None,
+    ) -> None:
+        """``init`` is a model folder to take the first weights from."""
+        self.recipe, self.tokenizer, self.out = recipe, tokenizer, out
+        self.device = codec.vae.device
+        self.step, self.elapsed_s = 0, 0.0
+        can_read = init is not None and model.load(init, tokenizer)
+        if not can_read and not (out / "state.pt").exists():
+            teach_to_read(model.text_encoder, tokenizer, recipe.reading_steps, recipe.seed)
+        model.text_encoder.requires_grad_(False)
+        model.prepare(recipe.window_latent_frames)
+        self.model = model.to(self.device)
+        if compiled:
+            self.model.compile()
+        self.average = AveragedModel(self.model, multi_avg_fn=warm_average(recipe.average_decay))
+        self.optimizers = self.model.optimizers(recipe.peak_rate)
+        longest = longest_clip(model.path, recipe.window_latent_frames, recipe.noise)
+        pixel_frames = 1 + codec.time_scale * (max(longest, recipe.least_clip_frames) - 1)
+        self.cache = LatentCache(codec, recipe.clips, pixel_frames, recipe.seed)
+
+    def train(self, steps: int, keep_every: int = 0) -> None:
+        """Train up to a number of steps, counted from the first start; every ``keep_every`` of
+        them, if any, the model is kept as it then is, in `kept/STEP`."""
+        while len(self.cache.clips) < self.recipe.first_clips:
+            self.cache.add(8)
+        losses: list[float] = []
+        while self.step < steps:
+            began_s = time.monotonic()
+            losses.append(self.train_step(self.step / steps))
+            if self.step % 8 == 0:
+                self.cache.add(4)
+            self.elapsed_s += time.monotonic() - began_s
+            if self.step % 100 == 0:
+                self._report(losses[-100:])
+                self.save()
+            if keep_every and self.step % keep_every == 0:
+                self._keep_model(self.out / "kept" / str(self.step))
+        self.save()
+
+    def train_step(self, progress: float) -> float:
+        """One step on fresh windows and noise, all drawn from the seed and the step; the loss.
+
+        Bodies are a tenth of a frame and most of what its caption says: their error counts for
+        more at first. In the end all counts alike, for only then is the flow that of the data.
+        The loss that is returned is the plain one."""
+        rng = np.random.default_rng((self.recipe.seed, 3, self.step))
+        drawn, odd = self._draw(rng, progress)
+        recipe = self.recipe
+        for group in (group for o in self.optimizers for group in o.param_groups):
+            group["lr"] = rate_at(self.step, progress, recipe)
+        stride = drawn.stride if recipe.noise.stage_positions else 1
+        with (
+            torch.compiler.set_stance("force_eager" if odd else "default"),
+            torch.autocast(self.device.type, dtype=torch.bfloat16),
+        ):
+            told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride)
+        target_BCFHW = self.model.target(drawn.clean_BCFHW, drawn.noise_BCFHW).to(self.device)
+        error_BCFHW = (told_BCFHW.float() - target_BCFHW).square()
+        more_B1FHW = drawn.mask_B1FHW.to(self.device) * falling(progress)
+        weight_B1FHW = 1 + (recipe.body_weight - 1) * more_B1FHW
+        (weight_B1FHW / weight_B1FHW.mean() * error_BCFHW).mean().backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.step += 1
+        if self.step % self.recipe.average_every == 0:
+            self.average.update_parameters(self.model)
+        return error_BCFHW.mean().item()
+
+    def _draw(self, rng: np.random.Generator, progress: float) -> tuple[Draw, bool]:
+        """Windows for a step, and whether their shape is an unusual one.
+
+        Short windows come first: they show more scenes for the same work.
+        """
+        recipe, odd = self.recipe, rng.uniform() < self.recipe.odd_shapes
+        short = rng.uniform() < recipe.short_windows * (1 - progress / 0.75)
+        frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
+        if odd:
+            most = 2 * recipe.window_latent_frames - 1 if recipe.noise.stages == 1 else frames
+            frames = int(rng.integers(2, most + 1))
+        batch = max(1, recipe.tokens // (self.model.tokens_per_frame * frames))
+        starts = recipe.starts if self.model.first_alone else 0.0
+        path, noise = self.model.path, recipe.noise
+        return draw(path, self.cache, rng, noise, batch=batch, frames=frames, starts=starts), odd
+
+    def _inputs(self, drawn: Draw, rng: np.random.Generator, *, odd: bool) -> tuple[Tensor, ...]:
+        """What the model is given: noisy windows, their times, and their captions."""
+        text_tokens = self.model.long_text_tokens if odd else self.model.text_tokens
+        tokens = self.tokenizer(
+            spoil(drawn.captions, rng, self.recipe),
+            padding="max_length",
+            max_length=text_tokens,
+            truncation=True,
+            return_tensors="pt",
+        )
+        inputs = (drawn.noisy_BCFHW, drawn.times_B, tokens.input_ids, tokens.attention_mask)
+        return tuple(value.to(self.device) for value in inputs)
+
+    def save(self) -> None:
+        """Write the averaged model as diffusers folders, and the state to go on from."""
+        self._keep_model(self.out)
+        self.cache.save(self.out / "clips.pt")
+        state = {
+            "world": world.VERSION,
+            "noise": asdict(self.recipe.noise),
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, self.out / "state.pt.new")
+        (self.out / "state.pt.new").replace(self.out / "state.pt")
+
+    def _keep_model(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.average.module.save(folder, self.tokenizer)
+        (folder / NOISE_FILE).write_text(json.dumps(asdict(self.recipe.noise)))
+
+    def resume(self) -> None:
+        """Go on from the state in the folder, if there is one."""
+        if (self.out / "clips.pt").exists():
+            self.cache.load(self.out / "clips.pt")
+        if not (self.out / "state.pt").exists():
+            return
+        state = torch.load(self.out / "state.pt", weights_only=True)
+        if state.get("world") != world.VERSION:
+            sys.exit(f"{self.out} was trained on another world; begin anew with --init {self.out}")
+        if state.get("noise", asdict(NoiseRecipe())) != asdict(self.recipe.noise):
+            sys.exit(
+                f"{self.out} was trained with other noise: {state['noise']}; use another --out"
+            )
+        self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+
+    def _report(self, losses: list[float]) -> None:
+        line = {
+            "step": self.step,
+            "minutes": round(self.elapsed_s / 60, 1),
+            "loss": round(float(np.mean(losses)), 4),
+            "clips": self.cache.num_made,
+        }
+        print(json.dumps(line), flush=True)
+
+
+def warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """An exponential moving average that soon forgets the weights before training."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor) -> None:
+        count = float(num_averaged)
+        share = 1 - min(decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_(averages, weights, share)
+
+    return update
+
+
+def rate_at(step: int, progress: float, recipe: Recipe) -> float:
+    """The learning rate: a short rise, a level half, and a straight fall."""
+    warm = min(1.0, (step + 1) / recipe.warmup_steps)
+    return warm * (recipe.final_rate + (recipe.peak_rate - recipe.final_rate) * falling(progress))
+
+
+def falling(progress: float) -> float:
+    """1 for the first half of the training, then straight down to 0."""
+    return min(1.0, 2 * (1 - progress))
+
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What every training's command line has."""
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
+    parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
+    parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
+    parser.add_argument("--short-windows", type=float, default=1.0, help="share of them at first")
+    parser.add_argument("--keep-every", type=int, default=0, help="steps after which it is kept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
