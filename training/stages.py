@@ -85,10 +85,16 @@ def draw_times(
 
 def noisy(path: NoisePath, times_B: np.ndarray, clean_B: Tensor, noise_B: Tensor) -> Tensor:
     """Clean windows with their noise, each at its time."""
+    signal, amount = levels_of(path, times_B, clean_B)
+    return signal * clean_B + amount * noise_B
+
+
+def levels_of(path: NoisePath, times_B: np.ndarray, like_B: Tensor) -> tuple[Tensor, Tensor]:
+    """How much signal and noise there is at each time, to multiply windows ``like_B`` with."""
     levels = [path.at(float(time)) for time in times_B]
-    shape = (-1, *[1] * (clean_B.ndim - 1))
+    shape = (-1, *[1] * (like_B.ndim - 1))
     signal, amount = (
-        torch.tensor([getattr(level, name) for level in levels], dtype=clean_B.dtype).view(shape)
+        torch.tensor([getattr(level, name) for level in levels], dtype=like_B.dtype).view(shape)
         for name in ("signal", "noise")
     )
-    return signal * clean_B + amount * noise_B
+    return signal, amount

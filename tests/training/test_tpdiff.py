@@ -14,12 +14,13 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import load_file
 
+from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff_videos import write_video
 from tests.workers.tiny import write_tiny_wan
 from training.stages import clip_frames
-from training.tpdiff import trainer as trainer_module
 from training.tpdiff.__main__ import main
+from training.tpdiff.trainer import MicroBatches, Settings
 from training.tpdiff.videos import scan
 
 ROOT = Path(__file__).parents[2]
@@ -168,8 +169,8 @@ def test_a_result_trained_on_does_not_touch_what_it_came_from(
 def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Path) -> None:
     videos, _ = scan(data, 0.5)
     geometry = inspect_model(model).geometry
-    settings = trainer_module.Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2, stages=2)
-    batches = trainer_module.MicroBatches(videos, settings, geometry)
+    settings = Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2, stages=2)
+    batches = MicroBatches(videos, settings, geometry, FlowPath())
     met = set()
     for number in range(40):
         drawn = batches.draw(number)
@@ -179,8 +180,8 @@ def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Pat
         assert drawn.frames == 3, "the videos are long enough"
         met.add((drawn.stage, drawn.starts))
     assert len(met) == 4
-    long = trainer_module.Settings(pixel_frames=21, fps=12, size=(32, 32), stages=2, starts=0.0)
-    few = [trainer_module.MicroBatches(videos, long, geometry).draw(n) for n in range(8)]
+    long = Settings(pixel_frames=21, fps=12, size=(32, 32), stages=2, starts=0.0)
+    few = [MicroBatches(videos, long, geometry, FlowPath()).draw(n) for n in range(8)]
     assert {drawn.frames for drawn in few if drawn.stage == 0} == {5}, "as long as a video allows"
 
 
@@ -210,10 +211,10 @@ def test_other_settings_in_the_same_folder_are_refused(
 
 def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> None:
     videos, _ = scan(data, 0.5)
-    settings = trainer_module.Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2)
+    settings = Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2)
     geometry = inspect_model(model).geometry
     ours, again, other = (
-        trainer_module.MicroBatches(videos, settings, geometry, first, rank, ranks=2).draw(7)
+        MicroBatches(videos, settings, geometry, FlowPath(), first, rank, ranks=2).draw(7)
         for first, rank in ((7, 0), (0, 0), (0, 1))
     )
     assert np.array_equal(ours.frames_BFHWC, again.frames_BFHWC)

@@ -25,7 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.errors import BadJob, CannotRunHere, LongtakeError
 from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
-from training.tpdiff.trainee import WanTrainee
+from training.tpdiff.trainee import Trainee
+from training.tpdiff.trainees import load_trainee
 from training.tpdiff.trainer import Settings, Trainer
 from training.tpdiff.videos import Bad, Video, scan
 
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     set_seed(options.seed)
-    trainee = WanTrainee.load(options.model, str(accelerator.device))
+    trainee = load_trainee(options.model, str(accelerator.device))
     settings = _settings(options, trainee)
     videos = _videos(options, settings, say)
     if settings.alignment and settings.batch == 1:
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _write(
-    trainee: WanTrainee, settings: Settings, options: argparse.Namespace, say: Callable[[str], None]
+    trainee: Trainee, settings: Settings, options: argparse.Namespace, say: Callable[[str], None]
 ) -> None:
     model = options.out / "model"
     if settings.lora_rank:
@@ -81,7 +82,7 @@ def _write(
         say(f"model: {model}\nrender with it: longtake render --model {model} ...")
 
 
-def _settings(options: argparse.Namespace, trainee: WanTrainee) -> Settings:
+def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
     """The options, with what was not said as the model has it. Raises BadJob."""
     defaults, geometry = trainee.info.defaults, trainee.info.geometry
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if hasattr(options, f.name)}
@@ -92,8 +93,16 @@ def _settings(options: argparse.Namespace, trainee: WanTrainee) -> Settings:
         pixel_frames=settings.pixel_frames or window,
         fps=settings.fps or defaults.fps,
         size=tuple(s or d for s, d in zip(settings.size, defaults.size, strict=True)),
+        stage_positions=settings.stage_positions and trainee.counts_stages,
     )
     _check(settings, geometry.size_multiple, geometry.temporal_scale)
+    info, stride = trainee.info, 2 ** (settings.stages - 1) if settings.stage_positions else 1
+    longest = geometry.pixel_frames(info.family.longest_window(info.configs, stride))
+    if settings.pixel_frames > longest:
+        raise BadJob(
+            f"--pixel-frames {settings.pixel_frames} is more than this model has positions for; at "
+            f"most {longest}"
+        )
     return settings
 
 

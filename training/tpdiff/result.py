@@ -9,44 +9,42 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.model_folder import SIDECAR
-from training.tpdiff.trainee import WanTrainee
+from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainer import Settings
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-def write_model(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+def write_model(trainee: Trainee, settings: Settings, out: Path) -> None:
     """A whole diffusers folder: the trained denoiser, and all other parts as they were. It takes
     the place of an older result only when it is complete."""
-    new = out.with_name(out.name + ".new")
+    new, denoiser = out.with_name(out.name + ".new"), trainee.info.family.denoiser
     shutil.rmtree(new, ignore_errors=True)
     for path in sorted(trainee.folder.rglob("*")):
         part = path.relative_to(trainee.folder)
-        if path.is_file() and part.parts[0] != "transformer" and part.name != SIDECAR:
+        if path.is_file() and part.parts[0] != denoiser and part.name != SIDECAR:
             _link_or_copy(path, new / part)
-    trainee.family.denoiser.save_pretrained(new / "transformer")
+    trainee.denoiser.save_pretrained(new / denoiser)
     write_sidecar(trainee, settings, new)
     shutil.rmtree(out, ignore_errors=True)
     new.replace(out)
 
 
-def write_lora(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+def write_lora(trainee: Trainee, settings: Settings, out: Path) -> None:
     """The adapter alone, as diffusers' `load_lora_weights` reads it."""
-    from diffusers import WanPipeline
     from peft import get_peft_model_state_dict
 
-    weights = get_peft_model_state_dict(trainee.family.denoiser)
-    WanPipeline.save_lora_weights(out, transformer_lora_layers=weights)
+    trainee.save_lora(out, get_peft_model_state_dict(trainee.denoiser))
     write_sidecar(trainee, settings, out)
 
 
-def merge_lora(trainee: WanTrainee) -> None:
+def merge_lora(trainee: Trainee) -> None:
     """Add the adapter to the weights that it adapts."""
     trainee.family.denoiser.fuse_lora()
     trainee.family.denoiser.unload_lora()
 
 
-def write_sidecar(trainee: WanTrainee, settings: Settings, out: Path) -> None:
+def write_sidecar(trainee: Trainee, settings: Settings, out: Path) -> None:
     """What a renderer should use: as before, and the pyramid."""
     there = trainee.folder / SIDECAR
     said = json.loads(there.read_text()) if there.is_file() else {"format": 1}

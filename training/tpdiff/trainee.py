@@ -1,49 +1,38 @@
-"""A Wan model that is trained: loaded and checked as for a render, with what a trainer asks of it.
+"""A model that is trained: loaded and checked as for a render, with what a trainer asks of it.
 
 Shapes: B batch, C latent channels, F frames, H rows, W columns, N text tokens, D text width.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accel.positions import stage_positions
-from accel.pyramid import FlowPath
-from jobs.model_folder import ModelInfo, inspect_model, resolve_model
-from jobs.model_scheduler import folder_shift
+from accel.pyramid import NoisePath
+from jobs.model_folder import ModelInfo
 from jobs.pyramid import firsts, stage_frames, stage_strides
 from jobs.units import ShotRender
-from training.latents import normalise
-from training.vae import to_signal
-from workers.decoding import to_rgb8, unnormalise
-from workers.families.wan import WanFamily
 from workers.noise import initial_noise, jump_noise
 from workers.schedulers import RangeStepper
 
-#: What is adapted by LoRA: all projections of both attentions.
-LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
-
-@dataclass(slots=True)
-class WanTrainee:
+class Trainee(ABC):
     """``family`` holds the frozen parts, and the denoiser that is trained."""
 
-    info: ModelInfo
-    family: WanFamily
-    path = FlowPath()
+    path: NoisePath
+    lora_targets: ClassVar[tuple[str, ...]]
+    counts_stages: ClassVar[bool]  # whether positions can count a clip's frames, not a stage's
 
-    @classmethod
-    def load(cls, model: str, device: str) -> WanTrainee:
-        """A folder or Hugging Face id, in float32. Raises BadJob, CannotRunHere."""
-        info = inspect_model(resolve_model(model))
-        return cls(info, WanFamily(str(info.folder), "float32", device))
+    def __init__(self, info: ModelInfo, family: Any) -> None:
+        self.info, self.family = info, family
 
     @property
     def denoiser(self) -> nn.Module:
@@ -52,8 +41,7 @@ class WanTrainee:
     @property
     def flow_shift(self) -> float:
         """The shift that a render uses."""
-        said = self.info.defaults.flow_shift or folder_shift(self.family.scheduler_config, "flow")
-        return float(said or 1.0)
+        return 1.0
 
     @property
     def folder(self) -> Path:
@@ -63,50 +51,43 @@ class WanTrainee:
         """Let only an adapter of this rank be trained."""
         from peft import LoraConfig
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.lora_targets))
         self.family.denoiser.add_adapter(config)
 
+    @abstractmethod
+    def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:
+        """Write an adapter as diffusers' `load_lora_weights` reads it."""
+
     def embed(self, prompt: str) -> Tensor:
-        """Embeddings of one prompt, ND, as a render has them, without the zeros after its end."""
+        """Embeddings of one prompt, ND, as a render has them."""
         shot = self.shot(prompt, pixel_frames=1, size=self.info.defaults.size, stage_steps=(1,))
-        text_ND = self.family.encode(replace(shot, guidance=(1.0,)))["cond"][0].cpu()
-        told = text_ND.any(dim=1).nonzero()
-        return text_ND[: int(told.max()) + 1 if len(told) else 1].clone()
+        return self.family.encode(replace(shot, guidance=(1.0,)))["cond"][0].cpu()
 
     def padded(self, texts: Sequence[Tensor]) -> Tensor:
-        """Embeddings of several prompts, BND, with zeros up to the length that a render has."""
-        count = self.info.defaults.text_tokens
-        return torch.stack([nn.functional.pad(t, (0, 0, 0, count - len(t))) for t in texts])
+        """Embeddings of several prompts, BND, at the length that a render has."""
+        return torch.stack(list(texts))
 
+    @abstractmethod
     def forget_text(self) -> None:
         """All prompts are known: the text encoder, often the largest part, can go."""
-        self.family.free_text()
 
-    @torch.no_grad()
+    @abstractmethod
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:
-        """Normalised latents BCFHW of 8-bit clips.
+        """Latents BCFHW of 8-bit clips, as the denoiser knows them."""
 
-        diffusers encodes a picture and then four at a time, and leaves out a rest: the last one is
-        repeated to fill it. The autoencoder is causal, so no latent before sees that."""
-        vae, frames = self.family.vae, frames_BFHWC.shape[1]
-        rest = -(frames - 1) % 4
-        frames_BFHWC = np.concatenate([frames_BFHWC, *[frames_BFHWC[:, -1:]] * rest], axis=1)
-        z_BCFHW = normalise(
-            vae, vae.encode(to_signal(frames_BFHWC).to(vae.device)).latent_dist.mode()
-        )
-        return z_BCFHW[:, :, : self.info.geometry.latent_frames(frames)]
+    @abstractmethod
+    def decode(self, latents_1CFHW: Tensor) -> np.ndarray:
+        """8-bit frames FHWC."""
 
-    def flow(
+    @abstractmethod
+    def predict(
         self, model: nn.Module, x_BCFHW: Tensor, times_B: Tensor, text_BND: Tensor, stride: int
     ) -> Tensor:
-        """What ``model``, which may be a wrapped denoiser, predicts: noise - clip."""
-        with stage_positions(self.denoiser, stride):
-            return model(
-                hidden_states=x_BCFHW,
-                timestep=times_B * 1000,
-                encoder_hidden_states=text_BND,
-                return_dict=False,
-            )[0]
+        """What ``model``, which may be a wrapped denoiser, predicts."""
+
+    @abstractmethod
+    def target(self, times_B: np.ndarray, clean_BCFHW: Tensor, noise_BCFHW: Tensor) -> Tensor:
+        """What it should predict."""
 
     # -- what it has learned, as a render shows it
 
@@ -145,8 +126,9 @@ class WanTrainee:
         config, latents = self.family.scheduler_config, torch.empty(0)
         for stage, stride in enumerate(stage_strides(len(shot.stage_steps))):
             stepper = RangeStepper(
-                shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift, device
-            )
+                shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift, device,
+                self.family.diffusion,
+            )  # fmt: skip
             frames = stage_frames(shot.latent_frames, stride, **rule)
             if stage == 0:
                 noise = initial_noise(shot, firsts(0, frames, stride, **rule), channels)
@@ -161,4 +143,4 @@ class WanTrainee:
                     shot, latents, stepper, step, embeddings, lambda _: nullcontext()
                 )
                 latents, history = stepper.step_range(step, flow, latents, history)
-        return to_rgb8(self.family.vae.decode(unnormalise(self.family.vae, latents)).sample)
+        return self.decode(latents)

@@ -19,11 +19,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from accel.pyramid import Stage, lay_stages
+from accel.pyramid import NoisePath, Stage, lay_stages
 from jobs.errors import BadJob
 from jobs.geometry import ModelGeometry
 from training.stages import clip_frames, draw_pair, draw_times, noisy
-from training.tpdiff.trainee import WanTrainee
+from training.tpdiff.trainee import Trainee
 from training.tpdiff.videos import Video, read_clip
 from workers.contact_sheet import Row, sheet_of
 
@@ -78,13 +78,14 @@ class MicroBatches(IterableDataset):
         videos: list[Video],
         settings: Settings,
         geometry: ModelGeometry,
+        path: NoisePath,
         first: int = 0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self.videos, self.settings, self.geometry = videos, settings, geometry
         self.first, self.rank, self.ranks = first, rank, ranks
-        self.stages = lay_stages(WanTrainee.path, settings.stages)
+        self.stages = lay_stages(path, settings.stages)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         info = torch.utils.data.get_worker_info()
@@ -97,7 +98,7 @@ class MicroBatches(IterableDataset):
         settings = self.settings
         rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
         indices = [int(n) for n in rng.integers(len(self.videos), size=settings.batch)]
-        stage, starts = int(rng.integers(settings.stages)), bool(rng.uniform() < settings.starts)
+        stage, starts = int(rng.integers(settings.stages)), self._starts(rng)
         shortest_s = min(self.videos[index].seconds for index in indices)
         frames = self._most_frames(self.stages[stage], starts, shortest_s)
         pixel_frames = self._pixel_frames(self.stages[stage], frames, starts)
@@ -112,6 +113,10 @@ class MicroBatches(IterableDataset):
         seed = int(rng.integers(2**62))
         return MicroBatch(np.stack(clips), captions, stage, frames, starts, second, seed)
 
+    def _starts(self, rng: np.random.Generator) -> bool:
+        """Whether a window starts a shot, where that makes a difference."""
+        return bool(rng.uniform() < self.settings.starts) and self.geometry.first_alone
+
     def _most_frames(self, stage: Stage, starts: bool, seconds: float) -> int:
         """Of a stage's window: as many as the model's, or as a video is long enough for."""
         frames = self.geometry.latent_frames(self.settings.pixel_frames)
@@ -121,9 +126,10 @@ class MicroBatches(IterableDataset):
         return frames
 
     def _pixel_frames(self, stage: Stage, frames: int, starts: bool) -> int:
-        """The autoencoder's first latent frame is a single picture: a window inside a shot begins
-        after it."""
-        latents = clip_frames(stage, frames, starts=starts) + (not starts)
+        """A causal autoencoder's first latent frame is a single picture: a window inside a shot
+        begins after it."""
+        lead = self.geometry.first_alone and not starts
+        latents = clip_frames(stage, frames, starts=starts) + lead
         return self.geometry.pixel_frames(latents)
 
 
@@ -132,7 +138,7 @@ class Trainer:
 
     def __init__(
         self,
-        trainee: WanTrainee,
+        trainee: Trainee,
         videos: list[Video],
         settings: Settings,
         out: Path,
@@ -207,7 +213,9 @@ class Trainer:
         first = self.step * settings.accumulate
         rank, ranks = accelerator.process_index, accelerator.num_processes
         geometry = self.trainee.info.geometry
-        batches = MicroBatches(self.videos, settings, geometry, first, rank, ranks)
+        batches = MicroBatches(
+            self.videos, settings, geometry, self.trainee.path, first, rank, ranks
+        )
         drawn = iter(DataLoader(batches, batch_size=None))
         while self.step < settings.steps:
             losses = []
@@ -238,20 +246,20 @@ class Trainer:
         trainee, settings, device = self.trainee, self.settings, self.accelerator.device
         stage, rng = self.stages[drawn.stage], np.random.default_rng(drawn.noise_seed)
         x_BCTHW = trainee.encode(drawn.frames_BFHWC).cpu()
+        leads = trainee.info.geometry.first_alone and not drawn.starts
         pair = draw_pair(
-            stage, x_BCTHW if drawn.starts else x_BCTHW[:, :, 1:], rng, drawn.frames,
+            stage, x_BCTHW[:, :, 1:] if leads else x_BCTHW, rng, drawn.frames,
             starts=drawn.starts, second=drawn.second, alignment=settings.alignment,
         )  # fmt: skip
         times_B = draw_times(trainee.path, rng, len(x_BCTHW), stage, trainee.flow_shift)
-        flow = trainee.flow(
+        told = trainee.predict(
             self.model,
             noisy(trainee.path, times_B, *pair).to(device),
             torch.from_numpy(times_B.astype(np.float32)).to(device),
             trainee.padded([self._text(number) for number in drawn.captions]).to(device),
             stage.stride if settings.stage_positions else 1,
         )
-        clean_BCFHW, noise_BCFHW = pair
-        return (flow.float() - (noise_BCFHW - clean_BCFHW).to(device)).square().mean()
+        return (told.float() - trainee.target(times_B, *pair).to(device)).square().mean()
 
     def _text(self, number: int) -> Tensor:
         return self.no_text if number < 0 else self.texts[number]
@@ -289,7 +297,7 @@ class Trainer:
         self.say(f"samples: {picture}")
 
 
-def _origin(trainee: WanTrainee, videos: list[Video], processes: int) -> dict[str, object]:
+def _origin(trainee: Trainee, videos: list[Video], processes: int) -> dict[str, object]:
     """What a training must go on with, beside its settings."""
     told = hashlib.sha256()
     for video in videos:

@@ -89,6 +89,10 @@ class AnimateDiffFamily:
         embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
 
+    def free_text(self) -> None:
+        """All prompts come first."""
+        self._text = None
+
     @torch.no_grad()
     def predict(
         self,
@@ -99,7 +103,7 @@ class AnimateDiffFamily:
         embeddings: Mapping[str, torch.Tensor],
         branch: BranchContext,
     ) -> torch.Tensor:
-        self._text = None  # all prompts come first
+        self.free_text()
         model = self.denoiser
         guided = _guided(shot)
         text = [embeddings["uncond"], embeddings["cond"]] if guided else [embeddings["cond"]]
@@ -116,11 +120,16 @@ class AnimateDiffFamily:
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)
 
-    @torch.no_grad()
     def decode(
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
-        vae, (frames,) = self.vae, latents[:, :, start - warm_start :]
+        self.free_text()
+        return self.decode_frames(latents[:, :, start - warm_start :])
+
+    @torch.no_grad()
+    def decode_frames(self, latents: torch.Tensor) -> np.ndarray:
+        """RGB uint8 [F, H, W, 3]; each frame by itself, so that a piece has the bits of a whole."""
+        vae, (frames,) = self.vae, latents
         scaled = 1 / vae.config.scaling_factor * frames.to(vae.device, vae.dtype)
         pixels = [vae.decode(each[None]).sample for each in scaled.unbind(1)]
         return to_rgb8(torch.stack(pixels, dim=2))

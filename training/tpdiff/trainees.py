@@ -1,0 +1,21 @@
+"""Trainees by their model's family."""
+
+from __future__ import annotations
+
+from jobs.errors import BadJob
+from jobs.model_folder import inspect_model, resolve_model
+from training.tpdiff.animatediff import AnimateDiffTrainee
+from training.tpdiff.trainee import Trainee
+from training.tpdiff.wan import WanTrainee
+from workers.families import open_family
+
+TRAINEES: dict[str, type[Trainee]] = {"wan": WanTrainee, "animatediff": AnimateDiffTrainee}
+
+
+def load_trainee(model: str, device: str) -> Trainee:
+    """A folder or Hugging Face id, in float32. Raises BadJob, CannotRunHere."""
+    info = inspect_model(resolve_model(model))
+    name = info.family.name
+    if name not in TRAINEES:
+        raise BadJob(f"--model: {name} models cannot be trained yet; {', '.join(TRAINEES)} can")
+    return TRAINEES[name](info, open_family(name, str(info.folder), "float32", device))
