@@ -22,7 +22,6 @@ from jobs.geometry import ModelGeometry
 from jobs.model_hashes import hash_files, identity
 from jobs.pyramid import MOST_STAGES
 
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 SIDECAR = "longtake.json"
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
@@ -134,7 +133,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     family = family_of(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-    _check_tokenizer(folder, configs["text_encoder"].get("vocab_size"))
+    _check_tokenizer(folder, family, configs["text_encoder"].get("vocab_size"))
     defaults = read_defaults(folder, family.defaults)
     geometry = family.geometry(configs, defaults)
     defaults = replace(defaults, text_tokens=geometry.text_tokens)
@@ -169,11 +168,11 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _check_tokenizer(folder: Path, vocab_size: object) -> None:
+def _check_tokenizer(folder: Path, family: FamilyFacts, vocab_size: object) -> None:
     _read_json(folder, "tokenizer/tokenizer_config.json")
-    found = [n for n in TOKENIZER_FILES if (folder / "tokenizer" / n).is_file()]
+    found = [n for n in family.tokenizer_files if (folder / "tokenizer" / n).is_file()]
     if not found:
-        needed = " or ".join(TOKENIZER_FILES)
+        needed = " or ".join(family.tokenizer_files)
         raise CannotRunHere(f"model {folder}: tokenizer/ lacks {needed}; copy it")
     if "tokenizer.json" in found:
         _check_words(folder, vocab_size)

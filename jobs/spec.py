@@ -36,10 +36,9 @@ from jobs.spec_later import (
     Accelerations,
     CrossfadeSeconds,
     Image,
-    Loras,
-    Part,
     SoundTrack,
 )
+from jobs.spec_lora import Loras, Part
 from jobs.spec_pyramid import (
     Pyramid,
     StepShares,

@@ -76,6 +76,10 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising step
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="'demo', a diffusers folder, or a Hugging Face id")
 ]
+LorasOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="PATH[=SCALE]", help="adapter; may be given several times"),
+]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="accelerations: exact")]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
@@ -94,6 +98,18 @@ def longtake(
 ) -> None:
     """Render long AI videos on the GPUs you already own. Kill it at any time: `longtake resume`
     goes on to the same bits."""
+
+
+def _loras(given: list[str] | None) -> list[dict[str, Any]] | None:
+    """``style.safetensors=0.8`` is that file with a scale of 0.8."""
+    found = []
+    for each in given or []:
+        path, _, scale = each.rpartition("=")
+        try:
+            found.append({"path": path, "scale": float(scale)} if path else {"path": each})
+        except ValueError:
+            found.append({"path": each})  # a name that has an equals sign in it
+    return found or None
 
 
 def _prepare(file: Path | None, **flags: Any) -> Prepared:
@@ -115,6 +131,7 @@ def render_command(
     seed: SeedOption = None,
     steps: StepsOption = None,
     model: ModelOption = None,
+    lora: LorasOption = None,
     preset: PresetOption = None,
     workers: WorkersOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -131,7 +148,7 @@ def render_command(
 
     prepared = _prepare(
         file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, preset=preset,
+        steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
@@ -160,14 +177,12 @@ def resume_command(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with an interrupted render, to the same bits."""
-    from jobs.model_folder import inspect_model, resolve_model
     from orchestrator.render import check_out
 
     opened = _open(store)
     folder = opened.job(job)
     plan = plan_from_json(folder.plan())
-    model = inspect_model(resolve_model(plan.model))
-    check_same_model(plan, model)
+    check_same_model(plan)
     known = inspect_job.film_path(folder)
     film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
     _check_latents_path(save_latents)
@@ -227,6 +242,7 @@ def plan_command(
     seed: SeedOption = None,
     steps: StepsOption = None,
     model: ModelOption = None,
+    lora: LorasOption = None,
     preset: PresetOption = None,
     workers: WorkersOption = None,
     step_seconds: Annotated[
@@ -238,7 +254,7 @@ def plan_command(
     """Show how a film would be rendered, without rendering it."""
     prepared = _prepare(
         file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, preset=preset,
+        steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))

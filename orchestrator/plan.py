@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from jobs.geometry import ModelGeometry
+from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
@@ -111,7 +112,7 @@ class Plan:
     """All that a render needs to know, and the graph of its units."""
 
     model: str  # as the person named it
-    model_identity: str  # sha256 over weights, configs and tokenizer
+    model_identity: str  # sha256 over weights, configs, tokenizer and adapters
     geometry: ModelGeometry
     dtype: str
     preset: str
@@ -131,6 +132,7 @@ class Plan:
     noise_version: int = NOISE_VERSION
     decode_context: int = field(default=0)
     warnings: tuple[str, ...] = ()  # of what the job asks for
+    loras: tuple[LoraFile, ...] = ()  # added to the model's weights, in this order
 
     # -- what there is to do
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import loaded_bytes
+from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
 from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
@@ -38,6 +39,10 @@ class Prepared:
 def prepare(spec: JobSpec) -> Prepared:
     """Check a job against its model and plan it. Raises BadJob, CannotRunHere."""
     model = inspect_model(resolve_model(spec.model))
+    try:
+        model, loras = with_loras(model, spec.loras)
+    except BadJob as refusal:
+        raise bad_job([Problem(("loras",), str(refusal))], spec._places) from None
     job = resolve(spec, model.geometry, model.defaults)
     try:
         config, diffusion = model.configs["scheduler"], model.family.diffusion
@@ -49,7 +54,7 @@ def prepare(spec: JobSpec) -> Prepared:
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
     if problems:
         raise bad_job(problems, spec._places)
-    return Prepared(spec=spec, model=model, plan=make_plan(job, model))
+    return Prepared(spec=spec, model=model, plan=make_plan(job, model, loras))
 
 
 def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
@@ -75,7 +80,7 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     return [Problem(("window_latent_frames",), said)]
 
 
-def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
+def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = ()) -> Plan:
     geometry = model.geometry
     dtype = _auto_dtype(model) if job.dtype == "auto" else job.dtype
     shots = []
@@ -110,6 +115,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo) -> Plan:
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=job.warnings,
+        loras=tuple(loras),
     )
 
 
@@ -187,8 +193,9 @@ def _check_versions(data: Mapping[str, Any]) -> None:
     )
 
 
-def check_same_model(plan: Plan, model: ModelInfo) -> None:
-    """Refuse to go on with other weights than the job began with. Raises BadJob."""
+def check_same_model(plan: Plan) -> None:
+    """Refuse to go on with other weights than the job began with. Raises BadJob, CannotRunHere."""
+    model, _ = with_loras(inspect_model(resolve_model(plan.model)), plan.loras)
     if model.identity != plan.model_identity:
         raise BadJob(
             f"the files of model {plan.model} have changed since this job was planned "

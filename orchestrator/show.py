@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
     report: dict[str, Any] = {
         "title": plan.title,
         "model": plan.model,
+        "loras": [asdict(lora) for lora in plan.loras],
         "size": [plan.width_px, plan.height_px],
         "fps": plan.fps,
         "pixel_frames": plan.pixel_frames,
@@ -163,6 +164,7 @@ def plan_text(report: dict[str, Any]) -> str:
             f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['prompt'])}"
         )
         lines += _pyramid_lines(shot)
+    lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
     mib = 2**20
     lines += [
         f"model calls: {report['model_calls']}",

@@ -12,6 +12,7 @@ class WorkerSetup:
     worker: str  # id, unique in the render
     model: str  # path of a diffusers folder
     family: str = "wan"
+    loras: tuple[tuple[str, float], ...] = ()  # adapters' files and scales
     dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
     device: str = "cpu"  # or "cuda:0"
     threads: int = 1  # CPU threads; part of the numerics class

@@ -47,7 +47,9 @@ class Worker:
         self._accelerations = compose.preset(setup.accelerations)
         self._applied: compose.Applied | None = None
         machine.configure(setup)
-        self._family = open_family(setup.family, setup.model, setup.dtype, setup.device)
+        self._family = open_family(
+            setup.family, setup.model, setup.dtype, setup.device, setup.loras
+        )
         self._numerics = machine.numerics_class(setup)
         self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()
 

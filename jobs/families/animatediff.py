@@ -38,6 +38,7 @@ class AnimateDiff:
     pipeline = "AnimateDiffPipeline"
     denoiser = "unet"
     components: tuple[str, ...] = ("unet", "vae", "text_encoder")
+    tokenizer_files: tuple[str, ...] = ("tokenizer.json", "vocab.json")
     diffusion: Diffusion = "variance"
     fixed_text = True
     defaults = ModelDefaults(

@@ -87,7 +87,7 @@ BAD_FIELDS = [
      "multiples of 16 px for this model; the nearest: 48x64 or 64x64"),
     # not built
     ({"image": "a.png"}, "image: not built yet; remove it"),
-    ({"loras": "[{path: a}]"}, "loras: not built yet; remove it"),
+    ({"loras": "[{path: a}]"}, "loras: a is no file here; give an adapter's file or folder"),
     ({"audio": "{file: a.wav}"}, "audio: not built yet; remove it"),
     ({"regions": "2"}, "regions: more than 1 is not built yet; remove it"),
     ({"pyramid": "5"}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),

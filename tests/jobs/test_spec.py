@@ -152,7 +152,6 @@ def test_mistakes_are_named(fields, message):
     ("fields", "message"),
     [
         ({"image": "a.png"}, "image: not built yet; remove it"),
-        ({"loras": [{"path": "a"}]}, "loras: not built yet; remove it"),
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
         ({"accelerations": {"rehash": {}}}, "accelerations: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
@@ -170,8 +169,6 @@ HASH = "0123456789abcdef" * 4
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loras": [{"path": "a", "scale": 1, "sha256": HASH}]}, "loras: not built yet"),
-        ({"loras": [{"path": "a", "sha256": None}, {"path": "b"}]}, "loras: not built yet"),
         ({"loras": "a"}, "loras: needs a list, got the text 'a'"),
         ({"loras": ["a"]}, "loras[1]: needs a mapping of names to values, got the text 'a'"),
         ({"loras": [{}]}, "loras[1].path: missing"),

@@ -10,7 +10,6 @@ to go on after a stop. A render of the result uses its pyramid.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -22,7 +21,7 @@ from accelerate.utils import set_seed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jobs.errors import BadJob, CannotRunHere, LongtakeError
+from jobs.errors import BadJob, LongtakeError
 from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
 from training.tpdiff.trainee import Trainee
@@ -72,9 +71,9 @@ def _write(
     model = options.out / "model"
     if settings.lora_rank:
         result.write_lora(trainee, settings, options.out / "lora")
-        say(f"adapter: {options.out / 'lora'}")
-        if not options.merge:
-            say("a render takes whole models only; run this again with --merge to write one")
+        lora = options.out / "lora"
+        say(f"adapter: {lora}")
+        say(f"render with it: longtake render --model {options.model} --lora {lora} ...")
     if not settings.lora_rank or options.merge:
         if settings.lora_rank:
             result.merge_lora(trainee)
@@ -119,8 +118,6 @@ def _check_options(options: argparse.Namespace) -> None:
             raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
     if not options.rate > 0:
         raise BadJob(f"--rate must be more than 0, not {options.rate}")
-    if options.lora_rank and importlib.util.find_spec("peft") is None:
-        raise CannotRunHere("--lora-rank needs peft: pip install 'longtake[training]'")
 
 
 def _check(settings: Settings, multiple: int, scale: int) -> None:

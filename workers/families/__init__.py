@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
 from workers.families.family import BranchContext, ModelFamily
+from workers.families.loras import Adapter
 from workers.families.wan import WanFamily
 
 __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
 
-FAMILIES: dict[str, type[ModelFamily]] = {
+FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
 }
 
 
-def open_family(name: str, folder: str, dtype: str, device: str) -> ModelFamily:
-    """A family on a model folder; reads config files only."""
+def open_family(
+    name: str, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()
+) -> ModelFamily:
+    """A family on a model folder; reads config files only. ``loras``: files and scales."""
     if name not in FAMILIES:
         raise BadJob(f"unknown model family '{name}'; valid: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name](folder, dtype, device)
+    return FAMILIES[name](folder, dtype, device, loras)

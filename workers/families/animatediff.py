@@ -6,7 +6,7 @@ go through the UNet as one batch, unconditional first. Every latent frame is dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.loading import load_part, read_dtype, read_json, read_parts
+from workers.families.loras import Adapter, fuse
 from workers.schedulers import RangeStepper, read_scheduler_config
 
 #: Class that each part of the folder must have; several where any will do.
@@ -44,8 +45,8 @@ class AnimateDiffFamily:
     diffusion: Diffusion = "variance"
     first_alone = False  # a latent frame is a pixel frame
 
-    def __init__(self, folder: str, dtype: str, device: str) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
+        self._folder, self._loras = Path(folder), loras
         self._dtype, self._device = read_dtype(dtype), torch.device(device)
         index = read_json(self._folder / "model_index.json")
         if family_of(index).name != "animatediff":
@@ -61,7 +62,9 @@ class AnimateDiffFamily:
     @property
     def denoiser(self) -> UNetMotionModel:
         if self._denoiser is None:
-            self._denoiser = self._load(UNetMotionModel, "unet", torch_dtype=self._dtype)
+            model = self._load(UNetMotionModel, "unet", torch_dtype=self._dtype)
+            fuse(_pipeline_of(unet=model), model, self._loras)
+            self._denoiser = model
         return self._denoiser
 
     @property
@@ -143,14 +146,13 @@ class AnimateDiffFamily:
             self._folder / "tokenizer", local_files_only=True
         )
         text_encoder = self._load(transformers.CLIPTextModel, "text_encoder", dtype=self._dtype)
-        return AnimateDiffPipeline(
-            vae=None,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=None,
-            motion_adapter=None,
-            scheduler=None,
-        )
+        return _pipeline_of(text_encoder=text_encoder, tokenizer=tokenizer)
+
+
+def _pipeline_of(**parts: Any) -> AnimateDiffPipeline:
+    """Diffusers' pipeline with these parts alone."""
+    names = ("vae", "text_encoder", "tokenizer", "unet", "motion_adapter", "scheduler")
+    return AnimateDiffPipeline(**(dict.fromkeys(names) | parts))
 
 
 def _guided(shot: ShotRender) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from jobs.units import ShotRender
 from workers.decoding import DecodeLane, decode_piece, to_rgb8
 from workers.families.family import BranchContext
 from workers.families.loading import load_part, read_dtype, read_json, read_parts
+from workers.families.loras import Adapter, fuse
 from workers.schedulers import RangeStepper, read_scheduler_config
 
 #: Class that each part of the folder must have; several where any will do.
@@ -43,8 +44,8 @@ class WanFamily:
 
     diffusion: Diffusion = "flow"
 
-    def __init__(self, folder: str, dtype: str, device: str) -> None:
-        self._folder = Path(folder)
+    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
+        self._folder, self._loras = Path(folder), loras
         self._dtype, self._device = read_dtype(dtype), torch.device(device)
         self._parts = _check_folder(self._folder)
         transformer = read_json(self._folder / "transformer" / "config.json")
@@ -59,9 +60,9 @@ class WanFamily:
     @property
     def denoiser(self) -> WanTransformer3DModel:
         if self._denoiser is None:
-            self._denoiser = self._load(
-                WanTransformer3DModel, "transformer", torch_dtype=self._dtype
-            )
+            model = self._load(WanTransformer3DModel, "transformer", torch_dtype=self._dtype)
+            fuse(WanPipeline(None, None, None, None, transformer=model), model, self._loras)
+            self._denoiser = model
         return self._denoiser
 
     @property

@@ -1,0 +1,97 @@
+"""Adapters on a worker are diffusers' own, and all of one is used or it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AnimateDiffPipeline, WanPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from jobs.errors import CannotRunHere
+from jobs.loras import LORA_FILE
+from tests.workers.tiny_animatediff import write_tiny_animatediff
+from workers.families import open_family
+
+TARGETS = ["to_q", "to_v"]
+
+
+@pytest.fixture(scope="module")
+def tiny_animatediff(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
+
+
+def write_lora(family: str, model: Path, out: Path, seed: int = 0) -> Path:
+    """A random adapter of a model, written as diffusers writes one."""
+    denoiser = open_family(family, str(model), "float32", "cpu").denoiser
+    denoiser.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS))
+    torch.manual_seed(seed)
+    for name, weight in denoiser.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    weights = get_peft_model_state_dict(denoiser)
+    if family == "wan":
+        WanPipeline.save_lora_weights(out, transformer_lora_layers=weights)
+    else:
+        AnimateDiffPipeline.save_lora_weights(out, unet_lora_layers=weights)
+    return out / LORA_FILE
+
+
+def call(family: str, model: torch.nn.Module) -> torch.Tensor:
+    torch.manual_seed(3)
+    x = torch.randn(1, 4, 3, 8, 8)
+    text = torch.randn(1 if family == "wan" else 3, 20, 16)
+    with torch.no_grad():
+        return model(x, torch.tensor([500]), text, return_dict=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"), [("wan", WanPipeline), ("animatediff", AnimateDiffPipeline)]
+)
+def test_adapters_are_added_as_diffusers_adds_them(
+    family: str, kind: type, tiny_wan: Path, tiny_animatediff: Path, tmp_path: Path
+) -> None:
+    model = tiny_wan if family == "wan" else tiny_animatediff
+    files = [write_lora(family, model, tmp_path / str(n), seed=n) for n in range(2)]
+    scales = (0.5, -1.0)
+    adapters = [(str(file), scale) for file, scale in zip(files, scales, strict=True)]
+    ours = open_family(family, str(model), "float32", "cpu", adapters).denoiser
+    pipeline = kind.from_pretrained(model)
+    for n, file in enumerate(files):
+        pipeline.load_lora_weights(file.parent, adapter_name=str(n))
+    pipeline.set_adapters(["0", "1"], list(scales))
+    theirs = pipeline.transformer if family == "wan" else pipeline.unet
+    plain = open_family(family, str(model), "float32", "cpu").denoiser
+    assert torch.allclose(call(family, ours), call(family, theirs), atol=1e-4)
+    assert not torch.allclose(call(family, ours), call(family, plain), atol=1e-2)
+    assert type(ours) is type(plain)
+    assert ours.state_dict().keys() == plain.state_dict().keys(), (
+        "nothing is left beside the weights"
+    )
+    assert not any(weight.requires_grad for weight in ours.parameters())
+
+
+@pytest.mark.parametrize(
+    ("rename", "says"),
+    [
+        (("attn1.to_q", "attn9.to_q"), "does not fit"),
+        (("transformer.", "text_encoder."), "does not fit"),
+    ],
+)
+def test_an_adapter_that_is_not_used_whole_is_refused(
+    tiny_wan: Path, tmp_path: Path, rename: tuple[str, str], says: str
+) -> None:
+    file = write_lora("wan", tiny_wan, tmp_path)
+    renamed = {name.replace(*rename): tensor for name, tensor in load_file(file).items()}
+    save_file(renamed, file)
+    with pytest.raises(CannotRunHere, match=says):
+        _ = open_family("wan", str(tiny_wan), "float32", "cpu", [(str(file), 1.0)]).denoiser
+
+
+def test_a_file_that_is_gone_is_named(tiny_wan: Path, tmp_path: Path) -> None:
+    with pytest.raises(CannotRunHere, match=r"gone\.safetensors is missing on this machine"):
+        adapters = [(str(tmp_path / "gone.safetensors"), 1.0)]
+        _ = open_family("wan", str(tiny_wan), "float32", "cpu", adapters).denoiser
