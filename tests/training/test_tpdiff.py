@@ -20,8 +20,11 @@ from tests.training.test_tpdiff_videos import write_video
 from tests.workers.tiny import write_tiny_wan
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
+from training.tpdiff.texts import Texts
+from training.tpdiff.trainees import load_trainee
 from training.tpdiff.trainer import MicroBatches, Settings
 from training.tpdiff.videos import scan
+from training.tpdiff.wan import WanTrainee
 
 ROOT = Path(__file__).parents[2]
 
@@ -222,3 +225,22 @@ def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> 
         again.captions, again.stage, again.noise_seed
     )  # fmt: skip
     assert ours.noise_seed != other.noise_seed
+
+
+def test_captions_are_encoded_once(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1")
+    assert len(list((out / "texts").glob("*.safetensors"))) == 3 + 1, "and no caption, for guidance"
+    told = Texts(out / "texts", inspect_model(model).identity)
+    trainee = load_trainee(str(model), "cpu")
+    assert torch.equal(told["sea 1"], trainee.embed("sea 1"))
+    assert not torch.equal(told["sea 1"], told["sea 2"])
+
+    def unwanted(self: object, prompt: str) -> torch.Tensor:
+        raise AssertionError(f"{prompt} has been encoded before")
+
+    monkeypatch.setattr(WanTrainee, "embed", unwanted)
+    run(model, data, out, "--steps", "2")
+    with pytest.raises(AssertionError, match="encoded before"):
+        Texts(out / "texts", "another model").encode(["sea 1"], trainee.embed)

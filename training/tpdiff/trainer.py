@@ -23,6 +23,7 @@ from accel.pyramid import NoisePath, Stage, lay_stages
 from jobs.errors import BadJob
 from jobs.geometry import ModelGeometry
 from training.stages import clip_frames, draw_pair, draw_times, noisy
+from training.tpdiff.texts import Texts
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.videos import Video, read_clip
 from workers.contact_sheet import Row, sheet_of
@@ -149,9 +150,10 @@ class Trainer:
         self.out, self.accelerator, self.say = out, accelerator, say
         self.step = 0
         self.stages = lay_stages(trainee.path, settings.stages)
-        self.texts = [trainee.embed(video.caption) for video in videos]
         self.origin = _origin(trainee, videos, accelerator.num_processes)
-        self.no_text = trainee.embed(trainee.info.defaults.negative)
+        self.no_text = trainee.info.defaults.negative
+        self.texts = Texts(out / "texts", trainee.info.identity)
+        self.texts.encode([self.no_text, *(video.caption for video in videos)], trainee.embed)
         trainee.forget_text()
         trainee.denoiser.requires_grad_(True)
         if settings.lora_rank:
@@ -256,13 +258,13 @@ class Trainer:
             self.model,
             noisy(trainee.path, times_B, *pair).to(device),
             torch.from_numpy(times_B.astype(np.float32)).to(device),
-            trainee.padded([self._text(number) for number in drawn.captions]).to(device),
+            trainee.padded([self.texts[self._prompt(n)] for n in drawn.captions]).to(device),
             stage.stride if settings.stage_positions else 1,
         )
         return (told.float() - trainee.target(times_B, *pair).to(device)).square().mean()
 
-    def _text(self, number: int) -> Tensor:
-        return self.no_text if number < 0 else self.texts[number]
+    def _prompt(self, number: int) -> str:
+        return self.no_text if number < 0 else self.videos[number].caption
 
     # -- what comes of it
 
@@ -274,15 +276,14 @@ class Trainer:
         share = -(-settings.sample_steps // settings.stages)
         trainee.denoiser.eval()
         clips, rows = [], []
-        for number, video in enumerate(self.videos[:count]):
+        for video in self.videos[:count]:
             shot = trainee.shot(
                 video.caption, pixel_frames=settings.pixel_frames, size=settings.size,
                 stage_steps=(share,) * settings.stages, positions=settings.stage_positions,
             )  # fmt: skip
-            told = {"cond": self.texts[number], "uncond": self.no_text}
             told = {
-                name: trainee.padded([text]).to(self.accelerator.device)
-                for name, text in told.items()
+                name: trainee.padded([self.texts[prompt]]).to(self.accelerator.device)
+                for name, prompt in (("cond", video.caption), ("uncond", self.no_text))
             }
             clips.append(trainee.sample(shot, told))
             first = sum(len(clip) for clip in clips[:-1])
