@@ -238,7 +238,7 @@ class _Render:
                 worker="",
                 model=plan.model,
                 family=plan.geometry.family,
-                loras=tuple((each.path, each.scale) for each in plan.loras),
+                loras=plan.loras,
                 dtype=plan.dtype,
                 device=options.device,
                 threads=plan.threads,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
+from jobs.loras import with_loras
 from jobs.model_folder import inspect_model, resolve_model
 from workers.machine import host_name
 from workers.setup import WorkerSetup
@@ -20,7 +21,10 @@ def join(setup: WorkerSetup, identity: str) -> Worker:
     """A worker for this host. ``setup.model`` is as the person named it; ``identity`` is what
     the plan was made for. Raises BadJob or CannotRunHere if this host has no such model."""
     folder = resolve_model(setup.model)
-    found = inspect_model(folder).identity
+    try:
+        found = with_loras(inspect_model(folder), setup.loras)[0].identity
+    except BadJob as error:
+        raise CannotRunHere(f"{host_name()}: {error}; copy the adapter there again") from None
     if found != identity:
         raise CannotRunHere(
             f"{host_name()} has other files in {folder} than the job was planned with "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jobs.loras import LoraFile
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSetup:
@@ -12,7 +14,7 @@ class WorkerSetup:
     worker: str  # id, unique in the render
     model: str  # path of a diffusers folder
     family: str = "wan"
-    loras: tuple[tuple[str, float], ...] = ()  # adapters' files and scales
+    loras: tuple[LoraFile, ...] = ()  # added to the model's weights
     dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
     device: str = "cpu"  # or "cuda:0"
     threads: int = 1  # CPU threads; part of the numerics class

@@ -48,7 +48,11 @@ class Worker:
         self._applied: compose.Applied | None = None
         machine.configure(setup)
         self._family = open_family(
-            setup.family, setup.model, setup.dtype, setup.device, setup.loras
+            setup.family,
+            setup.model,
+            setup.dtype,
+            setup.device,
+            [(lora.path, lora.scale) for lora in setup.loras],
         )
         self._numerics = machine.numerics_class(setup)
         self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()

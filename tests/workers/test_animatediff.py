@@ -42,8 +42,14 @@ def worker_of(folder: Path, **changes: object) -> Worker:
     return tiny_worker(folder, family="animatediff", **changes)
 
 
-def run_pipeline(folder: Path, shot: ShotRender, scheduler: str = "ddim", **options: object):
+def run_pipeline(
+    folder: Path, shot: ShotRender, scheduler: str = "ddim", adapters=(), **options: object
+):
     pipeline = AnimateDiffPipeline.from_pretrained(folder)
+    for lora, scale in adapters:
+        pipeline.load_lora_weights(lora)
+        pipeline.fuse_lora(lora_scale=scale)
+        pipeline.unload_lora_weights()
     pipeline.set_progress_bar_config(disable=True)
     if scheduler == "dpm++":
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)

@@ -12,9 +12,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from jobs.errors import CannotRunHere
-from jobs.loras import LORA_FILE
+from jobs.loras import LORA_FILE, with_loras
+from jobs.model_folder import inspect_model
+from jobs.spec_lora import Lora
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from workers.families import open_family
+from workers.joining import join
+from workers.setup import WorkerSetup
 
 TARGETS = ["to_q", "to_v"]
 
@@ -95,3 +99,14 @@ def test_a_file_that_is_gone_is_named(tiny_wan: Path, tmp_path: Path) -> None:
     with pytest.raises(CannotRunHere, match=r"gone\.safetensors is missing on this machine"):
         adapters = [(str(tmp_path / "gone.safetensors"), 1.0)]
         _ = open_family("wan", str(tiny_wan), "float32", "cpu", adapters).denoiser
+
+
+def test_a_host_with_another_file_may_not_join(tiny_wan: Path, tmp_path: Path) -> None:
+    """Whoever plans and whoever renders may be different machines."""
+    file = write_lora("wan", tiny_wan, tmp_path)
+    info, planned = with_loras(inspect_model(tiny_wan), [Lora(path=str(file))])
+    setup = WorkerSetup(worker="w", model=str(tiny_wan), loras=tuple(planned))
+    assert join(setup, info.identity).profile()
+    write_lora("wan", tiny_wan, tmp_path, seed=1)
+    with pytest.raises(CannotRunHere, match=r"another file .* copy the adapter there again"):
+        join(setup, info.identity)
