@@ -24,7 +24,7 @@ PROMPT = "a red circle bounces on a blue background"
 
 def long_job(**changes: Any) -> dict[str, Any]:
     """One shot of forty overlapping windows."""
-    base = {"model": "demo", "steps": 14, "prompt": PROMPT, "seconds": 40.0}
+    base = {"model": "demo", "pyramid": "off", "steps": 14, "prompt": PROMPT, "seconds": 40.0}
     return {**base, **changes}
 
 
@@ -127,7 +127,10 @@ def checkpoints(repeats: int, size: list[int]) -> dict[str, Any]:
 def one_window(repeats: int, size: list[int]) -> dict[str, Any]:
     """A film of one window through ``render`` against ``WanPipeline``, one thread each."""
     ours, theirs = [], []
-    job = {"model": "demo", "size": size, "steps": 20, "prompt": PROMPT, "pixel_frames": 17}
+    job = {
+        "model": "demo", "pyramid": "off", "size": size, "steps": 20, "prompt": PROMPT,
+        "pixel_frames": 17,
+    }  # fmt: skip
     pipeline = _pipeline()
     for _ in range(repeats):
         run = render(job, workers=1)

@@ -35,13 +35,11 @@ def with_loras(
 ) -> tuple[ModelInfo, list[LoraFile]]:
     """The model with adapters added: its identity tells them, and a pyramid that one of them was
     trained for is the model's own. Raises BadJob, CannotRunHere."""
-    found, defaults = [], model.defaults
-    for lora in loras:
-        file = find_lora(lora.path)
-        found.append(_hashed(file, lora))
-        defaults = _with_pyramid(defaults, file.parent)
+    found = [_hashed(find_lora(lora.path), lora) for lora in loras]
     if not found:
         return model, []
+    defaults = _with_pyramid(model, [Path(each.path).parent for each in found])
+    model.family.geometry(model.configs, defaults)  # raises where they do not fit the family
     told = [[each.sha256, each.scale] for each in found]
     both = hashlib.sha256(json.dumps([model.identity, told]).encode()).hexdigest()
     return replace(model, identity=both, defaults=defaults), found
@@ -49,7 +47,7 @@ def with_loras(
 
 def find_lora(path: str) -> Path:
     """The safetensors file that ``path`` is, or that a folder of this name holds."""
-    there = Path(path).expanduser().resolve()
+    there = Path(path).expanduser().absolute()  # a link of Hugging Face's cache has the name
     if there.is_dir():
         files = sorted(there.glob("*.safetensors"))
         named = [file for file in files if file.name == LORA_FILE]
@@ -79,13 +77,21 @@ def _hashed(file: Path, lora: Lora | LoraFile) -> LoraFile:
     return LoraFile(str(file), lora.scale, found)
 
 
-def _with_pyramid(defaults: ModelDefaults, folder: Path) -> ModelDefaults:
-    if not (folder / SIDECAR).is_file():
-        return defaults
-    try:
-        said = read_defaults(folder, ModelDefaults())
-    except CannotRunHere as error:
-        raise BadJob(f"{folder}: {error}") from None
-    if not said.pyramid_steps:
-        return defaults
-    return replace(defaults, pyramid_steps=said.pyramid_steps, stage_positions=said.stage_positions)
+def _with_pyramid(model: ModelInfo, folders: Sequence[Path]) -> ModelDefaults:
+    """The model's defaults with the pyramid that its adapters were trained for, if they say one;
+    a single stage is none."""
+    said: dict[tuple[tuple[int, ...], bool], Path] = {}
+    for folder in folders:
+        if (folder / SIDECAR).is_file():
+            try:
+                told = read_defaults(folder, replace(model.family.defaults, pyramid_steps=()))
+            except CannotRunHere as error:
+                raise BadJob(f"{folder}: {error}") from None
+            if told.pyramid_steps:
+                said[told.pyramid_steps, told.stage_positions] = folder
+    if len(said) > 1:
+        one, other = list(said.values())[:2]
+        raise BadJob(f"{one} and {other} were trained for different pyramids; give one of them")
+    for steps, positions in said:
+        return replace(model.defaults, pyramid_steps=steps, stage_positions=positions)
+    return model.defaults

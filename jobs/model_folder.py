@@ -17,7 +17,7 @@ from typing import Any
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families import family_of
 from jobs.families.family import FamilyFacts, ModelDefaults, Shapes
-from jobs.families.wan_tensors import check_tensors
+from jobs.families.tensors import check_tensors
 from jobs.geometry import ModelGeometry
 from jobs.model_hashes import hash_files, identity
 from jobs.pyramid import MOST_STAGES
@@ -170,11 +170,11 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _check_tokenizer(folder: Path, family: FamilyFacts, vocab_size: object) -> None:
     _read_json(folder, "tokenizer/tokenizer_config.json")
-    found = [n for n in family.tokenizer_files if (folder / "tokenizer" / n).is_file()]
-    if not found:
-        needed = " or ".join(family.tokenizer_files)
+    there = {path.name for path in (folder / "tokenizer").iterdir()}
+    if not any(there.issuperset(files) for files in family.tokenizer_files):
+        needed = " or ".join(" with ".join(files) for files in family.tokenizer_files)
         raise CannotRunHere(f"model {folder}: tokenizer/ lacks {needed}; copy it")
-    if "tokenizer.json" in found:
+    if "tokenizer.json" in there:
         _check_words(folder, vocab_size)
 
 
@@ -221,7 +221,7 @@ def _sidecar_value(name: str, value: Any) -> Any:
     elif name == "stage_positions":
         valid = isinstance(value, bool)
     elif name == "pyramid_steps":
-        valid = 1 < len(numbers) <= MOST_STAGES and all(
+        valid = 1 <= len(numbers) <= MOST_STAGES and all(
             type(each) is int and each > 0 for each in numbers
         )
     elif name in ("guidance", "flow_shift"):

@@ -22,12 +22,14 @@ class SchedulerSettings:
     """A supported scheduler: diffusers' class, and what of its config matters here.
 
     ``fixed`` holds where a job names the scheduler; of the folder's own scheduler it fills gaps.
+    ``unsaid`` holds where a job names it for a folder of another scheduler that does not say.
     ``allowed`` says of a setting which values can be split over workers, and which those are.
     """
 
     class_name: str
     shift_key: str | None = None  # what it calls the flow shift
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    unsaid: Mapping[str, Any] = field(default_factory=dict)
     allowed: Mapping[str, Allowed] = field(default_factory=dict)
 
 
@@ -93,6 +95,7 @@ _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
     # Its noise (eta) is a step's argument, which is never given: each step is deterministic.
     "ddim": SchedulerSettings(
         class_name="DDIMScheduler",
+        unsaid={"clip_sample": False},  # it would clip latents as if they were pixels
         allowed={"thresholding": _OFF, "rescale_betas_zero_snr": _OFF, "prediction_type": _NOISE},
     ),
     "dpm++": replace(
@@ -175,10 +178,12 @@ def folder_scheduler(config: Config, diffusion: Diffusion) -> str | None:
 
 def overrides(name: str, config: Config, diffusion: Diffusion) -> dict[str, Any]:
     """What is set beside the folder's config: its own settings stand for its own scheduler."""
-    fixed = SCHEDULERS[diffusion][name].fixed
+    settings = SCHEDULERS[diffusion][name]
     if name != folder_scheduler(config, diffusion):
-        return dict(fixed)
-    return {key: value for key, value in fixed.items() if key not in config}
+        return {key: config.get(key, value) for key, value in settings.unsaid.items()} | dict(
+            settings.fixed
+        )
+    return {key: value for key, value in settings.fixed.items() if key not in config}
 
 
 def folder_shift(config: Config, diffusion: Diffusion) -> float | None:

@@ -24,10 +24,14 @@ class NumericsClass:
     numpy: str = ""  # draws the noise
     av: str = ""  # encodes the pieces
     driver: str = ""  # GPU: CUDA, cuDNN and driver versions
+    peft: str = ""  # adds adapters to the weights; empty without any
 
     def digest(self) -> str:
         """Twelve hex digits that name the class."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        told = asdict(self)
+        if not self.peft:  # a class without adapters is called what it always was
+            del told["peft"]
+        text = json.dumps(told, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -15,6 +15,7 @@ Shapes: B batch, C latent channels, F frames, H rows, W columns, N text tokens, 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -89,12 +90,12 @@ class AnimateDiffStudent(Student):
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """A folder without a UNet is one whose encoder has learned to read."""
+        words = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
+        if words != tokenizer.get_vocab():
+            sys.exit(f"{folder} knows other words; begin anew: python -m training.reading --clip")
         if (folder / "unet").is_dir():
             trained = UNetMotionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
             self.unet.load_state_dict(trained.state_dict())
-        words = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
-        if words != tokenizer.get_vocab():
-            return False
         encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32)
         self.text_encoder.load_state_dict(encoder.state_dict())
         return True

@@ -159,7 +159,7 @@ def main() -> None:
     """Command line that makes the demo model."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kind", choices=("wan", "animatediff"), default="wan")
-    parser.add_argument("--out", type=Path, default=Path("workers/demo_model"))
+    parser.add_argument("--out", type=Path, help="default: the folder that ships, of the Wan model")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
     parser.add_argument("--vae-steps", type=int, default=0)
     parser.add_argument("--wan-steps", type=int, default=0)
@@ -169,6 +169,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.kind == "animatediff":
         runs = options.runs
+        if options.out is None or options.vae_steps or options.wan_steps:
+            parser.error("--kind animatediff needs --out, and only puts parts together")
         assemble_animatediff(runs / "animatediff", runs / "picture_vae", options.out)
         return
     recipe = Recipe(seed=options.seed, noise=NoiseRecipe(stages=options.stages))
@@ -180,7 +182,7 @@ def main() -> None:
         trainer = new_trainer(recipe, vae, options.runs / "wan", compiled=True)
         trainer.resume()
         trainer.train(options.wan_steps)
-    assemble(options.runs, options.out, recipe)
+    assemble(options.runs, options.out or Path("workers/demo_model"), recipe)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Shapes: B clips, C latent channels, F latent frames, H rows, W columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -138,27 +137,17 @@ class LatentCache:
             captions.append(caption(self.scenes[clip], rng))
         return torch.stack(parts).float(), torch.stack(masks), captions
 
-    def save(self, path: Path) -> None:
-        """Write the clips; their scenes follow from their numbers."""
-        kept = {"kind": self._kind(), "num_made": self.num_made}
-        torch.save(kept | {"clips": self.clips, "masks": self.masks}, path)
-
-    def load(self, path: Path) -> None:
-        """Take up the clips that `save` wrote with the same seed and capacity; those of an older
-        world, or of another length, are made anew."""
-        kept = torch.load(path, weights_only=True)
-        if kept.get("kind") != self._kind():
-            return
-        self.num_made = int(kept["num_made"])
-        self.clips, self.masks = list(kept["clips"]), list(kept["masks"])
-        laps, newest = divmod(self.num_made, self.capacity)
-        numbers = [
-            place + self.capacity * (laps - (place >= newest)) for place in range(len(self.clips))
-        ]
-        self.scenes = [self._scene(number)[0] for number in numbers]
-
-    def _kind(self) -> list[int]:
-        return [world.VERSION, self.pixel_frames]
+    def refill(self, num_made: int) -> None:
+        """Make the ring as it is once so many clips have been made."""
+        first = self.num_made = max(0, num_made - self.capacity)
+        rings: tuple[list, ...] = (self.scenes, self.clips, self.masks)
+        for ring in rings:
+            ring.clear()
+        while self.num_made < num_made:
+            self.add(min(4, num_made - self.num_made))
+        turn = first % self.capacity  # number n stands at n modulo the capacity
+        for ring in rings:
+            ring[:] = ring[len(ring) - turn :] + ring[: len(ring) - turn]
 
     def _draw(self, number: int) -> tuple[Scene, np.ndarray]:
         scene, start_s = self._scene(number)

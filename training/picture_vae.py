@@ -89,7 +89,7 @@ def train(out: Path, steps: int, seed: int = 0, device: str = "cpu") -> Autoenco
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RECIPE.peak_rate, weight_decay=1e-3)
     first, kept = 0, out / "state.pt"
     if kept.exists():
-        state = torch.load(kept, weights_only=True)
+        state = torch.load(kept, map_location="cpu", weights_only=True)
         first = int(state["step"])
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])

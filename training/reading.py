@@ -223,6 +223,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.clip and options.init is not None:
+        parser.error("--clip begins from nothing; remove --init")
     torch.manual_seed(options.seed)
     tokenizer = new_tokenizer(CLIP_TOKENS) if options.clip else new_tokenizer()
     make = new_clip_encoder if options.clip else new_text_encoder

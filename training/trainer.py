@@ -9,12 +9,14 @@ Shapes: B batch, C latent channels, F latent frames, H rows, W columns, N text t
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,10 +186,9 @@ class Trainer:
     def save(self) -> None:
         """Write the averaged model as diffusers folders, and the state to go on from."""
         self._keep_model(self.out)
-        self.cache.save(self.out / "clips.pt")
         state = {
-            "world": world.VERSION,
-            "noise": asdict(self.recipe.noise),
+            "origin": self._origin(),
+            "clips": self.cache.num_made,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "model": self.model.state_dict(),
@@ -204,22 +205,29 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the state in the folder, if there is one."""
-        if (self.out / "clips.pt").exists():
-            self.cache.load(self.out / "clips.pt")
         if not (self.out / "state.pt").exists():
             return
-        state = torch.load(self.out / "state.pt", weights_only=True)
-        if state.get("world") != world.VERSION:
-            sys.exit(f"{self.out} was trained on another world; begin anew with --init {self.out}")
-        if state.get("noise", asdict(NoiseRecipe())) != asdict(self.recipe.noise):
+        state = torch.load(self.out / "state.pt", map_location="cpu", weights_only=True)
+        ours, theirs = self._origin(), state.get("origin", {})
+        other = [name for name, value in ours.items() if theirs.get(name) != value]
+        if other:
             sys.exit(
-                f"{self.out} was trained with other noise: {state['noise']}; use another --out"
+                f"{self.out} was begun with another {', '.join(other)}; use another --out, and "
+                f"--init {self.out} to take its weights"
             )
+        self.cache.refill(int(state["clips"]))
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
+
+    def _origin(self) -> dict[str, Any]:
+        """What a training must go on with."""
+        told = hashlib.sha256()
+        for weight in self.cache.codec.vae.state_dict().values():
+            told.update(weight.float().cpu().numpy().tobytes())
+        return {"world": world.VERSION, "autoencoder": told.hexdigest()[:12]} | asdict(self.recipe)
 
     def _report(self, losses: list[float]) -> None:
         line = {
@@ -258,9 +266,7 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """What every training's command line has."""
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
-    parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
-    parser.add_argument("--short-windows", type=float, default=1.0, help="share of them at first")
     parser.add_argument("--keep-every", type=int, default=0, help="steps after which it is kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -253,7 +253,7 @@ def _resume(
 ) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     vae.load_state_dict(state["vae"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])

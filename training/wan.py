@@ -123,6 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vae", type=Path, default=Path("training/runs/vae"))
     parser.add_argument("--out", type=Path, default=Path("training/runs/wan"))
+    parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
+    parser.add_argument("--short-windows", type=float, default=1.0, help="share of them at first")
     options = options_of(parser)
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
     recipe = Recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import re
@@ -49,6 +50,7 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         numpy=numpy.__version__,
         av=av.__version__,
         driver=_gpu_driver() if on_gpu else "",
+        peft=importlib.metadata.version("peft") if setup.loras else "",
         attention=_AttentionBackendRegistry.get_active_backend()[0].value,
         slices=1,
         threads=torch.get_num_threads(),

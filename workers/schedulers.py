@@ -227,6 +227,8 @@ def stage_levels(path: NoisePath, stage: Stage, steps: int) -> list[Level]:
 def _keep_to_levels(scheduler: Any, levels: Sequence[Level]) -> None:
     """Let a variance-preserving scheduler go through these levels and no others."""
     times = torch.tensor([round(level.time) for level in levels[:-1]])
+    if len(times.unique()) < len(times):
+        raise BadJob(f"{len(times)} steps are more than the trained times of a pyramid's stage")
     scheduler.timesteps = times.to(scheduler.timesteps)
     if not isinstance(scheduler, DDIMScheduler):
         scheduler.sigmas = torch.tensor([level.ratio for level in levels]).to(scheduler.sigmas)

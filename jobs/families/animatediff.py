@@ -20,8 +20,9 @@ from jobs.geometry import ModelGeometry
 #: AnimateDiff's pipeline refuses a width or height that is not a multiple of this, in pixels.
 _SIZE_MULTIPLE_PX = 8
 
-#: Live copies of the UNet's widest level while it runs, its skip connections among them.
-_UNET_COPIES = 12
+#: Live copies of the UNet's widest level at its peak, in a gated feed-forward of eight times its
+#: width, skip connections among them: counted on Stable Diffusion 1.5's shapes.
+_UNET_COPIES = 28
 
 #: Live copies of the decoder's widest level: input, normalised, and a convolution's result.
 _DECODER_COPIES = 4
@@ -38,7 +39,10 @@ class AnimateDiff:
     pipeline = "AnimateDiffPipeline"
     denoiser = "unet"
     components: tuple[str, ...] = ("unet", "vae", "text_encoder")
-    tokenizer_files: tuple[str, ...] = ("tokenizer.json", "vocab.json")
+    tokenizer_files: tuple[tuple[str, ...], ...] = (
+        ("tokenizer.json",),
+        ("vocab.json", "merges.txt"),
+    )
     diffusion: Diffusion = "variance"
     fixed_text = True
     defaults = ModelDefaults(
@@ -58,9 +62,8 @@ class AnimateDiff:
                 f"model_index.json: unet is {kind}; it must be a UNetMotionModel: save the "
                 "pipeline again with diffusers, which puts the motion adapter into it"
             )
-        for part in ("image_encoder", "feature_extractor"):
-            if any(index.get(part) or ()):
-                raise CannotRunHere(f"model_index.json: {part} (IP-Adapter) is not built yet")
+        if any(index.get("image_encoder") or ()):
+            raise CannotRunHere("model_index.json: image_encoder (IP-Adapter) is not built yet")
 
     def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
         unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
@@ -69,6 +72,8 @@ class AnimateDiff:
         require(vae, "vae/config.json", ("latent_channels", *lists), lists)
         require(text, "text_encoder/config.json", ("hidden_size", "max_position_embeddings"))
         self._check_fit(unet, vae, text)
+        if defaults.flow_shift is not None:
+            raise CannotRunHere("longtake.json: flow_shift: this family's models have none")
         if defaults.stage_positions:
             raise CannotRunHere(
                 "longtake.json: stage_positions must be false, for this family counts the frames "
@@ -129,5 +134,7 @@ class AnimateDiff:
     ) -> int:
         """One frame is decoded at a time; what grows with the piece is its pixels."""
         widths = configs["vae"]["block_out_channels"]
-        work = _DECODER_COPIES * max(widths[0], widths[-1] / 4) * height_px * width_px * VAE_BYTES
+        # What comes from the level below has its width, at this level's size.
+        wide = [max(widths[level : level + 2]) / 4**level for level in range(len(widths))]
+        work = _DECODER_COPIES * max(wide) * height_px * width_px * VAE_BYTES
         return int(work + pixel_frames * height_px * width_px * 3 * _PIXEL_BYTES)

@@ -44,7 +44,7 @@ class FamilyFacts(Protocol):
     pipeline: str  # the class in model_index.json
     denoiser: str  # the component that accelerations attach to
     components: tuple[str, ...]  # those with weights
-    tokenizer_files: tuple[str, ...]  # one of which must be there
+    tokenizer_files: tuple[tuple[str, ...], ...]  # all of one row must be there
     diffusion: Diffusion
     fixed_text: bool  # whether prompts are always padded to as many tokens as the encoder takes
     defaults: ModelDefaults

@@ -18,7 +18,7 @@ class Wan:
     pipeline = "WanPipeline"
     denoiser = "transformer"
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
-    tokenizer_files: tuple[str, ...] = ("tokenizer.json", "spiece.model")
+    tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow"
     fixed_text = False
     defaults = ModelDefaults()

@@ -28,6 +28,14 @@ def test_a_file_or_the_one_of_a_folder(tmp_path: Path) -> None:
     assert find_lora(str(tmp_path / "style")) == named
 
 
+def test_a_link_of_hugging_faces_cache_is_what_it_is_called(tmp_path: Path) -> None:
+    blob = write_lora(tmp_path / "blobs" / "a.safetensors").rename(tmp_path / "blobs" / "0123")
+    link = tmp_path / "snapshots" / "mine.safetensors"
+    link.parent.mkdir()
+    link.symlink_to(blob)
+    assert find_lora(str(link)) == find_lora(str(link.parent)) == link
+
+
 @pytest.mark.parametrize(
     ("files", "path", "says"),
     [
@@ -77,6 +85,12 @@ def test_a_pyramid_that_it_was_trained_for_is_the_models(model: Path, tmp_path: 
     info, _ = with_loras(plain, [Lora(path=str(file.parent))])
     assert (info.defaults.pyramid_steps, info.defaults.stage_positions) == ((2, 1), True)
     assert info.defaults.steps == plain.defaults.steps, "all else is the model's"
+    other = write_lora(tmp_path / "other" / LORA_FILE)
+    (other.parent / "longtake.json").write_text(json.dumps({"format": 1, "pyramid_steps": [1]}))
+    alone, _ = with_loras(info, [Lora(path=str(other))])
+    assert alone.defaults.pyramid_steps == (1,), "it was trained for none"
+    with pytest.raises(BadJob, match="different pyramids"):
+        with_loras(plain, [Lora(path=str(file)), Lora(path=str(other))])
     (file.parent / "longtake.json").write_text(json.dumps({"format": 1, "pyramid_steps": "x"}))
     with pytest.raises(BadJob, match="pyramid_steps cannot be"):
         with_loras(plain, [Lora(path=str(file.parent))])

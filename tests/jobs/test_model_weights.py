@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jobs.errors import CannotRunHere
-from jobs.families.wan_tensors import check_tensors
+from jobs.families.tensors import check_tensors
 from jobs.model_folder import inspect_model
 from tests.jobs.model_folders import (
     SHAPES,

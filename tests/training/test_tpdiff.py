@@ -232,7 +232,7 @@ def test_captions_are_encoded_once(
 ) -> None:
     out = run(model, data, tmp_path / "out", "--steps", "1")
     assert len(list((out / "texts").glob("*.safetensors"))) == 3 + 1, "and no caption, for guidance"
-    told = Texts(out / "texts", inspect_model(model).identity)
+    told = Texts(out / "texts", inspect_model(model).identity, 12)
     trainee = load_trainee(str(model), "cpu")
     assert torch.equal(told["sea 1"], trainee.embed("sea 1"))
     assert not torch.equal(told["sea 1"], told["sea 2"])
@@ -243,4 +243,4 @@ def test_captions_are_encoded_once(
     monkeypatch.setattr(WanTrainee, "embed", unwanted)
     run(model, data, out, "--steps", "2")
     with pytest.raises(AssertionError, match="encoded before"):
-        Texts(out / "texts", "another model").encode(["sea 1"], trainee.embed)
+        Texts(out / "texts", "another model", 12).encode(["sea 1"], trainee.embed)

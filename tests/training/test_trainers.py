@@ -137,15 +137,26 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert second.cache.scenes == first.cache.scenes
 
 
-def test_a_full_ring_of_clips_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [2, 3, 5, 7])
+def test_a_ring_of_clips_is_made_again(made: int) -> None:
     network = vae.new_vae().eval()
-    first = LatentCache(WanCodec(network), capacity=3, pixel_frames=5)
-    for _ in range(2):
-        first.add(2)
-    first.save(tmp_path / "clips.pt")
-    second = LatentCache(WanCodec(network), capacity=3, pixel_frames=5)
-    second.load(tmp_path / "clips.pt")
-    assert second.scenes == first.scenes and second.num_made == 4
+    first, second = (LatentCache(WanCodec(network), 3, pixel_frames=5) for _ in range(2))
+    for _ in range(made):
+        first.add(1)
+    second.refill(made)
+    assert second.scenes == first.scenes and second.num_made == made
+    for ours, theirs in zip(first.clips, second.clips, strict=True):
+        assert torch.allclose(ours.float(), theirs.float(), atol=0.05)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"window_latent_frames": 3}, {"clips": 5}])
+def test_a_run_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
+    network = vae.new_vae().eval()
+    wan.new_trainer(TINY, network, tmp_path).train(1)
+    with pytest.raises(SystemExit, match=f"was begun with another {next(iter(change))}; use"):
+        wan.new_trainer(replace(TINY, **change), network, tmp_path).resume()
+    with pytest.raises(SystemExit, match="another autoencoder"):
+        wan.new_trainer(TINY, vae.new_vae(seed=1).eval(), tmp_path).resume()
 
 
 def test_a_decoder_is_sharpened_without_a_change_of_the_latents(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 
 from jobs.arrays import Bundle
-from jobs.errors import BadJob, CannotRunHere
+from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.families.animatediff import AnimateDiff
 from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
@@ -30,6 +31,7 @@ from tests.workers.tiny_animatediff import (
 from workers.bundles import to_tensor
 from workers.families.animatediff import AnimateDiffFamily
 from workers.noise import frame_noise, initial_noise
+from workers.schedulers import build
 from workers.worker import Worker
 
 
@@ -219,6 +221,7 @@ def spoiled(folder: Path, tmp_path: Path, file: str, **changes: object) -> Path:
     [
         ("model_index.json", {"unet": ["diffusers", "UNet2DConditionModel"]}, "UNetMotionModel"),
         ("model_index.json", {"image_encoder": ["a", "b"]}, "image_encoder .* not built"),
+        ("longtake.json", {"format": 1, "flow_shift": 3.0}, "flow_shift: .* have none"),
         ("model_index.json", {"_class_name": "StableDiffusionPipeline"}, "motion adapter"),
         ("unet/config.json", {"cross_attention_dim": 32}, "hidden_size is 16, .* is 32"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 latent channels and gives 4"),
@@ -231,3 +234,39 @@ def test_folders_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(CannotRunHere, match=says):
         inspect_model(spoiled(folder, tmp_path, file, **changes))
+
+
+def test_a_feature_extractor_is_no_matter(folder: Path, tmp_path: Path) -> None:
+    """Stable Diffusion's repositories have one, and diffusers saves it with the pipeline."""
+    extractor = ["transformers", "CLIPImageProcessor"]
+    copy = spoiled(folder, tmp_path, "model_index.json", feature_extractor=extractor)
+    assert inspect_model(copy).family.name == "animatediff"
+
+
+def test_a_prompt_that_would_lose_its_end_is_refused(folder: Path) -> None:
+    shot = animatediff_shot(prompt="a long walk on the beach")
+    with pytest.raises(
+        UnitError, match=r"has 25 tokens, and this model reads 20; shorten it"
+    ) as no:
+        encode(worker_of(folder), shot)
+    assert no.value.kind == "bad_job"
+
+
+def test_ddim_that_a_job_names_does_not_clip_latents() -> None:
+    euler = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "linear"}
+    assert build("ddim", euler, diffusion="variance")[1].config.clip_sample is False
+    said = euler | {"clip_sample": True}
+    assert build("ddim", said, diffusion="variance")[1].config.clip_sample is True
+    own = {"_class_name": "DDIMScheduler"}
+    assert build("auto", own, diffusion="variance")[1].config.clip_sample is True, "as diffusers"
+
+
+def test_memory_of_stable_diffusions_shapes() -> None:
+    """Live tensors of the UNet that were counted at 512 x 512, 16 frames, float16: 2.2 GB; of the
+    decoder, 0.8 GB."""
+    configs = {
+        "unet": {"block_out_channels": [320, 640, 1280, 1280]},
+        "vae": {"block_out_channels": [128, 256, 512, 512]},
+    }
+    assert 2.2e9 < AnimateDiff().denoise_bytes(configs, (16, 64, 64), "float16") < 3e9
+    assert 0.8e9 < AnimateDiff().decode_bytes(configs, 512, 512, 1) < 1.3e9

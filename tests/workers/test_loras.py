@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from workers.families import open_family
 from workers.joining import join
 from workers.setup import WorkerSetup
 
-TARGETS = ["to_q", "to_v"]
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +81,77 @@ def test_adapters_are_added_as_diffusers_adds_them(
     assert not any(weight.requires_grad for weight in ours.parameters())
 
 
-@pytest.mark.parametrize(
-    ("rename", "says"),
-    [
-        (("attn1.to_q", "attn9.to_q"), "does not fit"),
-        (("transformer.", "text_encoder."), "does not fit"),
-    ],
-)
-def test_an_adapter_that_is_not_used_whole_is_refused(
-    tiny_wan: Path, tmp_path: Path, rename: tuple[str, str], says: str
+def renamed(old: str, new: str) -> Change:
+    return lambda weights: {name.replace(old, new): t for name, t in weights.items()}
+
+
+def without(ending: str) -> Change:
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        gone = next(name for name in weights if name.endswith(ending))
+        return {name: t for name, t in weights.items() if name != gone}
+
+    return change
+
+
+def foreign(extra: dict[str, torch.Tensor]) -> Change:
+    """As other tools name them, with more beside."""
+
+    def change(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = {
+            "transformer.": "diffusion_model.",
+            ".to_out.0": ".to_o",
+            "attn1.to_": "self_attn.",
+            "attn2.to_": "cross_attn.",
+        }
+        told = {}
+        for name, tensor in weights.items():
+            for ours, theirs in names.items():
+                name = name.replace(ours, theirs)
+            told[name] = tensor
+        return told | extra
+
+    return change
+
+
+NOT_WHOLE: dict[str, tuple[Change, str]] = {
+    "layers that are not there": (renamed("attn1.to_q", "attn9.to_q"), "does not fit"),
+    "a text encoder's": (renamed("transformer.", "text_encoder."), "text encoders are not built"),
+    "half a layer": (without("lora_B.weight"), "first and .* second halves"),
+    "no layer": (renamed("lora_A.weight", "lora_A.default.weight"), "does not fit"),
+    "not finite": (lambda w: {n: t * float("nan") for n, t in w.items()}, "does not fit"),
+    "differences": (
+        foreign({"diffusion_model.blocks.0.norm3.diff": torch.ones(2)}),
+        r"norm3\.diff .*whole differences",
+    ),
+    "a norm's bias": (
+        foreign({"diffusion_model.blocks.0.norm3.diff_b": torch.ones(2)}), "whole differences"
+    ),
+    "DoRA": (
+        lambda w: w | {"transformer.blocks.0.attn1.to_q.dora_scale": torch.ones(2)}, "DoRA"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoilt", NOT_WHOLE)
+def test_an_adapter_that_would_not_be_used_whole_is_refused(
+    tiny_wan: Path, tmp_path: Path, spoilt: str
 ) -> None:
+    """By one clear error, whatever the libraries would do: leave it out or raise."""
+    change, says = NOT_WHOLE[spoilt]
     file = write_lora("wan", tiny_wan, tmp_path)
-    renamed = {name.replace(*rename): tensor for name, tensor in load_file(file).items()}
-    save_file(renamed, file)
+    save_file({n: t.contiguous() for n, t in change(load_file(file)).items()}, file)
     with pytest.raises(CannotRunHere, match=says):
         _ = open_family("wan", str(tiny_wan), "float32", "cpu", [(str(file), 1.0)]).denoiser
+
+
+def test_an_adapter_as_other_tools_write_it(tiny_wan: Path, tmp_path: Path) -> None:
+    """With a difference beside it that is zero everywhere."""
+    file = write_lora("wan", tiny_wan, tmp_path)
+    ours = open_family("wan", str(tiny_wan), "float32", "cpu", [(str(file), 1.0)]).denoiser
+    change = foreign({"diffusion_model.blocks.0.norm3.diff": torch.zeros(2)})
+    save_file(change(load_file(file)), file)
+    theirs = open_family("wan", str(tiny_wan), "float32", "cpu", [(str(file), 1.0)]).denoiser
+    assert torch.equal(call("wan", ours), call("wan", theirs))
 
 
 def test_a_file_that_is_gone_is_named(tiny_wan: Path, tmp_path: Path) -> None:

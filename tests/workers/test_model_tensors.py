@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from jobs.families.wan_tensors import EMBED, SHARED, expected_tensors
+from jobs.families.tensors import EMBED, SHARED
+from jobs.families.wan_tensors import expected_tensors
 from tests.workers import tiny
 
 WAN_14B = {

@@ -202,6 +202,11 @@ def test_a_stage_of_a_variance_schedule_ends_where_it_should(name: str, stage: i
     assert stepper.timesteps.dtype == torch.int64
 
 
+def test_more_steps_than_trained_times_are_refused() -> None:
+    with pytest.raises(BadJob, match="400 steps are more than the trained times"):
+        RangeStepper("dpm++", DDIM_CONFIG, (400, 1, 1), 0, diffusion="variance")
+
+
 def test_a_refusal_says_which_values_are_valid() -> None:
     with pytest.raises(BadJob, match=r"solver_order=3 .*valid: 1 or 2, or name .*: euler, dpm"):
         build("unipc", CONFIG | {"solver_order": 3}, None)

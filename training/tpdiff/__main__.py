@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     set_seed(options.seed)
-    trainee = load_trainee(options.model, str(accelerator.device))
+    trainee = load_trainee(options.model, str(accelerator.device), options.stages)
     settings = _settings(options, trainee)
     videos = _videos(options, settings, say)
     if settings.alignment and settings.batch == 1:
@@ -85,6 +85,8 @@ def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
     """The options, with what was not said as the model has it. Raises BadJob."""
     defaults, geometry = trainee.info.defaults, trainee.info.geometry
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if hasattr(options, f.name)}
+    if options.starts is not None and not geometry.first_alone:
+        raise BadJob("--starts: in this family a window is the same wherever it begins; remove it")
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     window = geometry.pixel_frames(geometry.window_latent_frames)
     settings = replace(
@@ -114,7 +116,7 @@ def _check_options(options: argparse.Namespace) -> None:
         if value is not None and value < low:
             raise BadJob(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
     for name in ("dropped_captions", "starts"):
-        if not 0 <= getattr(options, name) <= 1:
+        if not 0 <= (getattr(options, name) or 0) <= 1:
             raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
     if not options.rate > 0:
         raise BadJob(f"--rate must be more than 0, not {options.rate}")
@@ -183,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--pixel-frames", type=int, help="of a clip; as the model's window if not said")
     add("--fps", type=int, help="frames a second that clips are read at; as the model's")
     add("--size", type=_size, help="such as 832x480; as the model's")
-    add("--starts", type=float, default=base.starts, help="share of windows that start a shot")
+    add("--starts", type=float, help=f"share of windows that start a shot; {base.starts}")
     add("--steps", type=int, default=base.steps)
     add("--batch", type=int, default=base.batch, help="clips at a time on each device")
     add("--accumulate", type=int, default=base.accumulate, help="such batches for a step")

@@ -12,8 +12,6 @@ from jobs.model_folder import SIDECAR
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainer import Settings
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-
 
 def write_model(trainee: Trainee, settings: Settings, out: Path) -> None:
     """A whole diffusers folder: the trained denoiser, and all other parts as they were. It takes
@@ -35,7 +33,7 @@ def write_lora(trainee: Trainee, settings: Settings, out: Path) -> None:
     from peft import get_peft_model_state_dict
 
     trainee.save_lora(out, get_peft_model_state_dict(trainee.denoiser))
-    write_sidecar(trainee, settings, out)
+    write_sidecar(trainee, settings, out, say_none=True)
 
 
 def merge_lora(trainee: Trainee) -> None:
@@ -44,13 +42,16 @@ def merge_lora(trainee: Trainee) -> None:
     trainee.family.denoiser.unload_lora()
 
 
-def write_sidecar(trainee: Trainee, settings: Settings, out: Path) -> None:
-    """What a renderer should use: as before, and the pyramid."""
+def write_sidecar(
+    trainee: Trainee, settings: Settings, out: Path, *, say_none: bool = False
+) -> None:
+    """What a renderer should use: as before, and the pyramid. ``say_none``: of an adapter that was
+    trained for none, whose base may have one."""
     there = trainee.folder / SIDECAR
     said = json.loads(there.read_text()) if there.is_file() else {"format": 1}
     for name in ("pyramid_steps", "stage_positions"):
         said.pop(name, None)
-    if settings.stages > 1:
+    if settings.stages > 1 or say_none:
         said["pyramid_steps"] = list(settings.step_shares or (1,) * settings.stages)
         said["stage_positions"] = settings.stage_positions
     out.mkdir(parents=True, exist_ok=True)

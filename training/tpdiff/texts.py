@@ -9,7 +9,7 @@ Shapes: N text tokens, D text width.
 from __future__ import annotations
 
 import hashlib
-import os
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -22,9 +22,9 @@ _NAME = "text"
 class Texts:
     """Embeddings ND by prompt, in files of ``folder``."""
 
-    def __init__(self, folder: Path, model: str) -> None:
-        """``model`` is the identity of the text encoder's folder."""
-        self._folder, self._model = folder, model
+    def __init__(self, folder: Path, model: str, tokens: int) -> None:
+        """``model`` is the identity of the text encoder's folder; ``tokens`` the most of a text."""
+        self._folder, self._model = folder, f"{model}\0{tokens}"
 
     def encode(self, prompts: Iterable[str], embed: Callable[[str], Tensor]) -> None:
         """Write the embeddings of those prompts that have none yet."""
@@ -32,7 +32,7 @@ class Texts:
         for prompt in dict.fromkeys(prompts):
             path = self._path(prompt)
             if not path.exists():
-                part = path.with_name(f"{path.stem}.{os.getpid()}.part")
+                part = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.part")
                 save_file({_NAME: embed(prompt).contiguous()}, part)
                 part.replace(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model, resolve_model
+from jobs.model_scheduler import check_pyramid, choose_scheduler
 from training.tpdiff.animatediff import AnimateDiffTrainee
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.wan import WanTrainee
@@ -12,10 +13,14 @@ from workers.families import open_family
 TRAINEES: dict[str, type[Trainee]] = {"wan": WanTrainee, "animatediff": AnimateDiffTrainee}
 
 
-def load_trainee(model: str, device: str) -> Trainee:
-    """A folder or Hugging Face id, in float32. Raises BadJob, CannotRunHere."""
+def load_trainee(model: str, device: str, stages: int = 1) -> Trainee:
+    """A folder or Hugging Face id, in float32, whose own scheduler can render ``stages``. Raises
+    BadJob, CannotRunHere."""
     info = inspect_model(resolve_model(model))
-    name = info.family.name
+    name, config = info.family.name, info.configs["scheduler"]
+    scheduler = choose_scheduler("auto", config, info.family.diffusion)
+    if stages > 1:
+        check_pyramid(scheduler, config, info.family.diffusion)
     if name not in TRAINEES:
         raise BadJob(f"--model: {name} models cannot be trained yet; {', '.join(TRAINEES)} can")
     return TRAINEES[name](info, open_family(name, str(info.folder), "float32", device))

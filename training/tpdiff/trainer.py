@@ -152,8 +152,11 @@ class Trainer:
         self.stages = lay_stages(trainee.path, settings.stages)
         self.origin = _origin(trainee, videos, accelerator.num_processes)
         self.no_text = trainee.info.defaults.negative
-        self.texts = Texts(out / "texts", trainee.info.identity)
-        self.texts.encode([self.no_text, *(video.caption for video in videos)], trainee.embed)
+        info = trainee.info
+        self.texts = Texts(out / "texts", info.identity, info.defaults.text_tokens)
+        with accelerator.main_process_first():  # it encodes, and all others find what it wrote
+            prompts = [self.no_text, *(video.caption for video in videos)]
+            self.texts.encode(prompts, trainee.embed)
         trainee.forget_text()
         trainee.denoiser.requires_grad_(True)
         if settings.lora_rank:

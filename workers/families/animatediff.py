@@ -15,13 +15,13 @@ import torch
 import transformers
 from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
 
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
 from jobs.families import family_of
 from jobs.families.family import Diffusion
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.loading import load_part, read_dtype, read_json, read_parts
+from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
 from workers.families.loras import Adapter, fuse
 from workers.schedulers import RangeStepper, read_scheduler_config
 
@@ -63,7 +63,7 @@ class AnimateDiffFamily:
     def denoiser(self) -> UNetMotionModel:
         if self._denoiser is None:
             model = self._load(UNetMotionModel, "unet", torch_dtype=self._dtype)
-            fuse(_pipeline_of(unet=model), model, self._loras)
+            fuse(AnimateDiffPipeline, model, self._loras)
             self._denoiser = model
         return self._denoiser
 
@@ -82,6 +82,7 @@ class AnimateDiffFamily:
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
         if self._text is None:
             self._text = self._load_text_pipeline()
+        self._check_length(shot.prompt, shot.negative_prompt)
         cond, uncond = self._text.encode_prompt(
             shot.prompt,
             self._device,
@@ -92,9 +93,23 @@ class AnimateDiffFamily:
         embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
 
+    def _check_length(self, *prompts: str) -> None:
+        """CLIP reads so many tokens; diffusers would leave out the rest of a longer prompt."""
+        assert self._text is not None
+        tokenizer = self._text.tokenizer
+        for prompt in prompts:
+            tokens = len(tokenizer(prompt, truncation=False).input_ids)
+            if tokens > tokenizer.model_max_length:
+                raise BadJob(
+                    f"prompt {prompt[:40]!r}... has {tokens} tokens, and this model reads "
+                    f"{tokenizer.model_max_length}; shorten it"
+                )
+
     def free_text(self) -> None:
         """All prompts come first."""
-        self._text = None
+        if self._text is not None:
+            self._text = None
+            empty_cache(self._device)
 
     @torch.no_grad()
     def predict(

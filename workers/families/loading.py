@@ -54,6 +54,12 @@ def load_part(cls: Any, folder: Path, part: str, device: torch.device, **dtype: 
     return model.to(device).eval().requires_grad_(False)
 
 
+def empty_cache(device: torch.device) -> None:
+    """Give back what a part that is gone had: free memory is then what a worker says it is."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def check_loaded(part: str, model: torch.nn.Module, info: Mapping[str, Any]) -> None:
     """Raise CannotRunHere unless every tensor of the model came from its files, and none is left.
 

@@ -23,7 +23,7 @@ from jobs.families.wan_geometry import check_wan_configs, temporal_scale
 from jobs.units import ShotRender
 from workers.decoding import DecodeLane, decode_piece, to_rgb8
 from workers.families.family import BranchContext
-from workers.families.loading import load_part, read_dtype, read_json, read_parts
+from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
 from workers.families.loras import Adapter, fuse
 from workers.schedulers import RangeStepper, read_scheduler_config
 
@@ -61,7 +61,7 @@ class WanFamily:
     def denoiser(self) -> WanTransformer3DModel:
         if self._denoiser is None:
             model = self._load(WanTransformer3DModel, "transformer", torch_dtype=self._dtype)
-            fuse(WanPipeline(None, None, None, None, transformer=model), model, self._loras)
+            fuse(WanPipeline, model, self._loras)
             self._denoiser = model
         return self._denoiser
 
@@ -95,8 +95,7 @@ class WanFamily:
         once for them, and is in nobody's way afterwards."""
         if self._text is not None:
             self._text = None
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            empty_cache(self._device)
 
     @torch.no_grad()
     def predict(
