@@ -38,7 +38,8 @@ from jobs.spec_later import (
     Image,
     SoundTrack,
 )
-from jobs.spec_lora import Loras, Part
+from jobs.spec_lora import Loras
+from jobs.spec_part import Part
 from jobs.spec_pyramid import (
     Pyramid,
     StepShares,

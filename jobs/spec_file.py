@@ -15,7 +15,8 @@ from jobs.errors import BadJob
 from jobs.spec import SHORTHAND, JobSpec, Output, Shot
 from jobs.spec_errors import Path, Places, Problem, bad_job, describe, explain, unknown
 from jobs.spec_later import Audio
-from jobs.spec_lora import Lora, Part
+from jobs.spec_lora import Lora
+from jobs.spec_part import Part
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 200_000  # aliases count each time they are used

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from jobs.accelerations import ACCELERATIONS
 from jobs.spec_checks import MAX_FILM_S
 from jobs.spec_errors import unknown
-from jobs.spec_lora import FilePath, Part
+from jobs.spec_part import FilePath, Part
 
 _T = TypeVar("_T")
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from jobs.spec_errors import describe
-
-FilePath = Annotated[str, Field(min_length=1, max_length=4096)]
-
-
-class Part(BaseModel):
-    """A part of a job spec."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+from jobs.spec_part import FilePath, Part
 
 
 class Lora(Part):

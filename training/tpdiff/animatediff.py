@@ -41,9 +41,6 @@ class AnimateDiffTrainee(Trainee):
     def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:
         AnimateDiffPipeline.save_lora_weights(out, unet_lora_layers=weights)
 
-    def forget_text(self) -> None:
-        self.family.free_text()
-
     @torch.no_grad()
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:
         vae, clips = self.family.vae, len(frames_BFHWC)

@@ -67,9 +67,9 @@ class Trainee(ABC):
         """Embeddings of several prompts, BND, at the length that a render has."""
         return torch.stack(list(texts))
 
-    @abstractmethod
     def forget_text(self) -> None:
         """All prompts are known: the text encoder, often the largest part, can go."""
+        self.family.free_text()
 
     @abstractmethod
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:

@@ -44,9 +44,6 @@ class WanTrainee(Trainee):
         count = self.info.defaults.text_tokens
         return torch.stack([nn.functional.pad(t, (0, 0, 0, count - len(t))) for t in texts])
 
-    def forget_text(self) -> None:
-        self.family.free_text()
-
     @torch.no_grad()
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:
         """diffusers encodes a picture and then four at a time, and leaves out a rest: the last one

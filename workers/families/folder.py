@@ -1,0 +1,116 @@
+"""What the families have in common: a diffusers folder whose parts are loaded as needed."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+
+from jobs.errors import CannotRunHere
+from jobs.families import FAMILIES, family_of
+from jobs.families.family import Diffusion
+from jobs.units import ShotRender
+from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
+from workers.families.loras import Adapter, fuse
+from workers.schedulers import read_scheduler_config
+
+#: The classes that each part of a folder may have.
+Parts = Mapping[str, tuple[str, ...]]
+
+
+class FolderFamily(ABC):
+    """One folder on one device. Raises CannotRunHere at once for one that cannot be rendered."""
+
+    name: ClassVar[str]
+    pipeline: ClassVar[type]  # diffusers', of which nothing is ever called but what encodes text
+    denoiser_kind: ClassVar[Any]
+    vae_kind: ClassVar[Any]
+    parts: ClassVar[Parts]
+
+    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
+        self._folder, self._loras = Path(folder), loras
+        self._dtype, self._device = read_dtype(dtype), torch.device(device)
+        facts = FAMILIES[self.name]
+        index = read_json(self._folder / "model_index.json")
+        if family_of(index).name != self.name:
+            found = index.get("_class_name")
+            raise CannotRunHere(f"{folder} holds a {found}; this family renders {facts.pipeline}")
+        self._classes = read_parts(self._folder, index, self.parts)
+        configs = {
+            part: read_json(self._folder / part / "config.json") for part in facts.components
+        }
+        geometry = facts.geometry(configs, facts.defaults)
+        self.diffusion: Diffusion = facts.diffusion
+        self.latent_channels, self.first_alone = geometry.latent_channels, geometry.first_alone
+        self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
+        self._text: Any = None  # from the first prompt to whatever comes after
+
+    @cached_property
+    def denoiser(self) -> Any:
+        part = FAMILIES[self.name].denoiser
+        model = self._load(self.denoiser_kind, part, torch_dtype=self._dtype)
+        fuse(self.pipeline, model, self._loras)
+        return model
+
+    @cached_property
+    def vae(self) -> Any:
+        """In float32 whatever the denoiser's dtype: bfloat16 bands smooth gradients."""
+        return self._load(self.vae_kind, "vae", torch_dtype=torch.float32)
+
+    def loaded_bytes(self) -> int:
+        """Bytes of the weights that are held now."""
+        held = [vars(self)[name] for name in ("denoiser", "vae") if name in vars(self)]
+        return sum(p.numel() * p.element_size() for model in held for p in model.parameters())
+
+    @torch.no_grad()
+    def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
+        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        if self._text is None:
+            self._text = self._load_text_pipeline()
+        cond, uncond = self.encode_prompts(self._text, shot)
+        embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
+        return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
+
+    @abstractmethod
+    def encode_prompts(
+        self, pipeline: Any, shot: ShotRender
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings of the prompt and, with guidance, of the negative one."""
+
+    def free_text(self) -> None:
+        """All prompts come first: the text encoder, often the largest part of a model, is loaded
+        once for them, and is in nobody's way afterwards."""
+        if self._text is not None:
+            self._text = None
+            empty_cache(self._device)
+
+    def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
+        return load_part(cls, self._folder, part, self._device, **dtype)
+
+    def _load_text_pipeline(self) -> Any:
+        """Diffusers' pipeline with nothing but what encodes a prompt."""
+        tokenizer, encoder = (
+            getattr(transformers, self._classes[part]) for part in ("tokenizer", "text_encoder")
+        )
+        parts = {
+            "tokenizer": tokenizer.from_pretrained(
+                self._folder / "tokenizer", local_files_only=True
+            ),
+            "text_encoder": self._load(encoder, "text_encoder", dtype=self._dtype),
+        }
+        needed = {
+            name: None
+            for name, parameter in inspect.signature(self.pipeline).parameters.items()
+            if parameter.default is parameter.empty
+        }
+        return self.pipeline(**(needed | parts))
+
+
+def guided(shot: ShotRender) -> bool:
+    return shot.guidance[0] > 1.0
