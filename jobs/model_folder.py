@@ -24,6 +24,10 @@ from jobs.pyramid import MOST_STAGES
 
 SIDECAR = "longtake.json"
 
+#: The models that ship, by name: a plain one, and its twin that knows a pyramid of three stages.
+DEMOS = {"demo": "demo_model", "demo-pyramid": "demo_pyramid"}
+_DEMOS = ", ".join(repr(name) for name in DEMOS)
+
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_HEADER_BYTES = 100_000_000
@@ -51,29 +55,29 @@ class ModelInfo:
 
 
 def resolve_model(name: str) -> Path:
-    """The folder of ``demo``, of a path, or of a Hugging Face id ``org/name[@revision]``.
+    """The folder of a demo model, of a path, or of a Hugging Face id ``org/name[@revision]``.
 
     A relative path counts from the current folder. Raises BadJob for a name that can be none of
     them, CannotRunHere where a model cannot be fetched.
     """
-    if name == "demo":
-        return _demo_folder()
+    if name in DEMOS:
+        return _demo_folder(DEMOS[name])
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
     found = _HUB_ID.fullmatch(name)
     if folder.exists() or found is None or name.startswith(("./", "../", "~", "/")):
         what = "is a file" if folder.exists() else "is no folder here"
-        valid = "'demo', the folder of a model, or a Hugging Face id like org/name"
+        valid = f"{_DEMOS}, the folder of a model, or a Hugging Face id like org/name"
         raise BadJob(f"model: {name!r} {what}; valid: {valid}")
     return _download(found["id"], found["revision"])
 
 
-def _demo_folder() -> Path:
+def _demo_folder(folder: str) -> Path:
     package = importlib.util.find_spec("workers")
     for place in (package.submodule_search_locations or []) if package else []:
-        if (Path(place) / "demo_model" / "model_index.json").is_file():
-            return (Path(place) / "demo_model").resolve()
+        if (Path(place) / folder / "model_index.json").is_file():
+            return (Path(place) / folder).resolve()
     raise CannotRunHere("the demo model is missing from this installation; install longtake again")
 
 
@@ -83,7 +87,7 @@ def pinned_name(name: str, folder: Path) -> str:
     ``folder`` is what `resolve_model` gave for ``name``. A Hugging Face id gets the commit that
     was fetched, since its main branch may move on.
     """
-    if name == "demo":
+    if name in DEMOS:
         return name
     found = _HUB_ID.fullmatch(name)
     if Path(name).expanduser().is_dir() or found is None:
@@ -121,8 +125,8 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         named = repository + (f"@{revision}" if revision else "")
         raise CannotRunHere(
             f"model {named!r} is no folder here and could not be had from Hugging Face: {reason}\n"
-            "Valid: 'demo', the folder of a model, or a Hugging Face id like org/name. Without a "
-            "network, fetch it once with one (hf download org/name), or copy its folder here and "
+            f"Valid: {_DEMOS}, the folder of a model, or a Hugging Face id like org/name. Without "
+            "a network, fetch it once with one (hf download org/name), or copy its folder here and "
             "give the path"
         ) from error
 

@@ -74,7 +74,10 @@ FpsOption = Annotated[int | None, typer.Option("--fps", help="frames per second"
 SeedOption = Annotated[int | None, typer.Option("--seed", help="another one makes another film")]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="'demo', a diffusers folder, or a Hugging Face id")
+    str | None,
+    typer.Option(
+        "--model", help="'demo', 'demo-pyramid', a diffusers folder, or a Hugging Face id"
+    ),
 ]
 LorasOption = Annotated[
     list[str] | None,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.families.wan_geometry import wan_decode_context
-from jobs.model_folder import inspect_model, resolve_model
+from jobs.model_folder import DEMOS, inspect_model, resolve_model
 from tests.jobs.model_folders import (
     CONFIGS,
     SHAPES,
@@ -39,8 +39,9 @@ def test_a_whole_folder_is_described(model):
     assert info.configs["scheduler"] == CONFIGS["scheduler/scheduler_config.json"]
 
 
-def test_the_demo_model_is_whole():
-    info = inspect_model(resolve_model("demo"))
+@pytest.mark.parametrize("name", DEMOS)
+def test_the_demo_models_are_whole(name):
+    info = inspect_model(resolve_model(name))
     assert info.family.name == "wan" and info.defaults.size[0] % info.geometry.size_multiple == 0
 
 

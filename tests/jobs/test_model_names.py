@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from jobs import model_hashes
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families.wan import Wan
-from jobs.model_folder import download_patterns, inspect_model, pinned_name, resolve_model
+from jobs.model_folder import DEMOS, download_patterns, inspect_model, pinned_name, resolve_model
 from tests.jobs.model_folders import (
     CONFIGS,
     SHAPES,
@@ -98,7 +98,9 @@ def test_names_resolve(model, monkeypatch):
 def test_names_that_can_be_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(BadJob, match="valid: 'demo', the folder of a model, or a Hugging Face id"):
+    with pytest.raises(
+        BadJob, match="valid: 'demo', 'demo-pyramid', the folder of a model, or a Hug"
+    ):
         resolve_model(name)
 
 
@@ -142,7 +144,8 @@ def test_a_job_keeps_a_name_that_stays_true(model, monkeypatch, tmp_path):
     commit = "0123456789abcdef" * 2 + "01234567"
     snapshot = tmp_path / "models--org--name" / "snapshots" / commit
     shutil.copytree(model, snapshot)
-    assert pinned_name("demo", resolve_model("demo")) == "demo"
+    for name in DEMOS:
+        assert pinned_name(name, resolve_model(name)) == name
     for named in ("org/name", "org/name@main", f"org/name@{commit}"):
         assert pinned_name(named, snapshot) == f"org/name@{commit}"
     assert pinned_name("org/name@v1", model) == "org/name@v1"

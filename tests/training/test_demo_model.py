@@ -1,4 +1,4 @@
-"""The folder that ships: an ordinary diffusers folder, small, and whole."""
+"""The folders that ship: ordinary diffusers folders, small, and whole."""
 
 import json
 from pathlib import Path
@@ -8,22 +8,34 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from jobs.model_folder import DEMOS, resolve_model
 from training.demo_model import LARGEST_FOLDER_BYTES, assemble, render_defaults
 from training.draws import NoiseRecipe
 from training.trainer import Recipe
 
-FOLDER = Path(__file__).parents[2] / "workers" / "demo_model"
+#: Of each demo model, the stages of the pyramid that it was trained for.
+STAGES = {"demo": 1, "demo-pyramid": 3}
+
+
+@pytest.fixture(scope="module", params=DEMOS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> WanPipeline:
-    loaded = WanPipeline.from_pretrained(FOLDER)
+def folder(name: str) -> Path:
+    return resolve_model(name)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> WanPipeline:
+    loaded = WanPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
-def test_it_is_small_and_holds_safetensors_only() -> None:
-    files = [path for path in FOLDER.rglob("*") if path.is_file()]
+def test_it_is_small_and_holds_safetensors_only(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
     sizes_bytes = [path.stat().st_size for path in files]
     assert sum(sizes_bytes) <= LARGEST_FOLDER_BYTES
     assert max(sizes_bytes) < 25_000_000
@@ -54,9 +66,9 @@ def test_its_latents_are_normalised(pipeline: WanPipeline) -> None:
     assert any(mean != 0 for mean in config.latents_mean)
 
 
-def test_its_sidecar_agrees_with_its_parts(pipeline: WanPipeline) -> None:
-    sidecar = json.loads((FOLDER / "longtake.json").read_text())
-    assert sidecar == render_defaults(Recipe(), NoiseRecipe())
+def test_its_sidecar_agrees_with_its_parts(pipeline: WanPipeline, folder: Path, name: str) -> None:
+    sidecar = json.loads((folder / "longtake.json").read_text())
+    assert sidecar == render_defaults(Recipe(), NoiseRecipe(stages=STAGES[name]))
     assert pipeline.scheduler.config.flow_shift == sidecar["flow_shift"]
     assert pipeline.scheduler.config.prediction_type == "flow_prediction"
 
