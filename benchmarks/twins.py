@@ -4,10 +4,12 @@ quality of what they render, and quality by how long they were trained.
     python -m benchmarks.twins --pyramid FOLDER --plain FOLDER --prompts 300 --seconds 20
     python -m benchmarks.twins --runs training/runs/pyramid training/runs/plain --prompts 60 \
         --plot docs/twins.png
+    python -m benchmarks.twins --jumps FOLDER --prompts 100
 
 Both were trained from the same weights, on the same clips, for as many steps of as many tokens.
 The plain one is also rendered as a pyramid that it does not know: what a warning is about.
-``--runs`` are trainings that kept their model at intervals (``--keep-every``).
+``--runs`` are trainings that kept their model at intervals (``--keep-every``). ``--jumps`` renders
+clips of one window a stage with the jump between stages as it should be, and without its noise.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,11 +25,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from accel.pyramid import up
+from benchmarks import judge
 from benchmarks.common import Rendered, render, write_result
-from benchmarks.model import SHOT_PIXEL_FRAMES, draw_prompts, judge_film
+from benchmarks.detectors import shares
+from benchmarks.model import SHOT_PIXEL_FRAMES, WINDOW_PIXEL_FRAMES, draw_prompts, judge_film
 from jobs.model_folder import inspect_model, resolve_model
+from jobs.pyramid import split_steps
 from orchestrator.plan import Plan, ShotPlan
 from training.demo_model import assemble
+from training.tpdiff.trainees import load_trainee
 from training.trainer import Recipe
 from training.world import Scene
 from workers.families import open_family
@@ -146,12 +153,53 @@ def plot(figures: dict[str, list[dict[str, Any]]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
+# -- what the noise of a jump is for
+
+
+def jumps(model: str, drawn: list[tuple[Scene, str]]) -> dict[str, Any]:
+    """Clips of one window a stage, with the jump and with frames that are only repeated."""
+    trainee = load_trainee(str(resolve_model(model)), "cpu")
+    defaults = trainee.info.defaults
+    stage_steps = split_steps(defaults.steps, defaults.pyramid_steps)
+    told = {name: [] for name in ("renoised", "only_repeated")}
+    for scene, said in drawn:
+        shot = trainee.shot(
+            said, pixel_frames=WINDOW_PIXEL_FRAMES, size=defaults.size, stage_steps=stage_steps,
+            positions=defaults.stage_positions,
+        )  # fmt: skip
+        embeddings = trainee.family.encode(shot)
+        for name, way in (("renoised", nullcontext()), ("only_repeated", only_repeated())):
+            with way:
+                clip = trainee.sample(shot, embeddings)
+            told[name].append(judge.read(clip).matches(scene))
+    return {name: shares(rows) for name, rows in told.items()}
+
+
+@contextmanager
+def only_repeated() -> Iterator[None]:
+    """Jumps that neither scale nor renoise, for a while."""
+    proper = RangeStepper.jump
+
+    def repeat(
+        self: RangeStepper, latents: torch.Tensor, noise: torch.Tensor,
+        frames: tuple[int, int], first: int, *, first_alone: bool,
+    ) -> torch.Tensor:  # fmt: skip
+        return up(latents, *frames, first, first_alone=first_alone)
+
+    RangeStepper.jump = repeat  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RangeStepper.jump = proper  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Command line of the twins' figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in NAMES:
         parser.add_argument(f"--{name}", help="a model folder")
     parser.add_argument("--runs", type=Path, nargs=2, metavar=("PYRAMID", "PLAIN"))
+    parser.add_argument("--jumps", metavar="MODEL", help="a model that knows a pyramid")
     parser.add_argument("--plot", type=Path, help="a picture of quality by training")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
@@ -169,9 +217,13 @@ def main() -> None:
         figures: dict[str, Any] = {"prompts": len(drawn), "trained": by_steps}
         write_result("twins_training", figures, keep=not options.quick)
         return
+    if options.jumps:
+        figures = {"model": options.jumps, "prompts": len(drawn), **jumps(options.jumps, drawn)}
+        write_result("twins_jumps", figures, keep=not options.quick)
+        return
     models = {name: getattr(options, name) for name in NAMES}
     if None in models.values():
-        parser.error("give --pyramid and --plain, or --runs")
+        parser.error("give --pyramid and --plain, or --runs, or --jumps")
     stages = len(inspect_model(resolve_model(models["pyramid"])).defaults.pyramid_steps)
     figures = {
         "models": models,

@@ -267,6 +267,9 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--init", type=Path, help="a model folder to take the first weights from")
     parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
+    parser.add_argument(
+        "--no-alignment", action="store_true", help="of data and noise, in a pyramid: an ablation"
+    )
     parser.add_argument("--keep-every", type=int, default=0, help="steps after which it is kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -130,7 +130,7 @@ def main() -> None:
     recipe = Recipe(
         seed=options.seed,
         short_windows=options.short_windows,
-        noise=NoiseRecipe(stages=options.stages),
+        noise=NoiseRecipe(stages=options.stages, alignment=not options.no_alignment),
     )
     trainer = new_trainer(recipe, vae, options.out, not options.eager, options.init)
     trainer.resume()
