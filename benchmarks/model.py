@@ -99,7 +99,8 @@ def main() -> None:
         "vae_psnr_db": vae_psnr_db(options.model, 4 if options.quick else 24),
         "judged": judge_film(run.film, [scene for scene, _ in drawn]),
     }
-    write_result("model", figures, keep=not options.quick)
+    name = "model" if options.model == "demo" else f"model_{Path(options.model).name}"
+    write_result(name, figures, keep=not options.quick)
 
 
 if __name__ == "__main__":
