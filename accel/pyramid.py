@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.pyramid import covered, parent, stage_frames, stage_strides
+from jobs.pyramid import covered, firsts, parent, stage_frames, stage_strides
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,11 @@ class VariancePath:
         return self.at(float(apart.argmin()))
 
 
+#: What a coarse frame shows of the latent frames that it stands for: their mean, in which what is
+#: quick is in many places at once, or the first one of them.
+Coarse = Literal["mean", "first"]
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One level of the pyramid: it denoises from ``start`` to ``end`` at a frame of ``stride``
@@ -106,6 +111,7 @@ class Stage:
     start: Level
     end: Level
     is_first: bool
+    coarse: Coarse = "mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +126,15 @@ class Jump:
     noise: float
 
 
-def lay_stages(path: NoisePath, stages: int) -> tuple[Stage, ...]:
+def lay_stages(path: NoisePath, stages: int, coarse: Coarse = "mean") -> tuple[Stage, ...]:
     """The stages, coarsest first. Their ends divide the schedule's times evenly; each but the
     first starts where noise / signal is sqrt(2) times that of the end before, a little back in
-    time."""
+    time. ``coarse`` counts in training alone."""
     strides = stage_strides(stages)
     ends = [path.at(path.last * after / stages) for after in reversed(range(stages))]
     starts = [path.at(path.last), *(path.of_ratio(math.sqrt(2) * end.ratio) for end in ends[:-1])]
     return tuple(
-        Stage(stride, start, end, is_first=number == 0)
+        Stage(stride, start, end, is_first=number == 0, coarse=coarse)
         for number, (stride, start, end) in enumerate(zip(strides, starts, ends, strict=True))
     )
 
@@ -144,12 +150,17 @@ def jump_between(end: Level, start: Level) -> Jump:
 # -- frames
 
 
-def down(x: Tensor, stride: int, *, first_alone: bool, dim: int = 2) -> Tensor:
-    """The mean over the latent frames that each of a stage's frames stands for."""
+def down(
+    x: Tensor, stride: int, *, first_alone: bool, dim: int = 2, coarse: Coarse = "mean"
+) -> Tensor:
+    """What each of a stage's frames shows of the latent frames that it stands for."""
     if stride == 1:
         return x
     latent_frames = x.shape[dim]
     count = stage_frames(latent_frames, stride, first_alone=first_alone)
+    if coarse == "first":
+        index = torch.tensor(firsts(0, count, stride, first_alone=first_alone), device=x.device)
+        return x.index_select(dim, index)
     ranges = (covered(n, stride, latent_frames, first_alone=first_alone) for n in range(count))
     parts = (x.narrow(dim, start, stop - start) for start, stop in ranges)
     return torch.cat([part.mean(dim, keepdim=True) for part in parts], dim)
@@ -198,10 +209,10 @@ def stage_pair(
     stage before, repeated. Both lie on signal X_k + noise e_k, as does all between them:
     a scheduler that predicts noise is to be given e_k, one that predicts flow e_k - X_k.
     """
-    ours = down(x, stage.stride, first_alone=first_alone, dim=dim)
+    ours = down(x, stage.stride, first_alone=first_alone, dim=dim, coarse=stage.coarse)
     if stage.is_first:  # starts from noise alone
         return ours, noise
-    coarse = down(x, 2 * stage.stride, first_alone=first_alone, dim=dim)
+    coarse = down(x, 2 * stage.stride, first_alone=first_alone, dim=dim, coarse=stage.coarse)
     repeated = up(coarse, 0, ours.shape[dim], 0, first_alone=first_alone, dim=dim)
     start, end = stage.start, stage.end
     across = start.signal * end.noise - end.signal * start.noise

@@ -24,12 +24,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from accel.pyramid import VariancePath
-from training.draws import NoiseRecipe
 from training.latents import PictureCodec
 from training.picture_vae import CHANNELS
 from training.student import Student
 from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
-from training.trainer import Recipe, Trainer, options_of
+from training.trainer import Recipe, Trainer, noise_of, options_of
 
 WINDOW_FRAMES = 16
 BATCH = 8  # windows of so many frames; of one frame, as many as take the same work
@@ -150,8 +149,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=WINDOW_FRAMES, help="of a window")
     options = options_of(parser)
     vae = AutoencoderKL.from_pretrained(options.vae).to(options.device).eval()
-    noise = NoiseRecipe(stages=options.stages, alignment=not options.no_alignment)
-    recipe = new_recipe(options.frames, seed=options.seed, noise=noise)
+    recipe = new_recipe(options.frames, seed=options.seed, noise=noise_of(options))
     trainer = new_trainer(recipe, vae, options.out, options.init)
     trainer.resume()
     trainer.train(options.steps, options.keep_every)

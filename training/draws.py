@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from accel.pyramid import FlowPath, NoisePath, Stage, down, lay_stages, shifted
+from accel.pyramid import Coarse, FlowPath, NoisePath, Stage, down, lay_stages, shifted
 from training.latents import LatentCache
 from training.stages import clip_frames, draw_pair, draw_times, noisy
 
@@ -26,6 +26,7 @@ class NoiseRecipe:
     stages: int = 1
     alignment: bool = True  # data-noise alignment, in a pyramid
     stage_positions: bool = True  # rotary positions count the clip's frames, in a pyramid
+    coarse: Coarse = "mean"  # what a coarse stage's frames show, in a pyramid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ def draw(
 ) -> Draw:
     """Windows of so many frames, a share ``starts`` of which begins where its clip begins."""
     if recipe.stages > 1:
-        stage = lay_stages(path, recipe.stages)[int(rng.integers(recipe.stages))]
+        stage = lay_stages(path, recipe.stages, recipe.coarse)[int(rng.integers(recipe.stages))]
         return _of_stage(path, stage, cache, rng, recipe, batch, frames, rng.uniform() < starts)
     z_BCFHW, mask_B1FHW, captions = cache.windows(rng, batch, frames, starts)
     return Draw(
@@ -113,7 +114,9 @@ def _of_stage(
         stage, z_BCTHW, rng, frames, starts=starts, second=second, alignment=recipe.alignment
     )
     first = int(second and not starts and not stage.is_first)
-    seen_B1FHW = down(mask_B1THW.float(), stage.stride, first_alone=starts) > 0
+    seen_B1FHW = down(
+        mask_B1THW.float(), stage.stride, first_alone=starts, coarse=stage.coarse
+    ).bool()
     times_B = draw_times(path, rng, batch, stage, recipe.flow_shift)
     return Draw(
         clean_BCFHW=clean_BCFHW,

@@ -270,7 +270,16 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--no-alignment", action="store_true", help="of data and noise, in a pyramid: an ablation"
     )
+    parser.add_argument(
+        "--coarse", choices=("mean", "first"), default="mean", help="frames of a coarse stage"
+    )
     parser.add_argument("--keep-every", type=int, default=0, help="steps after which it is kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
+
+
+def noise_of(options: argparse.Namespace) -> NoiseRecipe:
+    return NoiseRecipe(
+        stages=options.stages, alignment=not options.no_alignment, coarse=options.coarse
+    )

@@ -21,12 +21,11 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from accel.positions import stage_positions
 from accel.pyramid import FlowPath
-from training.draws import NoiseRecipe
 from training.latents import WanCodec
 from training.reading import load_encoder
 from training.student import Student
 from training.text import new_text_encoder, new_tokenizer
-from training.trainer import Recipe, Trainer, options_of
+from training.trainer import Recipe, Trainer, noise_of, options_of
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
 
 TEXT_WIDTH = 128
@@ -130,7 +129,7 @@ def main() -> None:
     recipe = Recipe(
         seed=options.seed,
         short_windows=options.short_windows,
-        noise=NoiseRecipe(stages=options.stages, alignment=not options.no_alignment),
+        noise=noise_of(options),
     )
     trainer = new_trainer(recipe, vae, options.out, not options.eager, options.init)
     trainer.resume()

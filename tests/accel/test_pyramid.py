@@ -14,7 +14,6 @@ from accel.pyramid import (
     NoisePath,
     Stage,
     VariancePath,
-    down,
     jump,
     jump_between,
     lay_stages,
@@ -113,10 +112,17 @@ def test_a_jump_over_a_part_of_a_film_is_that_part() -> None:
     assert torch.equal(part, whole[:, :, 3:8])
 
 
+def shown(x: torch.Tensor, stride: int, coarse: str) -> torch.Tensor:
+    """Frames of a lower rate: the first latent frame alone, then one for every so many."""
+    if coarse == "first":
+        return x[:, :, [0, *range(1, x.shape[2], stride)]]
+    groups = [x[:, :, :1], *x[:, :, 1:].split(stride, dim=2)]
+    return torch.cat([group.mean(dim=2, keepdim=True) for group in groups], dim=2)
+
+
 def ends(stage: Stage, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Where a stage starts and ends, as the paper defines it."""
-    fine = down(x, stage.stride, first_alone=True)
-    coarse = down(x, 2 * stage.stride, first_alone=True)
+    fine, coarse = (shown(x, stride, stage.coarse) for stride in (stage.stride, 2 * stage.stride))
     repeated = fine if stage.is_first else up(coarse, 0, fine.shape[2], 0, first_alone=True)
     return (
         stage.start.signal * repeated + stage.start.noise * noise,
@@ -124,10 +130,11 @@ def ends(stage: Stage, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tens
     )
 
 
+@pytest.mark.parametrize("coarse", ["mean", "first"])
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_both_ends_of_a_stage_lie_on_its_own_diffusion(name: str, number: int) -> None:
-    stage = lay_stages(PATHS[name], 3)[number]
+def test_both_ends_of_a_stage_lie_on_its_own_diffusion(name: str, number: int, coarse: str) -> None:
+    stage = lay_stages(PATHS[name], 3, coarse)[number]
     x = clip(0)
     noise = clip(1, stage_frames(LATENT_FRAMES, stage.stride, first_alone=True))
     clean, pair_noise = stage_pair(stage, x, noise, first_alone=True)

@@ -108,7 +108,8 @@ def test_an_adapter(model: Path, data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [["--no-alignment"], ["--no-stage-positions"], ["--checkpointing"]]
+    "more",
+    [["--no-alignment"], ["--no-stage-positions"], ["--checkpointing"], ["--coarse", "first"]],
 )
 def test_options(model: Path, data: Path, tmp_path: Path, more: list[str]) -> None:
     out = run(model, data, tmp_path / "out", "--steps", "1", *more)

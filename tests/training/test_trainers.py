@@ -87,9 +87,10 @@ def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
     assert torch.equal(after(1.0, 6.0), after(1.0, 1.0))
 
 
+@pytest.mark.parametrize("coarse", ["mean", "first"])
 @pytest.mark.parametrize("starts", [0.0, 1.0])
-def test_windows_of_a_pyramids_stages(starts: float) -> None:
-    recipe = NoiseRecipe(stages=3)
+def test_windows_of_a_pyramids_stages(starts: float, coarse: str) -> None:
+    recipe = NoiseRecipe(stages=3, coarse=coarse)
     pixel_frames = 1 + 2 * (longest_clip(FlowPath(), 4, recipe) - 1)
     cache = LatentCache(WanCodec(vae.new_vae().eval()), capacity=2, pixel_frames=pixel_frames)
     cache.add(2)

@@ -181,6 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--stages", type=int, choices=range(1, MOST_STAGES + 1), default=base.stages)
     add("--step-shares", type=_shares, help="of a render's steps, such as 2-1-1; even if not said")
     add("--no-alignment", dest="alignment", action="store_false")
+    add("--coarse", choices=("mean", "first"), default=base.coarse,
+        help="what a coarse stage's frames show of those that they stand for")  # fmt: skip
     add("--no-stage-positions", dest="stage_positions", action="store_false")
     add("--pixel-frames", type=int, help="of a clip; as the model's window if not said")
     add("--fps", type=int, help="frames a second that clips are read at; as the model's")

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from accel.pyramid import NoisePath, Stage, lay_stages
+from accel.pyramid import Coarse, NoisePath, Stage, lay_stages
 from jobs.errors import BadJob
 from jobs.geometry import ModelGeometry
 from training.stages import clip_frames, draw_pair, draw_times, noisy
@@ -38,6 +38,7 @@ class Settings:
     stages: int = 3
     step_shares: tuple[int, ...] = ()  # for rendering; empty: the same for all stages
     alignment: bool = True
+    coarse: Coarse = "mean"  # what a coarse stage's frames show
     stage_positions: bool = True
     pixel_frames: int = 0  # of a clip; 0: the model's window
     fps: int = 0  # 0: the model's
@@ -86,7 +87,7 @@ class MicroBatches(IterableDataset):
     ) -> None:
         self.videos, self.settings, self.geometry = videos, settings, geometry
         self.first, self.rank, self.ranks = first, rank, ranks
-        self.stages = lay_stages(path, settings.stages)
+        self.stages = lay_stages(path, settings.stages, settings.coarse)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         info = torch.utils.data.get_worker_info()
@@ -149,7 +150,7 @@ class Trainer:
         self.trainee, self.videos, self.settings = trainee, videos, settings
         self.out, self.accelerator, self.say = out, accelerator, say
         self.step = 0
-        self.stages = lay_stages(trainee.path, settings.stages)
+        self.stages = lay_stages(trainee.path, settings.stages, settings.coarse)
         self.origin = _origin(trainee, videos, accelerator.num_processes)
         self.no_text = trainee.info.defaults.negative
         info = trainee.info
