@@ -73,10 +73,12 @@ class WanStudent(Student):
             return self.transformer(x_BCFHW, times_B * 1000, text_BND, return_dict=False)[0]
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
-        trained = WanTransformer3DModel.from_pretrained(
-            folder / "transformer", torch_dtype=torch.float32
-        )
-        self.transformer.load_state_dict(trained.state_dict())
+        """A folder without a transformer is one whose encoder has learned to read."""
+        if (folder / "transformer").is_dir():
+            trained = WanTransformer3DModel.from_pretrained(
+                folder / "transformer", torch_dtype=torch.float32
+            )
+            self.transformer.load_state_dict(trained.state_dict())
         return load_encoder(self.text_encoder, tokenizer, folder)
 
     def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training import reading
 from training.text import LAYERS, new_text_encoder, new_tokenizer
-from training.wan import embed
+from training.wan import embed, new_model
 
 
 def mean(told: dict[str, float]) -> float:
@@ -74,3 +74,16 @@ def test_teaching_on_keeps_what_a_folder_holds_beside_the_encoder(
     assert (out / "transformer" / "config.json").exists()
     encoder = new_text_encoder(len(new_tokenizer()))
     assert reading.load_encoder(encoder, new_tokenizer(), out)
+
+
+def test_a_folder_of_a_reader_alone_is_a_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the model card's commands have it: reading from nothing, then drawing."""
+    monkeypatch.setattr("sys.argv", ["reading", "--out", str(tmp_path), "--steps", "2"])
+    reading.main()
+    tokenizer, student = new_model()
+    assert student.load(tmp_path, tokenizer), "it can read all"
+    reader = UMT5EncoderModel.from_pretrained(tmp_path / "text_encoder")
+    for ours, theirs in zip(student.text_encoder.parameters(), reader.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
