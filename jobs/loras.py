@@ -92,6 +92,7 @@ def _with_pyramid(model: ModelInfo, folders: Sequence[Path]) -> ModelDefaults:
     if len(said) > 1:
         one, other = list(said.values())[:2]
         raise BadJob(f"{one} and {other} were trained for different pyramids; give one of them")
-    for steps, positions in said:
-        return replace(model.defaults, pyramid_steps=steps, stage_positions=positions)
-    return model.defaults
+    if not said:
+        return model.defaults
+    ((steps, positions),) = said
+    return replace(model.defaults, pyramid_steps=steps, stage_positions=positions)

@@ -58,13 +58,18 @@ class PictureCodec:
         self.vae = vae
         self.space_scale = 2 ** (len(vae.config.block_out_channels) - 1)
 
-    @torch.no_grad()
     def encode(self, x_BCFHW: Tensor) -> Tensor:
-        x_NCHW = x_BCFHW.transpose(1, 2).flatten(0, 1).to(self.vae.device)
         with torch.autocast(self.vae.device.type, dtype=torch.bfloat16):
-            parts = [self.vae.encode(part).latent_dist.mode().float() for part in x_NCHW.split(64)]
-        z_NCHW = torch.cat(parts) * self.vae.config.scaling_factor
-        return z_NCHW.unflatten(0, (len(x_BCFHW), -1)).transpose(1, 2)
+            return encode_pictures(self.vae, x_BCFHW, chunk=64)
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, x_BCFHW: Tensor, chunk: int) -> Tensor:
+    """Clips in [-1, 1] to scaled latents, frame by frame, so many pictures at a time."""
+    x_NCHW = x_BCFHW.transpose(1, 2).flatten(0, 1).to(vae.device)
+    parts = [vae.encode(part).latent_dist.mode().float() for part in x_NCHW.split(chunk)]
+    z_NCHW = torch.cat(parts) * vae.config.scaling_factor
+    return z_NCHW.unflatten(0, (len(x_BCFHW), -1)).transpose(1, 2)
 
 
 def normalise(vae: AutoencoderKLWan, z_BCFHW: Tensor) -> Tensor:

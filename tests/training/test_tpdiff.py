@@ -41,14 +41,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for number in range(3):
-        write_video(folder / f"{number}.mp4", caption=f"sea {number}")
-    return folder
-
-
 def run(model: Path, data: Path, out: Path, *more: str) -> Path:
     main(["--model", str(model), "--data", str(data), "--out", str(out), "--stages", "2",
           "--batch", "2", "--rate", "1e-3", *more])  # fmt: skip

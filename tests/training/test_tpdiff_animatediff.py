@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from accel.pyramid import lay_stages
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff import run
-from tests.training.test_tpdiff_videos import write_video
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from training.tpdiff.trainees import load_trainee
 from training.tpdiff.trainer import MicroBatches, Settings
@@ -28,14 +27,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_animatediff(tmp_path_factory.mktemp("model") / "animatediff")
     said = {"format": 1, "size": [32, 32], "fps": 12, "window_latent_frames": 5}
     (folder / "longtake.json").write_text(json.dumps(said | {"overlap_latent_frames": 1}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for number in range(3):
-        write_video(folder / f"{number}.mp4", caption=f"sea {number}")
     return folder
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import AnimateDiffPipeline, DDIMScheduler
 from torch import Tensor, nn
 
 from accel.pyramid import VariancePath
 from jobs.errors import BadJob
 from jobs.model_folder import ModelInfo
+from training.latents import encode_pictures
 from training.stages import levels_of
 from training.tpdiff.trainee import Trainee
 from training.vae import to_signal
@@ -24,7 +24,6 @@ CHUNK = 16
 class AnimateDiffTrainee(Trainee):
     """What it predicts is the noise, or the velocity, as its scheduler's config says."""
 
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # of pictures' and motion's attention
     counts_stages = False
 
     def __init__(self, info: ModelInfo, family: Any) -> None:
@@ -41,13 +40,8 @@ class AnimateDiffTrainee(Trainee):
     def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:
         AnimateDiffPipeline.save_lora_weights(out, unet_lora_layers=weights)
 
-    @torch.no_grad()
     def encode(self, frames_BFHWC: np.ndarray) -> Tensor:
-        vae, clips = self.family.vae, len(frames_BFHWC)
-        x_NCHW = to_signal(frames_BFHWC).transpose(1, 2).flatten(0, 1).to(vae.device)
-        parts = [vae.encode(part).latent_dist.mode() for part in x_NCHW.split(CHUNK)]
-        z_NCHW = vae.config.scaling_factor * torch.cat(parts)
-        return z_NCHW.unflatten(0, (clips, -1)).transpose(1, 2)
+        return encode_pictures(self.family.vae, to_signal(frames_BFHWC), CHUNK)
 
     def decode(self, latents_1CFHW: Tensor) -> np.ndarray:
         return self.family.decode_frames(latents_1CFHW)

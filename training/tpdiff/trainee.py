@@ -23,12 +23,14 @@ from jobs.units import ShotRender
 from workers.noise import initial_noise, jump_noise
 from workers.schedulers import RangeStepper
 
+#: What is adapted by LoRA: all projections of every attention, which diffusers calls the same.
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
 
 class Trainee(ABC):
     """``family`` holds the frozen parts, and the denoiser that is trained."""
 
     path: NoisePath
-    lora_targets: ClassVar[tuple[str, ...]]
     counts_stages: ClassVar[bool]  # whether positions can count a clip's frames, not a stage's
 
     def __init__(self, info: ModelInfo, family: Any) -> None:
@@ -51,7 +53,7 @@ class Trainee(ABC):
         """Let only an adapter of this rank be trained."""
         from peft import LoraConfig
 
-        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.lora_targets))
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
         self.family.denoiser.add_adapter(config)
 
     @abstractmethod

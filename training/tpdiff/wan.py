@@ -23,7 +23,6 @@ class WanTrainee(Trainee):
     """What it predicts is noise - clip."""
 
     path = FlowPath()
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")  # of both attentions
     counts_stages = True
 
     @property
