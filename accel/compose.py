@@ -11,10 +11,9 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from accel.handle import Acceleration, Branch, Handle
+from accel.handle import Acceleration, Branch, Handle, TileStep
 from jobs.accelerations import PRESETS as NAMES
 from jobs.errors import BadJob
-from jobs.units import Unit
 
 #: The accelerations of every built preset, in order.
 PRESETS: dict[str, tuple[Acceleration, ...]] = {
@@ -37,7 +36,7 @@ class Applied:
         self._handles = tuple(handles)
 
     @contextmanager
-    def run(self, tile: Unit, branch: Branch) -> Iterator[None]:
+    def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
         with ExitStack() as stack:
             for handle in self._handles:
                 stack.enter_context(handle.run(tile, branch))

@@ -1,14 +1,17 @@
 """What an acceleration is: a frozen config, and how it attaches to a model from outside.
 
 The model never imports an acceleration. A technique checks the model's blocks before it attaches
-and raises where they do not fit; its state lives only inside ``with handle.run(tile, branch)``.
+and raises ``CannotRunHere`` where they do not fit; its state lives only inside
+``with handle.run(tile, branch)``. What it must remember from one step of a tile to the next it
+takes from the tile and leaves with it: so a tile may go on at any worker, after any interruption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -20,10 +23,25 @@ from jobs.units import Unit
 Branch = Literal["cond", "uncond", "both"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileStep:
+    """One step of one tile, as techniques see it.
+
+    State is tensors by name, ``<technique>.<branch>.<what>``. What is not put into ``kept`` again
+    is forgotten.
+    """
+
+    unit: Unit
+    steps: int = 1  # of the tile's stage; unit.step counts from 0
+    carried: Mapping[str, torch.Tensor] = field(default_factory=dict)  # left by the step before
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # for the step after
+    engaged: Counter[str] = field(default_factory=Counter)  # what techniques changed, counted
+
+
 class Handle(Protocol):
     """One technique, attached to one model."""
 
-    def run(self, tile: Unit, branch: Branch) -> AbstractContextManager[None]:
+    def run(self, tile: TileStep, branch: Branch) -> AbstractContextManager[None]:
         """Hold the technique's state for one pass of one tile and branch."""
         ...
 

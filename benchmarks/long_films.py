@@ -187,7 +187,8 @@ def main() -> None:
         "prompts": [said for _, said in drawn],
         "lengths": [of_length(seconds, drawn, options) for seconds in options.seconds],
     }
-    write_result("long_films", figures, keep=not options.quick)
+    name = "long_films" if options.model == "demo" else f"long_films_{options.model}"
+    write_result(name, figures, keep=not options.quick)
 
 
 if __name__ == "__main__":

@@ -102,8 +102,8 @@ class StepTask:
     ``owned`` the half-open ranges of that stage's frames that each of them contributes.
 
     Output arrays (latent range of the window): ``latents`` [1, C, T, H, W], ``prediction`` of
-    the same shape, and the scheduler's history ``history.<name>``. The last step yields
-    ``latents`` only.
+    the same shape, the scheduler's history ``history.<name>``, and what the accelerations keep
+    with the tile, ``accel.<name>``. The last step yields ``latents`` only.
     """
 
     unit: Unit

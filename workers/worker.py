@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from accel import compose
+from accel.handle import TileStep
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
@@ -31,6 +32,9 @@ from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.tiles import assemble, blend
 from workers.video import encode_segment
+
+#: Where a step's output has what the accelerations keep with the tile.
+ACCEL = "accel."
 
 #: Schedules are tiny; this bounds them in a worker that serves many jobs.
 STEPPERS_KEPT = 16
@@ -114,9 +118,19 @@ class Worker:
             _check_finite(latents, "the latents", unit, self.setup.dtype)
         output = {"latents": latents}
         if predicts:
-            output["prediction"] = self._predict(task, latents, stepper, inputs[0])
+            tile = self._tile_step(task, before)
+            output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
+            output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
+
+    def _tile_step(self, task: StepTask, before: Sequence[Bundle]) -> TileStep:
+        """What the accelerations left with this tile at its step before goes on with it."""
+        unit, carried = task.unit, {}
+        if unit.step > 0:
+            own = before[task.covering.index(task.window)]
+            carried = to_tensors(own, ACCEL, self.setup.device)
+        return TileStep(unit=unit, steps=task.shot.stage_steps[unit.stage], carried=carried)
 
     def _start(
         self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
@@ -160,7 +174,12 @@ class Worker:
         )
 
     def _predict(
-        self, task: StepTask, latents: torch.Tensor, stepper: RangeStepper, embeddings: Bundle
+        self,
+        task: StepTask,
+        tile: TileStep,
+        latents: torch.Tensor,
+        stepper: RangeStepper,
+        embeddings: Bundle,
     ) -> torch.Tensor:
         prediction = self._family.predict(
             task.shot,
@@ -168,7 +187,7 @@ class Worker:
             stepper,
             task.unit.step,
             to_tensors(embeddings, device=self.setup.device),
-            partial(self._attach().run, task.unit),
+            partial(self._attach().run, tile),
         )
         _check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
         return prediction

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from accel.compose import PRESETS, apply, preset
-from accel.handle import Acceleration
+from accel.handle import Acceleration, TileStep
 from jobs.accelerations import PRESETS as NAMES
 from jobs.accelerations import built_presets
 from jobs.errors import BadJob
 from jobs.units import Unit
 
-TILE = Unit("step", 0)
+TILE = TileStep(unit=Unit("step", 0))
 
 
 def structure(model: torch.nn.Module) -> list[tuple]:
@@ -43,7 +43,7 @@ class LoudHandle:
         self.config = config
 
     @contextmanager
-    def run(self, tile: Unit, branch: str):
+    def run(self, tile: TileStep, branch: str):
         self.config.log.append(f"enter {self.config.name} {branch}")
         yield
         self.config.log.append(f"leave {self.config.name}")
