@@ -1,7 +1,9 @@
-"""Which accelerations a preset stands for, and the order in which they attach.
+"""Which techniques attach to a model for a job's accelerations, and in which order.
 
-The order of a preset's tuple is the order of application, the reason standing beside each
-entry. Removal runs backwards, so that each technique finds the model as it left it.
+The order is written once, here, the reason standing beside each entry. Removal runs backwards, so
+that each technique finds the model as it left it.
+
+``adaptive`` is not among them: it does not touch the model, but decides whether it is called.
 """
 
 from __future__ import annotations
@@ -12,21 +14,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from accel.handle import Acceleration, Branch, Handle, TileStep
-from jobs.accelerations import PRESETS as NAMES
-from jobs.errors import BadJob
-
-#: The accelerations of every built preset, in order.
-PRESETS: dict[str, tuple[Acceleration, ...]] = {
-    "exact": (),  # only what cannot change the result
-}
+from jobs.accelerations import Accelerations
 
 
-def preset(name: str) -> tuple[Acceleration, ...]:
-    """The accelerations that a preset stands for, in order."""
-    if name in PRESETS:
-        return PRESETS[name]
-    problem = "is not built yet" if name in NAMES else "is unknown"
-    raise BadJob(f"acceleration preset '{name}' {problem}; available: {', '.join(PRESETS)}")
+def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
+    """The techniques that attach to the model, in order."""
+    return ()
 
 
 class Applied:

@@ -1,9 +1,16 @@
-"""The names of the presets and accelerations, and which of them are built. Plain data."""
+"""What makes a render faster or smaller, and its settings. Plain data.
+
+A part that is None is off. The names of presets stand here too.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from jobs.spec_part import Part
 
 PresetName = Literal["exact", "balanced", "fast"]
 
@@ -17,16 +24,6 @@ class Preset:
     description: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acceleration:
-    """A technique that makes a render faster or smaller. ``exact``: the film stays the same."""
-
-    name: str
-    built: bool
-    exact: bool
-    description: str
-
-
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -36,16 +33,47 @@ PRESETS: dict[str, Preset] = {
     )
 }
 
-ACCELERATIONS: dict[str, Acceleration] = {
-    acceleration.name: acceleration
-    for acceleration in (
-        Acceleration("slicing", False, True, "runs operators slice by slice, for small cards"),
-        Acceleration("rehash", False, False, "reuses features between key steps"),
-        Acceleration("adaptive", False, False, "skips steps in which little changes"),
-        Acceleration("fast_attention", False, False, "windowed and shared attention"),
-    )
-}
-
 
 def built_presets() -> tuple[str, ...]:
     return tuple(name for name, preset in PRESETS.items() if preset.built)
+
+
+def _refuse(value: dict[str, Any] | None) -> None:
+    if value is not None:
+        raise ValueError("not built yet; remove it")
+
+
+NotBuilt = Annotated[dict[str, Any] | None, AfterValidator(_refuse)]
+
+#: Latents before a step's own that the third-order difference looks back at.
+LOOKS_BACK = 3
+
+
+class Adaptive(Part):
+    """Skips model calls where the latents change evenly (AdaptiveDiffusion, arXiv 2410.09873): the
+    tile's last prediction stands in, and the scheduler steps as ever.
+
+    ``tensor`` is the paper's criterion: the norm of the latents' third-order difference against
+    ``threshold`` times that of their last but one change. ``scalar`` is that of its released code:
+    the same difference taken of the changes' mean sizes, and halved; a threshold means something
+    else there.
+    """
+
+    threshold: Annotated[float, Field(gt=0, le=100)] = 0.01
+    most_skips: Annotated[int, Field(ge=1, le=1000)] = 4  # one after the other
+    form: Literal["tensor", "scalar"] = "tensor"
+    first: Annotated[int, Field(ge=LOOKS_BACK, le=1000)] = LOOKS_BACK  # steps that always run
+    last: Annotated[int, Field(ge=0, le=1000)] = 1
+
+
+class Accelerations(Part):
+    """All techniques with their settings. Nothing set: every step runs in full."""
+
+    slicing: NotBuilt = None
+    adaptive: Adaptive | None = None
+    rehash: NotBuilt = None
+    fast_attention: NotBuilt = None
+
+    def recipe(self) -> dict[str, Any]:
+        """What a result's bits depend on: the settings of all that is on."""
+        return self.model_dump(mode="json", exclude_none=True)

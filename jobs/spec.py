@@ -14,13 +14,21 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
-from jobs.accelerations import PresetName, built_presets
+from jobs.accelerations import Accelerations, PresetName, built_presets
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
 from jobs.pyramid import split_steps
+from jobs.spec_accelerations import acceleration_problems
 from jobs.spec_checks import (
     MAX_FILM_S,
     MAX_SIZE_PX,
@@ -33,7 +41,6 @@ from jobs.spec_checks import (
 from jobs.spec_errors import Places, bad_job
 from jobs.spec_later import (
     NOT_BUILT,
-    Accelerations,
     CrossfadeSeconds,
     Image,
     SoundTrack,
@@ -70,6 +77,10 @@ DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 def _number_or_list(value: Any) -> Any:
     lone = isinstance(value, int | float) and not isinstance(value, bool)
     return (value,) if lone else value
+
+
+def _none_is_off(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Output(Part):
@@ -158,7 +169,7 @@ class JobSpec(Part):
     text_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     dtype: DtypeName = "auto"
     preset: PresetName = "exact"
-    accelerations: Accelerations = Field(default_factory=dict)
+    accelerations: Annotated[Accelerations, BeforeValidator(_none_is_off)] = Accelerations()
     regions: Annotated[int, Field(ge=1, le=64)] = 1
     pyramid: Pyramid = "auto"
     pyramid_steps: StepShares | None = None  # of the stages, coarsest first
@@ -252,6 +263,7 @@ class ResolvedSpec:
     text_tokens: int
     dtype: DtypeName
     preset: PresetName
+    accelerations: Accelerations
     numerics: Literal["any", "pinned"]
     threads: int
     window_latent_frames: int
@@ -276,7 +288,7 @@ class ResolvedSpec:
         plain["shots"] = [
             shot | {"guidance": list(shot["guidance"])} for shot in map(dict, plain["shots"])
         ]
-        return plain
+        return plain | {"accelerations": self.accelerations.recipe()}
 
 
 def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> ResolvedSpec:
@@ -298,6 +310,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         *layout_problems(spec, window, overlap),
         *time_problems(spec, fps),
         *guidance_problems(spec, geometry.experts),
+        *acceleration_problems(spec, split_steps(steps, shares) if steps >= len(shares) else ()),
     ]
     if problems:
         raise bad_job(problems, spec._places)
@@ -314,6 +327,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),
         dtype=spec.dtype,
         preset=spec.preset,
+        accelerations=spec.accelerations,
         numerics=spec.numerics,
         threads=spec.threads,
         window_latent_frames=window,

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from jobs.accelerations import Accelerations
 from jobs.geometry import ModelGeometry
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
@@ -116,6 +117,7 @@ class Plan:
     geometry: ModelGeometry
     dtype: str
     preset: str
+    accelerations: Accelerations
     threads: int
     numerics: str  # "any" or "pinned"
     checkpoint_every: int  # steps between checkpoint lines
@@ -283,7 +285,7 @@ class Plan:
     def live_bytes(self) -> int:
         """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
         stage, and each keeps the states of two checkpoint intervals. An output is latents,
-        prediction and history in float32."""
+        prediction and history in float32, and what looking back at latents takes."""
         largest = max(
             window.latent_frames * shot.render.latent_height * shot.render.latent_width
             for shot in self.shots
@@ -298,7 +300,8 @@ class Plan:
             )
             for shot in self.shots
         )
-        return largest * self.geometry.latent_channels * 4 * 5 * outputs
+        tensors = 7 if self.accelerations.adaptive else 5
+        return largest * self.geometry.latent_channels * 4 * tensors * outputs
 
     @property
     def pixel_frames(self) -> int:
@@ -306,7 +309,7 @@ class Plan:
 
     @property
     def model_calls(self) -> int:
-        """Forward passes of the denoiser, guidance counted."""
+        """Forward passes of the denoiser, guidance counted, if none is skipped."""
         total = 0
         for shot in self.shots:
             branches = 2 if max(shot.render.guidance) > 1 else 1

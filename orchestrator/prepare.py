@@ -102,6 +102,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = (
         geometry=geometry,
         dtype=dtype,
         preset=job.preset,
+        accelerations=job.accelerations,
         threads=job.threads,
         numerics=job.numerics,
         checkpoint_every=job.checkpoint_every,

@@ -43,7 +43,6 @@ class Recipes:
             "model": plan.model_identity,
             "family": plan.geometry.family,
             "dtype": plan.dtype,
-            "preset": plan.preset,
             "threads": plan.threads,
             "numerics": ["pinned", self._job] if plan.numerics == "pinned" else "any",
         }
@@ -68,6 +67,7 @@ class Recipes:
             self._prompts(shot)
             | {
                 "planner": self._plan.planner_version,
+                "accelerations": self._plan.accelerations.recipe(),
                 "noise": self._plan.noise_version,
                 "seed": render.seed,
                 "guidance": list(render.guidance),

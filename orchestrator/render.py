@@ -242,7 +242,7 @@ class _Render:
                 dtype=plan.dtype,
                 device=options.device,
                 threads=plan.threads,
-                accelerations=plan.preset,
+                accelerations=plan.accelerations,
                 log_dir=str(self._folder.logs),
             ),
             gpu_per_worker=1 if on_gpu else 0,

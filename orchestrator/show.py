@@ -86,6 +86,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "seconds": plan.pixel_frames / plan.fps,
         "dtype": plan.dtype,
         "preset": plan.preset,
+        "accelerations": plan.accelerations.recipe(),
         "model_calls": plan.model_calls,
         "memory_model_bytes": plan.model_bytes,
         "memory_tile_bytes": plan.tile_bytes,
@@ -165,9 +166,14 @@ def plan_text(report: dict[str, Any]) -> str:
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
+    lines += [
+        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        for name, settings in report["accelerations"].items()
+    ]
     mib = 2**20
     lines += [
-        f"model calls: {report['model_calls']}",
+        f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"
+        f"{report['model_calls']}",
         f"memory per worker: {report['memory_model_bytes'] / mib:,.0f} MiB model + "
         f"{report['memory_tile_bytes'] / mib:,.0f} MiB tile ({report['memory_basis']})",
         f"checkpoint every {report['checkpoint_every']} steps",

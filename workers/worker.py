@@ -7,7 +7,7 @@ import json
 import os
 import time
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from accel import compose
+from accel import adaptive, compose
 from accel.handle import TileStep
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
@@ -48,7 +48,6 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
-        self._accelerations = compose.preset(setup.accelerations)
         self._applied: compose.Applied | None = None
         machine.configure(setup)
         self._family = open_family(
@@ -74,14 +73,14 @@ class Worker:
 
     def run(self, task: Task, inputs: Sequence[Bundle]) -> tuple[TaskReport, Bundle]:
         """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed."""
-        begun = time.perf_counter()
+        begun, engaged = time.perf_counter(), Counter[str]()
         with _blame(task.unit, self.setup):
             fault_point("worker.before_unit", str(task.unit))
-            output = self._dispatch(task, inputs)
+            output = self._dispatch(task, inputs, engaged)
             machine.synchronise(self.setup.device)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
-            self._log(task, elapsed_s)
+            self._log(task, elapsed_s, engaged)
         report = TaskReport(
             unit=task.unit,
             attempt=task.attempt,
@@ -92,11 +91,11 @@ class Worker:
         )
         return report, output
 
-    def _dispatch(self, task: Task, inputs: Sequence[Bundle]) -> Bundle:
+    def _dispatch(self, task: Task, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
         if isinstance(task, EncodeTask):
             return self._encode(task)
         if isinstance(task, StepTask):
-            return self._step(task, inputs)
+            return self._step(task, inputs, engaged)
         return self._decode(task, inputs)
 
     def _encode(self, task: EncodeTask) -> Bundle:
@@ -105,7 +104,7 @@ class Worker:
             _check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
         return to_bundle(embeddings)
 
-    def _step(self, task: StepTask, inputs: Sequence[Bundle]) -> Bundle:
+    def _step(self, task: StepTask, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
         unit, shot = task.unit, task.shot
         predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
@@ -118,19 +117,31 @@ class Worker:
             _check_finite(latents, "the latents", unit, self.setup.dtype)
         output = {"latents": latents}
         if predicts:
-            tile = self._tile_step(task, before)
-            output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
+            own = before[task.covering.index(task.window)] if unit.step > 0 else None
+            tile = self._tile_step(task, own, engaged)
+            if own is not None and self._skips(tile, latents, own):
+                output["prediction"] = to_tensor(own, "prediction", self.setup.device)
+            else:
+                output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
 
-    def _tile_step(self, task: StepTask, before: Sequence[Bundle]) -> TileStep:
+    def _tile_step(self, task: StepTask, own: Bundle | None, engaged: Counter[str]) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""
-        unit, carried = task.unit, {}
-        if unit.step > 0:
-            own = before[task.covering.index(task.window)]
-            carried = to_tensors(own, ACCEL, self.setup.device)
-        return TileStep(unit=unit, steps=task.shot.stage_steps[unit.stage], carried=carried)
+        return TileStep(
+            unit=task.unit,
+            steps=task.shot.stage_steps[task.unit.stage],
+            carried=to_tensors(own, ACCEL, self.setup.device) if own is not None else {},
+            engaged=engaged,
+        )
+
+    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle) -> bool:
+        config = self.setup.accelerations.adaptive
+        if config is None:
+            return False
+        before = to_tensor(own, "latents", self.setup.device)
+        return adaptive.skips(config, tile, latents, before)
 
     def _start(
         self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
@@ -219,7 +230,9 @@ class Worker:
 
     def _attach(self) -> compose.Applied:
         if self._applied is None:
-            self._applied = compose.apply(self._family.denoiser, self._accelerations)
+            self._applied = compose.apply(
+                self._family.denoiser, compose.attached(self.setup.accelerations)
+            )
         return self._applied
 
     def _stepper(self, shot: ShotRender, stage: int) -> RangeStepper:
@@ -238,7 +251,7 @@ class Worker:
                 self._steppers.popitem(last=False)
         return self._steppers[key]
 
-    def _log(self, task: Task, elapsed_s: float) -> None:
+    def _log(self, task: Task, elapsed_s: float, engaged: Counter[str]) -> None:
         """This worker's own account of what it computed, whatever becomes of the result."""
         if self.setup.log_dir is None:
             return
@@ -253,7 +266,7 @@ class Worker:
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
             "at_s": time.time(),
-        }
+        } | ({"engaged": engaged} if engaged else {})
         folder = Path(self.setup.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{self.setup.worker}.jsonl", "a") as log:  # closed, hence flushed

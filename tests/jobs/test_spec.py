@@ -153,7 +153,7 @@ def test_mistakes_are_named(fields, message):
     [
         ({"image": "a.png"}, "image: not built yet; remove it"),
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
-        ({"accelerations": {"rehash": {}}}, "accelerations: not built yet; remove it"),
+        ({"accelerations": {"rehash": {}}}, "accelerations.rehash: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
         ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
@@ -185,9 +185,17 @@ HASH = "0123456789abcdef" * 4
         ({"audio": {"file": "a", "offset_s": -1}}, "audio.offset_s: must be at least 0, got -1"),
         ({"audio": {"file": "a", "offset": 1}}, "unknown field 'offset'; did you mean 'offset_s'"),
         ({"image": 3}, "image: needs text, got 3"),
-        ({"accelerations": {"rehash": {"every": 2}}}, "accelerations: not built yet; remove it"),
-        ({"accelerations": {"rehsh": {}}}, "did you mean 'rehash'? valid: slicing, rehash, adap"),
-        ({"accelerations": {"rehsh": {}}}, "fast_attention; all not built yet; remove it"),
+        ({"accelerations": {"rehash": {"every": 2}}}, "accelerations.rehash: not built yet; rem"),
+        ({"accelerations": {"rehsh": {}}}, "did you mean 'rehash'? valid: slicing, ad"),
+        ({"accelerations": {"adaptive": {"treshold": 1.0}}}, "did you mean 'threshold'? valid: th"),
+        (
+            {"accelerations": {"adaptive": {"first": 1}}},
+            "adaptive.first: must be at least 3, got 1",
+        ),
+        (
+            {"accelerations": {"adaptive": {"form": "l2"}}},
+            "form: unknown value 'l2'; valid: tensor",
+        ),
         ({"accelerations": {"rehash": 2}}, "accelerations.rehash: needs a mapping of names"),
         ({"accelerations": "rehash"}, "accelerations: needs a mapping of names"),
     ],
@@ -297,3 +305,12 @@ def test_flags_are_named_as_flags():
 def test_flags_that_were_not_given_count_for_nothing():
     flags = {"prompt": "a kite", "seconds": 5, "fps": None, "codec": "ffv1", "size": "64x32"}
     assert spec_from_flags(flags) == job(output={"codec": "ffv1"}, size=[64, 32])
+
+
+def test_an_acceleration_that_could_do_nothing_is_refused():
+    asked = {"accelerations": {"adaptive": {"first": 3, "last": 1}}}
+    said = refusal(solved, job(steps=4, **asked))
+    assert "accelerations.adaptive: has nothing to skip: steps are 4, and 4 of a stage" in said
+    assert solved(job(steps=5, **asked)).accelerations.adaptive is not None
+    said = refusal(solved, job(steps=12, pyramid=3, **asked))
+    assert "the stages' steps are 4-4-4, and 4 of a stage always run (first + last)" in said

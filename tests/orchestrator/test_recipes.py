@@ -39,7 +39,6 @@ def test_what_the_bits_do_not_depend_on(changes: dict[str, object]) -> None:
     [
         {"model_identity": "1" * 64},
         {"dtype": "bfloat16"},
-        {"preset": "fast"},
         {"threads": 2},
         {"numerics": "pinned"},
     ],

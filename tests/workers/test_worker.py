@@ -241,7 +241,6 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"accelerations": "fast"}, "'fast' is not built yet; available: exact"),
         ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, wan"),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
