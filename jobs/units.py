@@ -13,7 +13,8 @@ arrays. Three kinds exist:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 UnitKind = Literal["encode", "step", "decode"]
@@ -152,3 +153,4 @@ class TaskReport:
     elapsed_s: float  # wall time until the device had finished
     output_bytes: int
     numerics: str  # digest of the worker's numerics class
+    engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted

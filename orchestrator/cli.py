@@ -216,7 +216,8 @@ def _render(
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
-    ending = show.Ending(folder.id, store.root, out, plan, ended)
+    done = inspect_job.engaged_in(folder)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, done)
     if as_json:
         print(json.dumps(ending.as_json()))
     print(ending.text(), file=sys.stderr)

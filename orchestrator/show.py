@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs import errors
 from jobs.units import Unit
+from orchestrator.engagement import engaged_lines
 from orchestrator.events import EndRender
 from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
@@ -39,6 +41,7 @@ class Ending:
     out: Path
     plan: Plan
     ended: EndRender
+    engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
 
     @property
     def exit_code(self) -> int:
@@ -55,16 +58,19 @@ class Ending:
             "store": str(self.store),
             "pixel_frames": self.plan.pixel_frames,
             "fps": self.plan.fps,
+            "engaged": dict(self.engaged),
         }
 
     def text(self) -> str:
         if self.ended.outcome == "done":
             seconds = self.plan.pixel_frames / self.plan.fps
-            return (
+            lines = [
                 f"{self.out}: {seconds:.1f} s, {self.plan.pixel_frames} frames of "
-                f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps\n"
-                f"next: {next_command('verify', self.job, self.store)}"
-            )
+                f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps",
+                *engaged_lines(self.plan.accelerations, self.engaged),
+                f"next: {next_command('verify', self.job, self.store)}",
+            ]
+            return "\n".join(lines)
         if self.ended.outcome == "conflict":
             return f"longtake: {self.ended.message}"
         return (

@@ -80,7 +80,7 @@ class Worker:
             machine.synchronise(self.setup.device)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
-            self._log(task, elapsed_s, engaged)
+            self._log(task, elapsed_s)
         report = TaskReport(
             unit=task.unit,
             attempt=task.attempt,
@@ -88,6 +88,7 @@ class Worker:
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
             numerics=self._numerics.digest(),
+            engaged=dict(engaged),
         )
         return report, output
 
@@ -251,7 +252,7 @@ class Worker:
                 self._steppers.popitem(last=False)
         return self._steppers[key]
 
-    def _log(self, task: Task, elapsed_s: float, engaged: Counter[str]) -> None:
+    def _log(self, task: Task, elapsed_s: float) -> None:
         """This worker's own account of what it computed, whatever becomes of the result."""
         if self.setup.log_dir is None:
             return
@@ -266,7 +267,7 @@ class Worker:
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
             "at_s": time.time(),
-        } | ({"engaged": engaged} if engaged else {})
+        }
         folder = Path(self.setup.log_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f"{self.setup.worker}.jsonl", "a") as log:  # closed, hence flushed

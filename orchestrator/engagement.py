@@ -1,0 +1,32 @@
+"""What accelerations did in a render, as the journal has it: proof that they engaged. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jobs.accelerations import Accelerations
+from jobs.units import Unit
+
+
+def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
+    """The journal's record of a step of a tile. Computed again, it takes the place of the first."""
+    place = {"shot": unit.shot, "stage": unit.stage, "index": unit.index, "step": unit.step}
+    return {"type": "engaged", "key": str(unit), "counts": dict(counts)} | place
+
+
+def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """What was counted in a job, over all its units."""
+    last = {record["key"]: record["counts"] for record in records if record["type"] == "engaged"}
+    return sum((Counter(counts) for counts in last.values()), Counter())
+
+
+def engaged_lines(asked: Accelerations, counts: Mapping[str, int]) -> list[str]:
+    """A line for each acceleration that was asked for; a warning where it did nothing."""
+    if asked.adaptive is None or not counts:  # or nothing was left to compute
+        return []
+    skipped = counts.get("adaptive.skipped", 0)
+    said = f"adaptive: skipped the model in {skipped} of "
+    said += f"{skipped + counts.get('adaptive.computed', 0)} steps of tiles"
+    return [said if skipped else f"warning: {said}; a higher threshold skips more"]

@@ -1,0 +1,33 @@
+"""What accelerations did is told, and doing nothing is a warning."""
+
+from __future__ import annotations
+
+from jobs.accelerations import Accelerations, Adaptive
+from jobs.units import Unit
+from orchestrator.engagement import engaged, engaged_lines, engagement
+
+ASKED = Accelerations(adaptive=Adaptive())
+
+
+def test_a_unit_that_was_computed_again_counts_once() -> None:
+    one, other = Unit("step", 0, index=1, step=4), Unit("step", 0, index=2, step=4)
+    records = [
+        engagement(one, {"adaptive.skipped": 1}),
+        {"type": "stored", "key": "x"},
+        engagement(other, {"adaptive.computed": 1}),
+        engagement(one, {"adaptive.skipped": 1}),
+    ]
+    assert engaged(records) == {"adaptive.skipped": 1, "adaptive.computed": 1}
+    assert records[0] | {"type": ""} == {
+        "type": "", "key": "shot 1 window 2 step 4", "counts": {"adaptive.skipped": 1},
+        "shot": 0, "stage": 0, "index": 1, "step": 4,
+    }  # fmt: skip
+
+
+def test_what_was_asked_for_tells_what_it_did() -> None:
+    counts = {"adaptive.skipped": 3, "adaptive.computed": 7}
+    assert engaged_lines(ASKED, counts) == ["adaptive: skipped the model in 3 of 10 steps of tiles"]
+    (line,) = engaged_lines(ASKED, {"adaptive.computed": 7})
+    assert line.startswith("warning: adaptive: skipped the model in 0 of 7 steps")
+    assert engaged_lines(Accelerations(), counts) == []
+    assert engaged_lines(ASKED, {}) == [], "all of it was finished before"
