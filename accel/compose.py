@@ -13,13 +13,20 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from accel import rehash
 from accel.handle import Acceleration, Branch, Handle, TileStep
 from jobs.accelerations import Accelerations
 
 
 def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
     """The techniques that attach to the model, in order."""
-    return ()
+    techniques: list[Acceleration] = []
+    if accelerations.rehash is not None:
+        # Whatever runs inside a block is left out with it.
+        techniques.append(
+            Acceleration(name="rehash", config=accelerations.rehash, apply=rehash.apply)
+        )
+    return tuple(techniques)
 
 
 class Applied:

@@ -10,13 +10,17 @@ its frames are (PSNR; the mean over prompts, and the worst prompt).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from diffusers import FirstBlockCacheConfig
+
 from benchmarks.common import write_result
-from benchmarks.here import Here, render_here
+from benchmarks.here import Here, Tune, render_here
 from benchmarks.model import WINDOW_PIXEL_FRAMES, draw_prompts
 from workers.fidelity import compare
 
@@ -41,20 +45,54 @@ def adaptive() -> dict[str, Settings]:
     return found | strides
 
 
-KINDS = {"adaptive": adaptive}
+def rehash() -> dict[str, Settings]:
+    return {f"rehash every {every}": {"rehash": {"every": every}} for every in (2, 3, 4)}
+
+
+KINDS = {"adaptive": adaptive, "rehash": rehash}
+
+
+# -- what a user would pick instead, on the same model
+
+
+@contextmanager
+def cached(model: Any, config: Any) -> Iterator[None]:
+    """With one of diffusers' own caches."""
+    model.enable_cache(config)
+    try:
+        yield
+    finally:
+        model.disable_cache()
+
+
+def first_block() -> dict[str, Tune]:
+    return {
+        f"FirstBlockCache {threshold}": partial(
+            cached, config=FirstBlockCacheConfig(threshold=threshold)
+        )
+        for threshold in (0.03, 0.06, 0.1, 0.15, 0.25)
+    }
+
+
+PEERS = {"first_block": first_block}
 
 
 def measure(
-    job: Mapping[str, Any], prompts: list[str], settings: Mapping[str, Settings]
+    job: Mapping[str, Any],
+    prompts: list[str],
+    settings: Mapping[str, Settings],
+    peers: Mapping[str, Tune],
 ) -> list[dict[str, Any]]:
     """A row for each setting. Prompts go round the settings, so that a disturbed minute hits all
     of them alike."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in settings}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*settings, *peers)}
     for prompt in prompts:
         told = {**job, "prompt": prompt, "pixel_frames": WINDOW_PIXEL_FRAMES}
         full = render_here(told)
         for name, each in settings.items():
             runs[name].append(_against(full, render_here({**told, "accelerations": each})))
+        for name, tune in peers.items():
+            runs[name].append(_against(full, render_here(told, tune)))
     return [{"setting": name, **_summary(rows)} for name, rows in runs.items()]
 
 
@@ -100,6 +138,10 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
+def _chosen(table: Mapping[str, Callable[[], dict[str, Any]]], kinds: list[str]) -> dict[str, Any]:
+    return {name: each for kind in kinds if kind in table for name, each in table[kind]().items()}
+
+
 def main() -> None:
     """Command line of the accelerations' figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -107,15 +149,16 @@ def main() -> None:
     parser.add_argument("--pyramid", default="off")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS])
     parser.add_argument("--plot", type=Path, help="a picture of fidelity over speed")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     prompts = [said for _, said in draw_prompts(options.prompts, options.seed)]
     job = {"model": options.model, "steps": options.steps, "pyramid": options.pyramid}
-    settings = {name: each for kind in options.kinds for name, each in KINDS[kind]().items()}
-    rows = measure(job, prompts, settings)
+    settings = _chosen(KINDS, options.kinds)
+    peers = _chosen(PEERS, options.kinds)
+    rows = measure(job, prompts, settings, peers)
     if options.plot:
         plot(rows, options.plot)
     name = "techniques" if options.model == "demo" else f"techniques_{options.model}"

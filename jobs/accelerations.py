@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.spec_part import Part
 
@@ -66,12 +66,36 @@ class Adaptive(Part):
     last: Annotated[int, Field(ge=0, le=1000)] = 1
 
 
+KeySteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+
+
+class Rehash(Part):
+    """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
+    2411.01171). Key steps are those of each stage, coarsest first, or every so many steps."""
+
+    key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
+    every: Annotated[int, Field(ge=2, le=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Rehash:
+        if (self.key_steps is None) == (self.every is None):
+            raise ValueError("needs key_steps or every, and not both")
+        return self
+
+    def keys(self, stage: int, steps: int) -> frozenset[int]:
+        """The key steps of a stage of so many steps. Its first and last are always."""
+        if self.every is not None:
+            return frozenset({*range(0, steps, self.every), steps - 1})
+        assert self.key_steps is not None
+        return frozenset({0, *self.key_steps[stage], steps - 1})
+
+
 class Accelerations(Part):
     """All techniques with their settings. Nothing set: every step runs in full."""
 
     slicing: NotBuilt = None
     adaptive: Adaptive | None = None
-    rehash: NotBuilt = None
+    rehash: Rehash | None = None
     fast_attention: NotBuilt = None
 
     def recipe(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.accelerations import Accelerations, Adaptive
+from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.errors import BadJob
 from jobs.spec import SHORTHAND, JobSpec, Output, Shot
 from jobs.spec_errors import Path, Places, Problem, bad_job, describe, explain, unknown
@@ -114,6 +114,7 @@ _PARTS: dict[Path, type[Part]] = {
     ("audio",): Audio,
     ("accelerations",): Accelerations,
     ("accelerations", "adaptive"): Adaptive,
+    ("accelerations", "rehash"): Rehash,
 }
 
 

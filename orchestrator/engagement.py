@@ -24,9 +24,15 @@ def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 def engaged_lines(asked: Accelerations, counts: Mapping[str, int]) -> list[str]:
     """A line for each acceleration that was asked for; a warning where it did nothing."""
-    if asked.adaptive is None or not counts:  # or nothing was left to compute
+    if not counts:  # nothing was left to compute
         return []
-    skipped = counts.get("adaptive.skipped", 0)
-    said = f"adaptive: skipped the model in {skipped} of "
-    said += f"{skipped + counts.get('adaptive.computed', 0)} steps of tiles"
-    return [said if skipped else f"warning: {said}; a higher threshold skips more"]
+    lines = []
+    if asked.adaptive is not None:
+        skipped, called = counts.get("adaptive.skipped", 0), counts.get("adaptive.computed", 0)
+        said = f"adaptive: skipped the model in {skipped} of {skipped + called} steps of tiles"
+        lines.append(said if skipped else f"warning: {said}; a higher threshold skips more")
+    if asked.rehash is not None:
+        reused, keys = counts.get("rehash.reused", 0), counts.get("rehash.key", 0)
+        said = f"rehash: reused features in {reused} of {reused + keys} passes of the model"
+        lines.append(said if reused else f"warning: {said}; give it fewer key steps")
+    return lines

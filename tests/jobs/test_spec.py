@@ -153,7 +153,7 @@ def test_mistakes_are_named(fields, message):
     [
         ({"image": "a.png"}, "image: not built yet; remove it"),
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
-        ({"accelerations": {"rehash": {}}}, "accelerations.rehash: not built yet; remove it"),
+        ({"accelerations": {"slicing": {}}}, "accelerations.slicing: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
         ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
@@ -185,7 +185,6 @@ HASH = "0123456789abcdef" * 4
         ({"audio": {"file": "a", "offset_s": -1}}, "audio.offset_s: must be at least 0, got -1"),
         ({"audio": {"file": "a", "offset": 1}}, "unknown field 'offset'; did you mean 'offset_s'"),
         ({"image": 3}, "image: needs text, got 3"),
-        ({"accelerations": {"rehash": {"every": 2}}}, "accelerations.rehash: not built yet; rem"),
         ({"accelerations": {"rehsh": {}}}, "did you mean 'rehash'? valid: slicing, ad"),
         ({"accelerations": {"adaptive": {"treshold": 1.0}}}, "did you mean 'threshold'? valid: th"),
         (
@@ -314,3 +313,25 @@ def test_an_acceleration_that_could_do_nothing_is_refused():
     assert solved(job(steps=5, **asked)).accelerations.adaptive is not None
     said = refusal(solved, job(steps=12, pyramid=3, **asked))
     assert "the stages' steps are 4-4-4, and 4 of a stage always run (first + last)" in said
+
+
+@pytest.mark.parametrize(
+    ("rehash", "fields", "message"),
+    [
+        ({}, {}, "accelerations.rehash: needs key_steps or every, and not both"),
+        ({"every": 2, "key_steps": [[0]]}, {}, "needs key_steps or every, and not both"),
+        ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
+        ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
+        ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
+        ({"key_steps": [[1, 2]]}, {"steps": 4}, "every one of the 4 steps is a key step; give mo"),
+        ({"every": 2}, {"steps": 2}, "every one of the 2 steps is a key step; give more steps"),
+        ({"key_step": [[1]]}, {}, "unknown field 'key_step'; did you mean 'key_steps'? valid: key"),
+    ],
+)
+def test_key_steps_that_cannot_be(rehash, fields, message):
+    asked = {"accelerations": {"rehash": rehash}, **fields}
+    assert message in refusal(lambda: solved(job(**asked)))
+
+
+def test_key_steps_can_be_every_so_many():
+    assert solved(job(steps=4, accelerations={"rehash": {"every": 2}})).accelerations.rehash

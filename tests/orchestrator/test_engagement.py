@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.accelerations import Accelerations, Adaptive
+from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.units import Unit
 from orchestrator.engagement import engaged, engaged_lines, engagement
 
@@ -29,5 +29,10 @@ def test_what_was_asked_for_tells_what_it_did() -> None:
     assert engaged_lines(ASKED, counts) == ["adaptive: skipped the model in 3 of 10 steps of tiles"]
     (line,) = engaged_lines(ASKED, {"adaptive.computed": 7})
     assert line.startswith("warning: adaptive: skipped the model in 0 of 7 steps")
+    rehash = Accelerations(rehash=Rehash(every=2))
+    assert engaged_lines(rehash, {"rehash.key": 6, "rehash.reused": 4}) == [
+        "rehash: reused features in 4 of 10 passes of the model"
+    ]
+    assert engaged_lines(rehash, {"rehash.key": 6})[0].startswith("warning: rehash: reused")
     assert engaged_lines(Accelerations(), counts) == []
     assert engaged_lines(ASKED, {}) == [], "all of it was finished before"
