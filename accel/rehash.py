@@ -4,9 +4,10 @@ arXiv 2411.01171, section 3.3).
 A UNet's key step keeps what enters the last layer of its last up-block, before that is joined with
 its skip connection; that skip is what ``conv_in`` makes of the latents. So the steps after it run
 ``conv_in``, that one layer and ``conv_out``, and nothing else. A transformer's key step keeps what
-its middle blocks add to the tokens; the steps after run the first and the last block alone. (A
-first-block cache keeps nearly the same, but asks the first block at every step whether it may; here
-the steps are known beforehand, from a profile, so planning knows what they cost.)
+all blocks but the first add to the tokens; the steps after it run the first block alone. (A
+first-block cache keeps the same, but asks the first block at every step whether it may; here the
+steps are known beforehand, from a profile: no step pays for a change that is seen too late, and
+planning knows what each costs.)
 """
 
 from __future__ import annotations
@@ -151,9 +152,9 @@ def _with_skips(count: int) -> Callable[..., Any]:
 
 def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
     blocks = list(model.blocks)
-    if len(blocks) < 4:
-        raise CannotRunHere(f"rehash: {len(blocks)} blocks are too few; it needs four or more")
-    entering, *between, leaving = blocks[1:-1]
+    if len(blocks) < 3:
+        raise CannotRunHere(f"rehash: {len(blocks)} blocks are too few; it needs three or more")
+    entering, *between, leaving = blocks[1:]
     return [
         Wrapped(entering, handle.enter),
         *(Wrapped(block, handle.skip(_first)) for block in between),
