@@ -22,6 +22,31 @@ def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
     return sum((Counter(counts) for counts in last.values()), Counter())
 
 
+def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What every tile did at each of its steps, by shot, stage and window: ``x`` ran the model in
+    full, ``r`` reused features, ``.`` skipped it; a blank says nothing is known."""
+    tiles: dict[tuple[int, int, int], dict[int, str]] = {}
+    for record in records:
+        if record["type"] == "engaged":
+            place = record["shot"], record["stage"], record["index"]
+            tiles.setdefault(place, {})[record["step"]] = _letter(record["counts"])
+    return [
+        {
+            "shot": shot,
+            "stage": stage,
+            "window": window,
+            "steps": "".join(steps.get(step, " ") for step in range(max(steps) + 1)),
+        }
+        for (shot, stage, window), steps in sorted(tiles.items())
+    ]
+
+
+def _letter(counts: Mapping[str, int]) -> str:
+    if counts.get("adaptive.skipped"):
+        return "."
+    return "r" if counts.get("rehash.reused") else "x"
+
+
 def engaged_lines(asked: Accelerations, counts: Mapping[str, int]) -> list[str]:
     """A line for each acceleration that was asked for; a warning where it did nothing."""
     if not counts:  # nothing was left to compute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.units import Unit
-from orchestrator.engagement import engaged, engaged_lines, engagement
+from orchestrator.engagement import engaged, engaged_lines, engagement, tile_steps
 
 ASKED = Accelerations(adaptive=Adaptive())
 
@@ -36,3 +36,17 @@ def test_what_was_asked_for_tells_what_it_did() -> None:
     assert engaged_lines(rehash, {"rehash.key": 6})[0].startswith("warning: rehash: reused")
     assert engaged_lines(Accelerations(), counts) == []
     assert engaged_lines(ASKED, {}) == [], "all of it was finished before"
+
+
+def test_what_every_tile_did_step_by_step() -> None:
+    done = {
+        Unit("step", 0, 1, 0, 0, 0): {"adaptive.computed": 1, "rehash.key": 2},
+        Unit("step", 0, 1, 0, 0, 1): {"adaptive.computed": 1, "rehash.reused": 2},
+        Unit("step", 0, 1, 0, 0, 3): {"adaptive.skipped": 1},
+        Unit("step", 0, 0, 2, 0, 0): {"adaptive.computed": 1},
+    }
+    rows = tile_steps([{"type": "out"}, *(engagement(unit, each) for unit, each in done.items())])
+    assert rows == [
+        {"shot": 0, "stage": 0, "window": 2, "steps": "x"},
+        {"shot": 0, "stage": 1, "window": 0, "steps": "xr ."},
+    ]
