@@ -44,9 +44,6 @@ def _known_accelerations(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-#: The first frame of a shot.
-Image = Annotated[FilePath | None, AfterValidator(_refuse)]
-
 #: How long two shots overlap; goes with ``transition: crossfade``.
 CrossfadeSeconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
 
