@@ -20,6 +20,9 @@ class ModelGeometry:
     experts: int  # number of denoisers; guidance has one value per expert
     text_tokens: int
     text_dim: int
+    from_image: bool = False  # whether a shot starts from an image
+    single_window: bool = False  # whether a shot is one window, decoded in one piece
+    refused: tuple[tuple[str, str], ...] = ()  # fields of a job that it has no use for, and why
 
     @property
     def first_alone(self) -> bool:

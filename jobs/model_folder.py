@@ -110,6 +110,7 @@ def download_patterns(family: FamilyFacts) -> list[str]:
         SIDECAR,
         *(f"{each}/*.{end}" for each in family.components for end in ("json", "safetensors")),
         "scheduler/*.json",
+        "feature_extractor/*.json",
         *(f"tokenizer/*.{end}" for end in ("json", "txt", "model")),
     ]
 
@@ -137,7 +138,8 @@ def inspect_model(folder: Path) -> ModelInfo:
     family = family_of(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-    _check_tokenizer(folder, family, configs["text_encoder"].get("vocab_size"))
+    if family.tokenizer_files:
+        _check_tokenizer(folder, family, configs["text_encoder"].get("vocab_size"))
     defaults = read_defaults(folder, family.defaults)
     geometry = family.geometry(configs, defaults)
     defaults = replace(defaults, text_tokens=geometry.text_tokens)
@@ -246,7 +248,7 @@ def _sidecar_value(name: str, value: Any) -> Any:
 
 def weight_files(folder: Path, component: str) -> list[str]:
     """The safetensors files of a component, within the folder. Raises CannotRunHere."""
-    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    stem = "model" if "encoder" in component else "diffusion_pytorch_model"
     single = f"{component}/{stem}.safetensors"
     index = f"{component}/{stem}.safetensors.index.json"
     if (folder / single).is_file() and (folder / index).is_file():

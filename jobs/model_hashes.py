@@ -14,7 +14,16 @@ from jobs.files import file_sha256
 
 #: What is loaded beside the weights. The sidecar is not: a job's defaults end up in its spec.
 _PLAIN = ("model_index.json",)
-_PLAIN_FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "unet", "vae")
+_PLAIN_FOLDERS = (
+    "feature_extractor",
+    "image_encoder",
+    "scheduler",
+    "text_encoder",
+    "tokenizer",
+    "transformer",
+    "unet",
+    "vae",
+)
 
 
 def cache_file() -> Path:

@@ -116,10 +116,25 @@ _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
+_EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
+    # Its noise (churn) is a step's argument, which is never given: each step is deterministic.
+    "euler": SchedulerSettings(
+        class_name="EulerDiscreteScheduler",
+        unsaid={  # Stable Video Diffusion's
+            "prediction_type": "v_prediction",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        },
+    ),
+}
+
 #: The supported schedulers of each kind of diffusion.
 SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow": _FLOW_SCHEDULERS,
     "variance": _VARIANCE_SCHEDULERS,
+    "edm": _EDM_SCHEDULERS,
 }
 
 #: All names that a job may use.

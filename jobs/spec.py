@@ -34,7 +34,10 @@ from jobs.spec_checks import (
     MAX_SIZE_PX,
     as_written,
     guidance_problems,
+    image_problems,
     layout_problems,
+    refused_problems,
+    single_window_problems,
     size_problems,
     time_problems,
 )
@@ -42,11 +45,10 @@ from jobs.spec_errors import Places, bad_job
 from jobs.spec_later import (
     NOT_BUILT,
     CrossfadeSeconds,
-    Image,
     SoundTrack,
 )
 from jobs.spec_lora import Loras
-from jobs.spec_part import Part
+from jobs.spec_part import FilePath, Part
 from jobs.spec_pyramid import (
     Pyramid,
     StepShares,
@@ -91,12 +93,16 @@ class Output(Part):
 
 
 class Shot(Part):
-    """A part of the film with one prompt. Its length is ``seconds`` or ``pixel_frames``."""
+    """A part of the film with one prompt. Its length is ``seconds`` or ``pixel_frames``.
 
-    prompt: Text
+    ``image`` is what it starts from, a path that counts from the job file; whether a shot takes an
+    image, a prompt or both, its model says.
+    """
+
+    image: FilePath | None = None
+    prompt: Annotated[Text | None, Field(validate_default=True)] = None
     negative: Text | None = None
     seed: Seed | None = None
-    image: Image = None
     guidance: Guidance | None = None
     pixel_frames: Annotated[int, Field(ge=1, le=MAX_FILM_S * MAX_FPS)] | None = None
     seconds: Annotated[Seconds | None, Field(validate_default=True)] = None
@@ -108,8 +114,10 @@ class Shot(Part):
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, value: str) -> str:
-        if not value.strip():
+    def _says_something(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("image") is None and "image" in info.data:
+            raise PydanticKnownError("missing")
+        if value is not None and not value.strip():
             raise ValueError("must not be empty; say what the shot shows")
         return value
 
@@ -239,7 +247,7 @@ class JobSpec(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedShot:
-    """A shot with everything concrete."""
+    """A shot with everything concrete. ``prompt`` is empty where the model reads none."""
 
     prompt: str
     negative_prompt: str
@@ -311,6 +319,9 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         *time_problems(spec, fps),
         *guidance_problems(spec, geometry.experts),
         *acceleration_problems(spec, split_steps(steps, shares) if steps >= len(shares) else ()),
+        *image_problems(spec, geometry),
+        *refused_problems(spec, geometry),
+        *single_window_problems(spec, geometry, fps, len(shares)),
     ]
     if problems:
         raise bad_job(problems, spec._places)
@@ -351,7 +362,7 @@ def _resolve_shots(
         guidance = _or(_or(shot.guidance, spec.guidance), defaults.guidance)
         shots.append(
             ResolvedShot(
-                prompt=shot.prompt,
+                prompt=_or(shot.prompt, ""),
                 negative_prompt=_or(_or(shot.negative, spec.negative), defaults.negative),
                 seed=_or(shot.seed, (spec.seed + index) % (MAX_SEED + 1)),
                 guidance=guidance * experts if len(guidance) == 1 else guidance,

@@ -31,9 +31,6 @@ def _refuse(value: _T) -> _T:
     return value
 
 
-#: The first frame of a shot.
-Image = Annotated[FilePath | None, AfterValidator(_refuse)]
-
 #: How long two shots overlap; goes with ``transition: crossfade``.
 CrossfadeSeconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
 

@@ -3,7 +3,7 @@
 A unit is a pure function of its inputs: whoever computes it, however often, gets the same
 arrays. Three kinds exist:
 
-``encode``  the embeddings of a shot's prompts
+``encode``  the embeddings of what a shot starts from: its prompts, or its image
 ``step``    one denoising step of a tile. The unit of step *s* first settles step *s - 1*: it
             blends the predictions of all tiles that cover its window and lets the scheduler
             step the range. Then, unless *s* is the stage's last, the model predicts.
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from jobs.images import ImageFile
 
 UnitKind = Literal["encode", "step", "decode"]
 
@@ -74,6 +76,7 @@ class ShotRender:
     latent_width: int
     pixel_frames: int  # of the whole shot, after trimming
     fps: int
+    image: ImageFile | None = None  # what the shot starts from
 
     @property
     def steps(self) -> int:
@@ -83,8 +86,8 @@ class ShotRender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
-    """Encode a shot's prompts. Inputs: none. Output arrays: ``cond`` and, with guidance,
-    ``uncond``, each [1, text_tokens, text_dim]."""
+    """Encode what a shot starts from. Inputs: none. Output arrays: as its family names them, such
+    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""
 
     unit: Unit
     attempt: int

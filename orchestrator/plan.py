@@ -14,6 +14,7 @@ from functools import cached_property
 
 from jobs.accelerations import Accelerations
 from jobs.geometry import ModelGeometry
+from jobs.images import ImageFile
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
@@ -282,6 +283,12 @@ class Plan:
     # -- sums
 
     @property
+    def images(self) -> tuple[ImageFile, ...]:
+        """What the shots start from, each once."""
+        given = (shot.render.image for shot in self.shots)
+        return tuple(dict.fromkeys(image for image in given if image is not None))
+
+    @property
     def live_bytes(self) -> int:
         """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
         stage, and each keeps the states of two checkpoint intervals. An output is latents,
@@ -328,18 +335,20 @@ def lay_shot(
     overlap: int,
     first_pixel_frame: int,
     first_alone: bool = True,
+    one_piece: bool = False,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that a window holds much of the shot."""
+    that a window holds much of the shot. ``one_piece``: it is decoded all at once."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
     for stride, steps in zip(strides, render.stage_steps, strict=True):
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
         windows = lay_windows(frames, window, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
+    pieces = lay_pieces(stages[-1].windows, render.latent_frames)
     return ShotPlan(
         render=render,
         stages=tuple(stages),
-        pieces=lay_pieces(stages[-1].windows, render.latent_frames),
+        pieces=((0, render.latent_frames),) if one_piece else pieces,
         first_pixel_frame=first_pixel_frame,
     )

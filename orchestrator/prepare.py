@@ -6,12 +6,14 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import loaded_bytes
+from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
 from jobs.model_scheduler import check_pyramid, choose_scheduler
@@ -54,7 +56,23 @@ def prepare(spec: JobSpec) -> Prepared:
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
     if problems:
         raise bad_job(problems, spec._places)
-    return Prepared(spec=spec, model=model, plan=make_plan(job, model, loras))
+    plan = make_plan(job, model, loras, find_images(spec))
+    return Prepared(spec=spec, model=model, plan=plan)
+
+
+def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
+    """What each shot starts from; a path counts from the job file. Raises BadJob."""
+    folder = Path(spec._places.source).parent
+    found: list[ImageFile | None] = []
+    problems = []
+    for index, shot in enumerate(spec.shots):
+        try:
+            found.append(None if shot.image is None else find_image(shot.image, folder))
+        except BadJob as refusal:
+            problems.append(Problem(("shots", index, "image"), str(refusal)))
+    if problems:
+        raise bad_job(problems, spec._places)
+    return tuple(found)
 
 
 def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
@@ -80,18 +98,25 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     return [Problem(("window_latent_frames",), said)]
 
 
-def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = ()) -> Plan:
+def make_plan(
+    job: ResolvedSpec,
+    model: ModelInfo,
+    loras: Sequence[LoraFile] = (),
+    images: Sequence[ImageFile | None] = (),
+) -> Plan:
+    """``images``: of each shot; none at all for a model that takes none."""
     geometry = model.geometry
     dtype = _auto_dtype(model) if job.dtype == "auto" else job.dtype
     shots = []
     first = 0
-    for shot in job.shots:
+    for shot, image in zip(job.shots, images or [None] * len(job.shots), strict=True):
         laid = lay_shot(
-            _render(shot, job, model),
+            _render(shot, job, model, image),
             window=job.window_latent_frames,
             overlap=job.overlap_latent_frames,
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
+            one_piece=geometry.single_window,
         )
         shots.append(laid)
         first += shot.pixel_frames
@@ -126,7 +151,9 @@ def _auto_dtype(model: ModelInfo) -> str:
     return "float32" if small else "bfloat16"
 
 
-def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRender:
+def _render(
+    shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo, image: ImageFile | None
+) -> ShotRender:
     geometry = model.geometry
     return ShotRender(
         prompt=shot.prompt,
@@ -143,6 +170,7 @@ def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRend
         latent_width=job.width_px // geometry.spatial_scale,
         pixel_frames=shot.pixel_frames,
         fps=job.fps,
+        image=image,
     )
 
 
@@ -195,7 +223,8 @@ def _check_versions(data: Mapping[str, Any]) -> None:
 
 
 def check_same_model(plan: Plan) -> None:
-    """Refuse to go on with other weights than the job began with. Raises BadJob, CannotRunHere."""
+    """Refuse to go on with other weights or images than the job began with. Raises BadJob,
+    CannotRunHere."""
     model, _ = with_loras(inspect_model(resolve_model(plan.model)), plan.loras)
     if model.identity != plan.model_identity:
         raise BadJob(
@@ -203,10 +232,15 @@ def check_same_model(plan: Plan) -> None:
             f"({plan.model_identity[:12]} then, {model.identity[:12]} now). Restore them to "
             "resume, or render again as a new job"
         )
+    for image in plan.images:
+        read_image(image)
 
 
 def new_job_id(spec: JobSpec) -> str:
-    """A readable name that no other job has: words of the title or prompt, and six hex digits."""
-    words = re.findall(r"[a-z0-9]+", (spec.title or spec.shots[0].prompt).lower())
+    """A readable name that no other job has: words of the title, prompt or image's name, and six
+    hex digits."""
+    shot = spec.shots[0]
+    said = spec.title or shot.prompt or Path(shot.image or "").stem
+    words = re.findall(r"[a-z0-9]+", said.lower())
     slug = "-".join(words)[:32].strip("-") or "film"
     return f"{slug}-{secrets.token_hex(3)}"

@@ -50,11 +50,16 @@ class Recipes:
     def _prompts(self, shot: int) -> dict[str, Any]:
         render = self._plan.shots[shot].render
         guided = max(render.guidance) > 1
-        return self._base() | {
+        told: dict[str, Any] = {
             "prompt": render.prompt,
             "negative": render.negative_prompt if guided else None,
             "text_tokens": render.text_tokens,
         }
+        if render.image is not None:
+            # Fitted to the film's size, with noise of the shot; the model is told the frame rate.
+            size = [render.latent_height, render.latent_width]
+            told["image"] = [render.image.sha256, render.seed, size, render.fps]
+        return self._base() | told
 
     def _shot(self, shot: int) -> str:
         plan = self._plan.shots[shot]

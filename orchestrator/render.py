@@ -239,6 +239,7 @@ class _Render:
                 model=plan.model,
                 family=plan.geometry.family,
                 loras=plan.loras,
+                images=plan.images,
                 dtype=plan.dtype,
                 device=options.device,
                 threads=plan.threads,

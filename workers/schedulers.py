@@ -20,6 +20,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -53,22 +54,26 @@ class SchedulerKind:
     counters: tuple[str, ...] = ()  # integers, the same for every place
 
 
-#: State that is not listed: ``_step_index`` is the step's argument; UniPC's ``timestep_list``
-#: is read only by a ``solver_p``, which is refused.
+#: By the name of diffusers' class. State that is not listed: ``_step_index`` is the step's
+#: argument; UniPC's ``timestep_list`` is read only by a ``solver_p``, which is refused.
 KINDS: dict[str, SchedulerKind] = {
-    "unipc": SchedulerKind(
-        cls=UniPCMultistepScheduler,
-        tensor_lists=("model_outputs",),
-        tensors=("last_sample",),
-        counters=("lower_order_nums", "this_order"),
-    ),
-    "euler": SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
-    "dpm++": SchedulerKind(
-        cls=DPMSolverMultistepScheduler,
-        tensor_lists=("model_outputs",),
-        counters=("lower_order_nums",),
-    ),
-    "ddim": SchedulerKind(cls=DDIMScheduler),
+    kind.cls.__name__: kind
+    for kind in (
+        SchedulerKind(
+            cls=UniPCMultistepScheduler,
+            tensor_lists=("model_outputs",),
+            tensors=("last_sample",),
+            counters=("lower_order_nums", "this_order"),
+        ),
+        SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
+        SchedulerKind(
+            cls=DPMSolverMultistepScheduler,
+            tensor_lists=("model_outputs",),
+            counters=("lower_order_nums",),
+        ),
+        SchedulerKind(cls=DDIMScheduler),
+        SchedulerKind(cls=EulerDiscreteScheduler),
+    )
 }
 
 
@@ -94,11 +99,11 @@ def build(
     """
     name = choose_scheduler(name, config, diffusion)
     changes = overrides(name, config, diffusion)
-    key = SCHEDULERS[diffusion][name].shift_key
+    settings = SCHEDULERS[diffusion][name]
     shift = flow_shift if flow_shift is not None else folder_shift(config, diffusion)
-    if shift is not None and key is not None:
-        changes[key] = shift
-    return name, KINDS[name].cls.from_config(dict(config), **changes)
+    if shift is not None and settings.shift_key is not None:
+        changes[settings.shift_key] = shift
+    return name, KINDS[settings.class_name].cls.from_config(dict(config), **changes)
 
 
 class RangeStepper:
@@ -116,9 +121,11 @@ class RangeStepper:
     ) -> None:
         """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
-        self._kind = KINDS[self.name]
+        self._kind = KINDS[type(self._scheduler).__name__]
         steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
+        if hasattr(self._scheduler, "is_scale_input_called"):
+            self._scheduler.is_scale_input_called = True  # by whichever worker predicted
         path: NoisePath = FlowPath()
         if diffusion == "variance":
             path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())
@@ -139,8 +146,17 @@ class RangeStepper:
         self._names = range(steps)[::-1] if counts_levels else self.timesteps
 
     def sigma(self, step_index: int) -> float:
-        """Of a flow scheduler."""
+        """Of a flow or EDM scheduler."""
         return float(self._scheduler.sigmas[step_index])
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """The latents of step 0, from standard normal noise."""
+        return noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
+
+    def scale_input(self, latents: torch.Tensor, step_index: int) -> torch.Tensor:
+        """What an EDM model sees of latents (Karras et al. 2022, eq. 7: c_in)."""
+        self._restore(step_index, {})
+        return self._scheduler.scale_model_input(latents, self.timesteps[step_index])
 
     def step_range(
         self,

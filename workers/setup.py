@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jobs.accelerations import Accelerations
+from jobs.images import ImageFile
 from jobs.loras import LoraFile
 
 
@@ -16,6 +17,7 @@ class WorkerSetup:
     model: str  # path of a diffusers folder
     family: str = "wan"
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights
+    images: tuple[ImageFile, ...] = ()  # that shots start from
     dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
     device: str = "cpu"  # or "cuda:0"
     threads: int = 1  # CPU threads; part of the numerics class

@@ -152,7 +152,7 @@ class Worker:
         alone, stride = self._family.first_alone, stepper.stride
         if task.unit.stage == 0:
             frames = firsts(window.start, window.stop, stride, first_alone=alone)
-            return initial_noise(shot, frames, channels).to(self.setup.device)
+            return stepper.start(initial_noise(shot, frames, channels).to(self.setup.device))
         pieces = [
             (parent.start, to_tensor(bundle, "latents", self.setup.device))
             for parent, bundle in zip(task.parents, parents, strict=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
 from jobs.families.family import Config, FamilyFacts
+from jobs.families.svd import SVD
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff())}
+FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff(), SVD())}
 
 
 def family_of(index: Config) -> FamilyFacts:

@@ -16,8 +16,9 @@ Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-#: How a family's models mix noise in: flow matching, or keeping the variance (DDPM, DDIM).
-Diffusion = Literal["flow", "variance"]
+#: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), or adding
+#: it to what stays as it is (EDM, Karras et al. 2022).
+Diffusion = Literal["flow", "variance", "edm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +108,12 @@ VAE_BYTES = 4
 def loaded_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
     """Estimate of the weights held at once, in the larger of a worker's two phases.
 
-    A worker holds the denoiser from its start. While it encodes prompts it holds the text encoder
-    too, and frees it; after that comes the VAE.
+    A worker holds the denoiser from its start. While it encodes what shots start from, it holds
+    the encoders too, and frees them; after that comes the VAE. An image needs the VAE at once.
     """
     width = DTYPE_BYTES[dtype]
-    encoding = parameters["text_encoder"] * width
+    encoders = set(family.components) - {family.denoiser, "vae"}
+    encoding = sum(parameters[each] for each in encoders) * width
     decoding = parameters["vae"] * VAE_BYTES
-    return parameters[family.denoiser] * width + max(encoding, decoding)
+    both = encoding + decoding if "image_encoder" in encoders else max(encoding, decoding)
+    return parameters[family.denoiser] * width + both

@@ -85,8 +85,8 @@ BAD_FIELDS = [
     ({"size": "big"}, "size: needs width and height in px"),
     ({"size": "[60, 64]"}, "film.yaml:4:1: size: 60x64 does not fit: width and height must be "
      "multiples of 16 px for this model; the nearest: 48x64 or 64x64"),
+    ({"image": "a.png"}, "image: wan models start from text alone; remove it, or name a model"),
     # not built
-    ({"image": "a.png"}, "image: not built yet; remove it"),
     ({"loras": "[{path: a}]"}, "loras: a is no file here; give an adapter's file or folder"),
     ({"audio": "{file: a.wav}"}, "audio: not built yet; remove it"),
     ({"regions": "2"}, "regions: more than 1 is not built yet; remove it"),
@@ -117,7 +117,7 @@ SHOTS = "model: {model}\nshots:\n- prompt: a\n  seconds: 2\n- prompt: b\n  secon
         ("  start_s: -1", "shots[2].start_s: must be at least 0, got -1"),
         ("  transition: crossfade", "shots[2].transition: 'crossfade' is not built yet; use 'cut'"),
         ("  crossfade_s: 1", "shots[2].crossfade_s: not built yet; remove it"),
-        ("  image: a.png", "shots[2].image: not built yet; remove it"),
+        ("  image: a.png", "shots[2].image: wan models start from text alone; remove it"),
         ("  lenght: 3", "shots[2].lenght: unknown field 'lenght'"),
         ("  pixel_frames: 3", "shots[2].seconds: give seconds or pixel_frames, not both"),
         ("prompt: c", "prompt: stands at the top beside shots; move it into a shot"),

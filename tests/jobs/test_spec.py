@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +153,6 @@ def test_mistakes_are_named(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": "a.png"}, "image: not built yet; remove it"),
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
         ({"accelerations": {"slicing": {}}}, "accelerations.slicing: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
@@ -208,7 +209,6 @@ def test_what_comes_later_has_its_form_already(fields, message):
     ("shot", "message"),
     [
         ({"image": 3}, "shots[1].image: needs text"),
-        ({"image": "a.png"}, "shots[1].image: not built yet; remove it"),
         ({"crossfade_s": 1}, "shots[1].crossfade_s: not built yet; remove it (it goes with tr"),
         ({"crossfade_s": 0}, "shots[1].crossfade_s: must be more than 0"),
         ({"crossfade_s": "1"}, "shots[1].crossfade_s: needs a number"),
@@ -243,6 +243,56 @@ def test_all_mistakes_are_listed_at_once():
 def test_thousands_of_mistakes_are_cut_short():
     message = refusal(job, **{f"x{i}": 1 for i in range(500)})
     assert "500 problems" in message and "and 470 more" in message
+
+
+FROM_IMAGE = replace(
+    GEOMETRY,
+    family="svd",
+    temporal_scale=1,
+    window_latent_frames=14,
+    overlap_latent_frames=0,
+    from_image=True,
+    single_window=True,
+    refused=(("prompt", "it reads no text"), ("loras", "none are built")),
+)
+
+
+def image_job(**fields):
+    return parse_spec({"image": "a.png", "pixel_frames": 14} | fields)
+
+
+def test_a_model_that_starts_from_an_image_needs_one_and_no_prompt():
+    film = resolve(image_job(pyramid="off"), FROM_IMAGE, DEFAULTS)
+    assert film.shots[0].prompt == ""
+    assert "shots[1].image: missing; svd models" in refusal(
+        resolve, parse_spec({"shots": [{"prompt": "a", "pixel_frames": 1}]}), FROM_IMAGE, DEFAULTS
+    )
+
+
+def test_a_model_that_starts_from_text_takes_no_image():
+    both = refusal(solved, image_job())
+    assert "image: wan models start from text alone; remove it" in both
+    assert "prompt: missing; say what the shot shows" in both
+    assert "prompt" not in refusal(solved, image_job(prompt="a kite")).partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": "a kite"}, "prompt: it reads no text; remove it"),
+        ({"loras": [{"path": "a"}]}, "loras: none are built; remove it"),
+        ({"pyramid": 2}, "pyramid: this model makes each shot as one window"),
+        ({"pixel_frames": 15}, "pixel_frames: 15 frames are too many: this model makes at most 14"),
+        ({"pixel_frames": None, "seconds": 2, "fps": 8}, "at most 14 in a shot, 1.75 s at 8 fps"),
+        ({"image": None, "prompt": " "}, "prompt: must not be empty"),
+    ],
+)
+def test_what_a_model_of_one_window_has_no_use_for(fields, says):
+    def both():
+        resolve(image_job(**fields), FROM_IMAGE, DEFAULTS)
+
+    assert says in refusal(both)
+    assert refusal(both).count("\n") == 0, "one mistake, one line"
 
 
 def test_a_missing_prompt_or_length_says_so():

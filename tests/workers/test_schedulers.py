@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from accel.pyramid import VariancePath, lay_stages
 from jobs.errors import BadJob
 from jobs.model_scheduler import SCHEDULERS
+from tests.workers.tiny_svd import SCHEDULER as SVD_SCHEDULER
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
 
 CONFIG = json.loads(
@@ -25,9 +26,10 @@ DDIM_CONFIG = json.loads(
         beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="linspace"
     ).to_json_string()
 )
-CONFIGS = {"flow": CONFIG, "variance": DDIM_CONFIG}
+EDM_CONFIG = json.loads(EulerDiscreteScheduler(**SVD_SCHEDULER).to_json_string())
+CONFIGS = {"flow": CONFIG, "variance": DDIM_CONFIG, "edm": EDM_CONFIG}
 SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
-#: Of both kinds of diffusion.
+#: Of all kinds of diffusion.
 SUPPORTED = [(diffusion, name) for diffusion, table in SCHEDULERS.items() for name in table]
 each_scheduler = pytest.mark.parametrize(("diffusion", "name"), SUPPORTED)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -157,16 +159,14 @@ def test_what_cannot_be_sliced_is_refused_by_name(name: str, changes: dict, says
 def test_the_tables_are_those_of_diffusers(diffusion: str, name: str) -> None:
     """A setting that diffusers' class has, and that some scheduler is refused for, is looked at."""
     table = SCHEDULERS[diffusion]
-    assert table.keys() <= KINDS.keys()
     settings = table[name]
-    assert settings.class_name == KINDS[name].cls.__name__
-    known = set(inspect.signature(KINDS[name].cls.__init__).parameters)
+    known = set(inspect.signature(KINDS[settings.class_name].cls.__init__).parameters)
     refused = {setting for each in table.values() for setting in each.allowed}
     if name == "dpm++":
         refused -= {"solver_order"}  # its third order does not sum by a matrix product
     assert set(settings.allowed) == refused & known
     assert settings.shift_key in known if diffusion == "flow" else settings.shift_key is None
-    assert set(settings.fixed) <= known
+    assert {*settings.fixed, *settings.unsaid} <= known
 
 
 @each_scheduler
@@ -210,6 +210,25 @@ def test_more_steps_than_trained_times_are_refused() -> None:
 def test_a_refusal_says_which_values_are_valid() -> None:
     with pytest.raises(BadJob, match=r"solver_order=3 .*valid: 1 or 2, or name .*: euler, dpm"):
         build("unipc", CONFIG | {"solver_order": 3}, None)
+
+
+def test_an_edm_schedule_starts_and_sees_as_diffusers_says() -> None:
+    """Noise starts at sqrt(sigma_max^2 + 1); a model sees x / sqrt(sigma^2 + 1)."""
+    stepper = RangeStepper("auto", EDM_CONFIG, (5,), diffusion="edm")
+    noise = start()
+    assert torch.equal(stepper.start(noise), noise * (torch.tensor(700.0) ** 2 + 1) ** 0.5)
+    for step in (3, 0):
+        sigma = torch.tensor(stepper.sigma(step))
+        assert torch.equal(stepper.scale_input(noise, step), noise / (sigma**2 + 1) ** 0.5)
+    assert stepper.sigma(0) == pytest.approx(700) and stepper.sigma(4) == pytest.approx(0.002)
+    assert torch.equal(RangeStepper("auto", CONFIG, (5,)).start(noise), noise)
+
+
+def test_euler_that_a_job_names_for_an_edm_model_has_its_levels() -> None:
+    other = {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0}
+    config = build("euler", other, diffusion="edm")[1].config
+    assert (config.sigma_max, config.sigma_min, config.use_karras_sigmas) == (80.0, 0.002, True)
+    assert (config.prediction_type, config.timestep_type) == ("v_prediction", "continuous")
 
 
 def test_config_is_read_from_the_folder(tmp_path: Path) -> None:

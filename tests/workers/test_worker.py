@@ -147,14 +147,14 @@ def test_the_text_encoder_is_loaded_once_and_freed_before_the_first_step(
     tiny_wan: Path, monkeypatch
 ) -> None:
     held = []
-    plain = wan.WanFamily._load_text_pipeline
+    plain = wan.WanFamily._load_encoders
 
     def load(family):
         pipeline = plain(family)
         held.append(weakref.ref(pipeline.text_encoder))
         return pipeline
 
-    monkeypatch.setattr(wan.WanFamily, "_load_text_pipeline", load)
+    monkeypatch.setattr(wan.WanFamily, "_load_encoders", load)
     gc.disable()  # the next collection may be minutes away
     try:
         worker, shot = tiny_worker(tiny_wan), tiny_shot()
@@ -241,7 +241,7 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, wan"),
+        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, svd, wan"),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
 )

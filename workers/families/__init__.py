@@ -8,6 +8,7 @@ from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.loras import Adapter
+from workers.families.svd import SVDFamily
 from workers.families.wan import WanFamily
 
 __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
@@ -15,6 +16,7 @@ __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
 FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
+    "svd": SVDFamily,
 }
 
 

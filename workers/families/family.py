@@ -40,7 +40,8 @@ class ModelFamily(Protocol):
         ...
 
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
-        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        """What `predict` needs of the shot's prompts or image, by names of the family's own: such
+        as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""
         ...
 
     def predict(
