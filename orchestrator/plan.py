@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from jobs.geometry import ModelGeometry
+from jobs.geometry import ModelGeometry, batch_border
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
@@ -37,15 +37,18 @@ def lay_windows(latent_frames: int, window: int, overlap: int) -> tuple[Window, 
     return tuple(Window(i, start, start + window) for i, start in enumerate(starts))
 
 
-def lay_pieces(windows: tuple[Window, ...], latent_frames: int) -> tuple[tuple[int, int], ...]:
-    """Cut the shot where windows start: a piece then needs no window after its own."""
+def lay_pieces(
+    windows: tuple[Window, ...], latent_frames: int, decode_batch: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Cut the shot where windows start: a piece then needs no window after its own. Where the
+    autoencoder decodes batches, a cut is the last border of a batch up to there."""
     cuts = [window.start for window in windows] + [latent_frames]
-    pieces = []
+    edges = {0, latent_frames}
     for start, stop in itertools.pairwise(cuts):
         parts = -(-(stop - start) // MAX_PIECE_LATENT_FRAMES)
-        edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
-        pieces += list(itertools.pairwise(edges))
-    return tuple(pieces)
+        inner = (start + (stop - start) * i // parts for i in range(parts))
+        edges |= {batch_border(frame, decode_batch) for frame in inner}
+    return tuple(itertools.pairwise(sorted(edges)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +210,7 @@ class Plan:
     def warm_start(self, unit: Unit) -> int:
         """The latent frame from which a decoder without context must start for a piece."""
         start, _ = self.shots[unit.shot].pieces[unit.index]
-        return max(0, start - self.decode_context)
+        return self.geometry.decode_border(max(0, start - self.decode_context))
 
     def _decoded(self, unit: Unit) -> tuple[Window, ...]:
         """The windows that own a part of a piece or of its warm-up."""
@@ -325,6 +328,7 @@ def lay_shot(
     overlap: int,
     first_pixel_frame: int,
     first_alone: bool = True,
+    decode_batch: int = 1,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
     that a window holds much of the shot."""
@@ -337,6 +341,6 @@ def lay_shot(
     return ShotPlan(
         render=render,
         stages=tuple(stages),
-        pieces=lay_pieces(stages[-1].windows, render.latent_frames),
+        pieces=lay_pieces(stages[-1].windows, render.latent_frames, decode_batch),
         first_pixel_frame=first_pixel_frame,
     )

@@ -92,6 +92,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = (
             overlap=job.overlap_latent_frames,
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
+            decode_batch=geometry.decode_batch_latent_frames,
         )
         shots.append(laid)
         first += shot.pixel_frames
