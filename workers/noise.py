@@ -38,6 +38,11 @@ def jump_noise(shot: ShotRender, stage: int, frames: Iterable[int], channels: in
     return _noise(shot, frames, channels, "jump", stage)
 
 
+def step_noise(shot: ShotRender, step: int, frames: Iterable[int], channels: int) -> torch.Tensor:
+    """Noise [1, C, T, H, W] that a scheduler adds after step ``step``, for these latent frames."""
+    return _noise(shot, frames, channels, "step", step)
+
+
 def _noise(
     shot: ShotRender, frames: Iterable[int], channels: int, purpose: str, step: int
 ) -> torch.Tensor:

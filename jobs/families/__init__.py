@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
+from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff())}
+FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff(), CogVideoX())}
 
 
 def family_of(index: Config) -> FamilyFacts:

@@ -16,8 +16,9 @@ Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-#: How a family's models mix noise in: flow matching, or keeping the variance (DDPM, DDIM).
-Diffusion = Literal["flow", "variance"]
+#: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), or that
+#: with the whole schedule's ratio of signal to noise shifted (CogVideoX).
+Diffusion = Literal["flow", "variance", "snr_shifted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
+from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.loras import Adapter
 from workers.families.wan import WanFamily
@@ -15,6 +16,7 @@ __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
 FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
+    "cogvideox": CogVideoXFamily,
 }
 
 
