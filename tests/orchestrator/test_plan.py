@@ -99,6 +99,15 @@ def test_a_shot_is_made_of_whole_batches(pixel_frames: int, scale: int, batch: i
     assert count == 1 or geometry.pixel_frames(count - batch) < pixel_frames
 
 
+def test_a_warm_up_begins_with_a_whole_batch() -> None:
+    plan = make_plan(21, window=7, overlap=2, decode_context=4)
+    geometry = replace(GEOMETRY, decode_batch_latent_frames=2)
+    pieces = ((0, 5), (5, 9), (9, 21))
+    plan = replace(plan, geometry=geometry, shots=(replace(plan.shots[0], pieces=pieces),))
+    assert [plan.warm_start(Unit("decode", 0, index=i)) for i in range(3)] == [0, 0, 5]
+    assert [plan.task(Unit("decode", 0, index=i), 1).owned[0][0] for i in range(3)] == [0, 0, 5]
+
+
 def test_borders_of_batches() -> None:
     found = [replace(GEOMETRY, decode_batch_latent_frames=2).decode_border(n) for n in range(8)]
     assert found == [0, 0, 0, 3, 3, 5, 5, 7]

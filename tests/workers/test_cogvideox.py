@@ -228,13 +228,13 @@ def job(folder: Path, **changes: object) -> dict[str, object]:
 
 
 def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
-    plan = prepare(parse_spec(job(folder, pixel_frames=36, seconds=None))).plan
+    plan = prepare(parse_spec(job(folder, pixel_frames=38, seconds=None))).plan
     shot = plan.shots[0].render
     assert plan.geometry.family == "cogvideox"
-    assert (shot.latent_frames, shot.fps, shot.text_tokens) == (19, 8, TEXT_TOKENS)
+    assert (shot.latent_frames, shot.fps, shot.text_tokens) == (21, 8, TEXT_TOKENS)
     assert (shot.latent_height, shot.guidance, shot.steps) == (16, (6.0,), 50)
-    assert [(w.start, w.stop) for w in plan.shots[0].stages[0].windows] == [(0, 13), (6, 19)]
-    assert plan.shots[0].pieces == ((0, 5), (5, 19)), "cut where a batch begins"
+    assert [(w.start, w.stop) for w in plan.shots[0].stages[0].windows] == [(0, 13), (8, 21)]
+    assert plan.shots[0].pieces == ((0, 7), (7, 21)), "cut where a batch begins"
 
 
 def render(plan: Plan, workers: list[Worker]) -> list[Bundle]:
