@@ -1,7 +1,7 @@
 """Which schedulers are supported, and with which settings. Plain data, checked before a render.
 
-A shot's latents are split over workers, so a scheduler must be deterministic and act on each
-place by itself; whatever is not so is refused by name.
+A shot's latents are split over workers, so a scheduler must act on each place by itself, and what
+noise it adds must be handed to it; whatever is not so is refused by name.
 """
 
 from __future__ import annotations
@@ -130,11 +130,20 @@ _EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
+_SNR_SHIFTED_SCHEDULERS: dict[str, SchedulerSettings] = {
+    name: SchedulerSettings(class_name=class_name, allowed={"prediction_type": _NOISE})
+    for name, class_name in (
+        ("cogvideox-ddim", "CogVideoXDDIMScheduler"),
+        ("cogvideox-dpm", "CogVideoXDPMScheduler"),
+    )
+}
+
 #: The supported schedulers of each kind of diffusion.
 SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow": _FLOW_SCHEDULERS,
     "variance": _VARIANCE_SCHEDULERS,
     "edm": _EDM_SCHEDULERS,
+    "snr_shifted": _SNR_SHIFTED_SCHEDULERS,
 }
 
 #: All names that a job may use.
@@ -175,6 +184,8 @@ def choose_scheduler(name: str, config: Config, diffusion: Diffusion) -> str:
 def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     """Refuse settings that shape a whole schedule where a stage has only a part of one. Raises
     BadJob."""
+    if diffusion == "snr_shifted":
+        raise BadJob(f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off")
     settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():
         if setting in settings and settings[setting] not in plain:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from jobs.accelerations import Accelerations
-from jobs.geometry import ModelGeometry
+from jobs.geometry import ModelGeometry, batch_border
 from jobs.images import ImageFile
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
@@ -39,15 +39,18 @@ def lay_windows(latent_frames: int, window: int, overlap: int) -> tuple[Window, 
     return tuple(Window(i, start, start + window) for i, start in enumerate(starts))
 
 
-def lay_pieces(windows: tuple[Window, ...], latent_frames: int) -> tuple[tuple[int, int], ...]:
-    """Cut the shot where windows start: a piece then needs no window after its own."""
+def lay_pieces(
+    windows: tuple[Window, ...], latent_frames: int, decode_batch: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Cut the shot where windows start: a piece then needs no window after its own. Where the
+    autoencoder decodes batches, a cut is the last border of a batch up to there."""
     cuts = [window.start for window in windows] + [latent_frames]
-    pieces = []
+    edges = {0, latent_frames}
     for start, stop in itertools.pairwise(cuts):
         parts = -(-(stop - start) // MAX_PIECE_LATENT_FRAMES)
-        edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
-        pieces += list(itertools.pairwise(edges))
-    return tuple(pieces)
+        inner = (start + (stop - start) * i // parts for i in range(parts))
+        edges |= {batch_border(frame, decode_batch) for frame in inner}
+    return tuple(itertools.pairwise(sorted(edges)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +213,7 @@ class Plan:
     def warm_start(self, unit: Unit) -> int:
         """The latent frame from which a decoder without context must start for a piece."""
         start, _ = self.shots[unit.shot].pieces[unit.index]
-        return max(0, start - self.decode_context)
+        return self.geometry.decode_border(max(0, start - self.decode_context))
 
     def _decoded(self, unit: Unit) -> tuple[Window, ...]:
         """The windows that own a part of a piece or of its warm-up."""
@@ -336,6 +339,7 @@ def lay_shot(
     first_pixel_frame: int,
     first_alone: bool = True,
     one_piece: bool = False,
+    decode_batch: int = 1,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
     that a window holds much of the shot. ``one_piece``: it is decoded all at once."""
@@ -345,7 +349,7 @@ def lay_shot(
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
         windows = lay_windows(frames, window, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
-    pieces = lay_pieces(stages[-1].windows, render.latent_frames)
+    pieces = lay_pieces(stages[-1].windows, render.latent_frames, decode_batch)
     return ShotPlan(
         render=render,
         stages=tuple(stages),

@@ -44,6 +44,11 @@ def image_noise(shot: ShotRender, height_px: int, width_px: int) -> torch.Tensor
     return torch.from_numpy(drawn).unsqueeze(0)
 
 
+def step_noise(shot: ShotRender, step: int, frames: Iterable[int], channels: int) -> torch.Tensor:
+    """Noise [1, C, T, H, W] that a scheduler adds after step ``step``, for these latent frames."""
+    return _noise(shot, frames, channels, "step", step)
+
+
 def _noise(
     shot: ShotRender, frames: Iterable[int], channels: int, purpose: str, step: int
 ) -> torch.Tensor:

@@ -3,8 +3,9 @@
 A diffusers scheduler keeps the tensors of its last steps inside itself. Here that state is taken
 out after every step and put back before the next, so a step is a pure function of
 (step index, prediction, latents, history). Every tensor of the state is per place ([1, C, T, H,
-W]), so slicing it by latent frames is exact; a scheduler or a setting for which that is not so,
-or that draws noise of its own, is refused by name: ``jobs.model_scheduler`` has the tables.
+W]), so slicing it by latent frames is exact; a scheduler or a setting for which that is not so is
+refused by name: ``jobs.model_scheduler`` has the tables. One that adds noise is handed what
+``workers.noise`` draws for these latent frames.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -40,6 +42,7 @@ from accel.pyramid import (
 from jobs.errors import BadJob
 from jobs.families.family import Diffusion
 from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
+from workers.cogvideox_dpm import KeyedCogVideoXDPMScheduler
 
 History = dict[str, torch.Tensor]
 
@@ -52,6 +55,7 @@ class SchedulerKind:
     tensor_lists: tuple[str, ...] = ()  # lists of per-place tensors, None where not yet known
     tensors: tuple[str, ...] = ()  # per-place tensors
     counters: tuple[str, ...] = ()  # integers, the same for every place
+    adds_noise: bool = False  # whether its step takes ``noise``
 
 
 #: By the name of diffusers' class. State that is not listed: ``_step_index`` is the step's
@@ -72,7 +76,12 @@ KINDS: dict[str, SchedulerKind] = {
             counters=("lower_order_nums",),
         ),
         SchedulerKind(cls=DDIMScheduler),
+        SchedulerKind(cls=CogVideoXDDIMScheduler),
         SchedulerKind(cls=EulerDiscreteScheduler),
+    )
+} | {
+    "CogVideoXDPMScheduler": SchedulerKind(
+        cls=KeyedCogVideoXDPMScheduler, tensors=("old_pred_original_sample",), adds_noise=True
     )
 }
 
@@ -121,11 +130,12 @@ class RangeStepper:
     ) -> None:
         """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
-        self._kind = KINDS[type(self._scheduler).__name__]
+        self._kind = KINDS[SCHEDULERS[diffusion][self.name].class_name]
         steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
         if hasattr(self._scheduler, "is_scale_input_called"):
             self._scheduler.is_scale_input_called = True  # by whichever worker predicted
+        assert len(stage_steps) == 1 or diffusion != "snr_shifted", "check_pyramid refuses it"
         path: NoisePath = FlowPath()
         if diffusion == "variance":
             path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())
@@ -144,6 +154,10 @@ class RangeStepper:
         # What the scheduler calls its steps: a DDIM that was given levels counts them.
         counts_levels = len(stages) > 1 and isinstance(self._scheduler, DDIMScheduler)
         self._names = range(steps)[::-1] if counts_levels else self.timesteps
+
+    @property
+    def adds_noise(self) -> bool:
+        return self._kind.adds_noise
 
     def sigma(self, step_index: int) -> float:
         """Of a flow or EDM scheduler."""
@@ -164,14 +178,16 @@ class RangeStepper:
         prediction: torch.Tensor,
         latents: torch.Tensor,
         history: Mapping[str, torch.Tensor],
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, History]:
         """Latents [1, C, T, H, W] of step ``step_index + 1``, and the history to go on from.
 
-        ``history`` is what the step before returned for the same range; empty for step 0.
+        ``history`` is what the step before returned for the same range; empty for step 0. A
+        scheduler that ``adds_noise`` needs ``noise`` of the latents' shape.
         """
         self._restore(step_index, history)
-        name = self._names[step_index]
-        latents = self._scheduler.step(prediction, name, latents, return_dict=False)[0]
+        name, extra = self._names[step_index], {"noise": noise} if self.adds_noise else {}
+        latents = self._scheduler.step(prediction, name, latents, return_dict=False, **extra)[0]
         kept = self._extract()
         self._restore(0, {})  # hold no tensors between calls
         return latents, kept

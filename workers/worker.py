@@ -27,7 +27,7 @@ from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskR
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.families import open_family
-from workers.noise import initial_noise, jump_noise
+from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.tiles import assemble, blend
@@ -116,6 +116,7 @@ class Worker:
         else:
             latents, history = self._settle(task, before, stepper)
             _check_finite(latents, "the latents", unit, self.setup.dtype)
+        latents = self._family.kept(latents)
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
@@ -183,7 +184,12 @@ class Worker:
             blend(task.window, task.covering, predictions),
             to_tensor(own, "latents", device),
             to_tensors(own, "history.", device),
+            self._step_noise(task) if stepper.adds_noise else None,
         )
+
+    def _step_noise(self, task: StepTask) -> torch.Tensor:
+        frames, channels = range(task.window.start, task.window.stop), self._family.latent_channels
+        return step_noise(task.shot, task.unit.step - 1, frames, channels).to(self.setup.device)
 
     def _predict(
         self,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
+from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
 from jobs.families.svd import SVD
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff(), SVD())}
+_ALL = (Wan(), AnimateDiff(), CogVideoX(), SVD())
+
+FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in _ALL}
 
 
 def family_of(index: Config) -> FamilyFacts:

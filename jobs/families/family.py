@@ -16,9 +16,10 @@ Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-#: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), or adding
-#: it to what stays as it is (EDM, Karras et al. 2022).
-Diffusion = Literal["flow", "variance", "edm"]
+#: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), that with
+#: the whole schedule's ratio of signal to noise shifted (CogVideoX), or adding it to what stays as
+#: it is (EDM, Karras et al. 2022).
+Diffusion = Literal["flow", "variance", "snr_shifted", "edm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,24 @@ def test_pieces_partition_the_shot_and_need_no_later_window(layout: tuple[int, i
         assert all(w.start >= stop for w in windows[owner + 1 :])
 
 
+@given(layouts(), st.integers(2, 3))
+@settings(max_examples=300, deadline=None)
+def test_pieces_are_made_of_whole_batches(layout: tuple[int, int, int], batch: int) -> None:
+    """Of an autoencoder that decodes so many latent frames together, and one more at first."""
+    latent_frames, window, overlap = layout
+    latent_frames += -(latent_frames - 1) % batch
+    windows = lay_windows(latent_frames, window, overlap)
+    pieces = lay_pieces(windows, latent_frames, batch)
+    assert list(itertools.chain(*(range(*piece) for piece in pieces))) == list(range(latent_frames))
+    borders = {0, *range(1 + batch, latent_frames, batch)}
+    for start, stop in pieces:
+        assert start in borders and (stop in borders or stop == latent_frames)
+        assert stop - start <= MAX_PIECE_LATENT_FRAMES + batch
+    for window_start in (window.start for window in windows):
+        last = max(border for border in borders if border <= window_start)
+        assert last in {start for start, _ in pieces}, "no piece waits for a later window"
+
+
 @pytest.mark.parametrize("overlap", [-1, 6, 7])
 def test_an_impossible_overlap_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):
@@ -70,6 +88,30 @@ def test_the_rounding_rule(pixel_frames: int, scale: int) -> None:
     count = geometry.latent_frames(pixel_frames)
     assert geometry.pixel_frames(count) >= pixel_frames
     assert count == 1 or geometry.pixel_frames(count - 1) < pixel_frames
+
+
+@given(st.integers(1, 5000), st.integers(1, 16), st.integers(2, 4))
+def test_a_shot_is_made_of_whole_batches(pixel_frames: int, scale: int, batch: int) -> None:
+    geometry = replace(GEOMETRY, temporal_scale=scale, decode_batch_latent_frames=batch)
+    count = geometry.latent_frames(pixel_frames)
+    assert (count - 1) % batch == 0
+    assert geometry.pixel_frames(count) >= pixel_frames
+    assert count == 1 or geometry.pixel_frames(count - batch) < pixel_frames
+
+
+def test_a_warm_up_begins_with_a_whole_batch() -> None:
+    plan = make_plan(21, window=7, overlap=2, decode_context=4)
+    geometry = replace(GEOMETRY, decode_batch_latent_frames=2)
+    pieces = ((0, 5), (5, 9), (9, 21))
+    plan = replace(plan, geometry=geometry, shots=(replace(plan.shots[0], pieces=pieces),))
+    assert [plan.warm_start(Unit("decode", 0, index=i)) for i in range(3)] == [0, 0, 5]
+    assert [plan.task(Unit("decode", 0, index=i), 1).owned[0][0] for i in range(3)] == [0, 0, 5]
+
+
+def test_borders_of_batches() -> None:
+    found = [replace(GEOMETRY, decode_batch_latent_frames=2).decode_border(n) for n in range(8)]
+    assert found == [0, 0, 0, 3, 3, 5, 5, 7]
+    assert [GEOMETRY.decode_border(n) for n in range(4)] == [0, 1, 2, 3]
 
 
 def test_pixel_ranges_join_without_gap() -> None:

@@ -23,6 +23,7 @@ from jobs.units import DecodeTask, ShotRender, Unit, Window
 from tests.workers.test_conformance import WINDOWS, load_pipeline, run_pipeline
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
 from workers.bundles import to_bundle, to_tensor
+from workers.decoding import DecodeLane
 from workers.families import wan
 from workers.video import iter_frames
 from workers.worker import Worker
@@ -89,10 +90,8 @@ def test_a_decode_goes_on_from_its_live_context(tiny_wan: Path, monkeypatch) -> 
     done = render_windows(worker, shot, WINDOWS)
     run_decode(worker, decode_task(shot, 0, 3, 0), done)
     decoded = []
-    plain = wan.DecodeLane._decode_frame
-    monkeypatch.setattr(
-        wan.DecodeLane, "_decode_frame", lambda *a: (decoded.append(1), plain(*a))[1]
-    )
+    plain = DecodeLane.decode_batch
+    monkeypatch.setattr(DecodeLane, "decode_batch", lambda *a: (decoded.append(1), plain(*a))[1])
     run_decode(worker, decode_task(shot, 3, 7, 0), done)
     assert len(decoded) == 4
     run_decode(worker, decode_task(shot, 3, 7, 0), done)
@@ -241,7 +240,10 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, svd, wan"),
+        (
+            {"family": "sora"},
+            "unknown model family 'sora'; valid: animatediff, cogvideox, svd, wan",
+        ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
+from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.loras import Adapter
 from workers.families.svd import SVDFamily
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
     "svd": SVDFamily,
+    "cogvideox": CogVideoXFamily,
 }
 
 

@@ -44,6 +44,10 @@ class ModelFamily(Protocol):
         as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""
         ...
 
+    def kept(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the dtype that the family's pipeline keeps them in between steps."""
+        ...
+
     def predict(
         self,
         shot: ShotRender,

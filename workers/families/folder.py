@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
 from jobs.families import FAMILIES, family_of
 from jobs.families.family import Diffusion
 from jobs.units import ShotRender
@@ -32,6 +32,9 @@ class FolderModel(ABC):
     denoiser_kind: ClassVar[Any]
     vae_kind: ClassVar[Any]
     parts: ClassVar[Parts]
+    #: Whether the pipeline rounds latents to the denoiser's dtype after each step. Where it does
+    #: not, they stay as the scheduler gives them.
+    rounds_latents: ClassVar[bool] = False
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
         self._folder, self._loras = Path(folder), loras
@@ -80,6 +83,10 @@ class FolderModel(ABC):
     def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
         """``pipeline`` is diffusers', with nothing but what encodes."""
 
+    def kept(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the dtype that the family's pipeline keeps them in between steps."""
+        return latents.to(self._dtype) if self.rounds_latents else latents
+
     def free_text(self) -> None:
         """All shots are encoded first: the encoders, often the largest part of a model, are loaded
         once for them, and are in nobody's way afterwards."""
@@ -125,3 +132,15 @@ class FolderFamily(FolderModel):
 
 def guided(shot: ShotRender) -> bool:
     return shot.guidance[0] > 1.0
+
+
+def check_length(tokenizer: Any, most: int, *prompts: str) -> None:
+    """An encoder reads so many tokens; diffusers would leave out the rest of a longer prompt.
+    Raises BadJob."""
+    for prompt in prompts:
+        tokens = len(tokenizer(prompt, truncation=False).input_ids)
+        if tokens > most:
+            raise BadJob(
+                f"prompt {prompt[:40]!r}... has {tokens} tokens, and this model reads {most}; "
+                "shorten it"
+            )
