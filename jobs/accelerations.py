@@ -1,41 +1,15 @@
 """What makes a render faster or smaller, and its settings. Plain data.
 
-A part that is None is off. The names of presets stand here too.
+A part that is None is off. ``jobs.presets`` has named choices.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from jobs.spec_part import Part
-
-PresetName = Literal["exact", "balanced", "fast"]
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A named choice of accelerations."""
-
-    name: PresetName
-    built: bool
-    description: str
-
-
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("exact", True, "only what cannot change the film"),
-        Preset("balanced", False, "faster, with changes that are hard to see"),
-        Preset("fast", False, "as fast as it goes; changes can be seen"),
-    )
-}
-
-
-def built_presets() -> tuple[str, ...]:
-    return tuple(name for name, preset in PRESETS.items() if preset.built)
 
 
 def _refuse(value: dict[str, Any] | None) -> None:

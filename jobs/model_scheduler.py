@@ -27,6 +27,7 @@ class SchedulerSettings:
     """
 
     class_name: str
+    adds_noise: bool = False  # at every step
     shift_key: str | None = None  # what it calls the flow shift
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unsaid: Mapping[str, Any] = field(default_factory=dict)
@@ -131,10 +132,12 @@ _EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
 }
 
 _SNR_SHIFTED_SCHEDULERS: dict[str, SchedulerSettings] = {
-    name: SchedulerSettings(class_name=class_name, allowed={"prediction_type": _NOISE})
-    for name, class_name in (
-        ("cogvideox-ddim", "CogVideoXDDIMScheduler"),
-        ("cogvideox-dpm", "CogVideoXDPMScheduler"),
+    name: SchedulerSettings(
+        class_name=class_name, adds_noise=adds_noise, allowed={"prediction_type": _NOISE}
+    )
+    for name, class_name, adds_noise in (
+        ("cogvideox-ddim", "CogVideoXDDIMScheduler", False),
+        ("cogvideox-dpm", "CogVideoXDPMScheduler", True),
     )
 }
 

@@ -24,9 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from jobs.accelerations import Accelerations, PresetName, built_presets
+from jobs.accelerations import Accelerations
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
+from jobs.presets import PresetName, combined
 from jobs.pyramid import split_steps
 from jobs.spec_accelerations import acceleration_problems
 from jobs.spec_checks import (
@@ -72,7 +73,9 @@ Fps = Annotated[int, Field(ge=1, le=MAX_FPS)]
 Scale = Annotated[float, Field(ge=0, le=100)]
 Guidance = Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=8)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
-SchedulerName = Literal["auto", "unipc", "euler", "dpm++", "ddim"]
+SchedulerName = Literal[
+    "auto", "unipc", "euler", "dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
+]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -226,13 +229,6 @@ class JobSpec(Part):
             raise ValueError(f"a model_fps other than fps ({fps}) is not built yet; remove it")
         return value
 
-    @field_validator("preset")
-    @classmethod
-    def _built_preset(cls, value: str) -> str:
-        if value not in built_presets():
-            raise ValueError(f"{value!r} is not built yet; use {' or '.join(built_presets())}")
-        return value
-
     @field_validator("regions")
     @classmethod
     def _one_region(cls, value: int) -> int:
@@ -312,13 +308,16 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
     overlap = _or(spec.overlap_latent_frames, min(geometry.overlap_latent_frames, window - 1))
     steps = _or(spec.steps, defaults.steps)
     shares = step_shares(spec, defaults)
+    asked = combined(spec.preset, spec.accelerations)
     problems = [
         *pyramid_problems(spec, defaults, steps, shares),
         *size_problems(width, height, geometry.size_multiple),
         *layout_problems(spec, window, overlap),
         *time_problems(spec, fps),
         *guidance_problems(spec, geometry.experts),
-        *acceleration_problems(spec, split_steps(steps, shares) if steps >= len(shares) else ()),
+        *acceleration_problems(
+            spec, asked, split_steps(steps, shares) if steps >= len(shares) else ()
+        ),
         *image_problems(spec, geometry),
         *refused_problems(spec, geometry),
         *single_window_problems(spec, geometry, fps, len(shares)),
@@ -338,7 +337,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),
         dtype=spec.dtype,
         preset=spec.preset,
-        accelerations=spec.accelerations,
+        accelerations=asked,
         numerics=spec.numerics,
         threads=spec.threads,
         window_latent_frames=window,

@@ -4,45 +4,52 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.spec_errors import Problem
+from jobs.accelerations import Accelerations, Adaptive, Rehash
+from jobs.spec_errors import Path, Problem
 
 if TYPE_CHECKING:
     from jobs.spec import JobSpec
 
 
-def acceleration_problems(spec: JobSpec, stage_steps: tuple[int, ...]) -> list[Problem]:
-    """An acceleration that was asked for and could not do anything."""
+def acceleration_problems(
+    spec: JobSpec, asked: Accelerations, stage_steps: tuple[int, ...]
+) -> list[Problem]:
+    """An acceleration that was asked for and could not do anything. ``asked`` has the preset's."""
     if not stage_steps:
         return []
-    return [*_adaptive_problems(spec, stage_steps), *_rehash_problems(spec, stage_steps)]
+    problems = []
+    if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
+        problems.append(Problem(_place(spec, "adaptive"), said))
+    if asked.rehash and (said := _rehash_problem(asked.rehash, stage_steps)):
+        problems.append(Problem(_place(spec, "rehash"), said))
+    return problems
 
 
-def _rehash_problems(spec: JobSpec, stage_steps: tuple[int, ...]) -> list[Problem]:
-    rehash = spec.accelerations.rehash
-    if rehash is None:
-        return []
-    path, stages = ("accelerations", "rehash"), len(stage_steps)
-    if rehash.key_steps is not None and len(rehash.key_steps) != stages:
-        said = f"key_steps has {len(rehash.key_steps)} lists, but there "
-        said += f"{'is one stage' if stages == 1 else f'are {stages} stages'}; give one for each"
-        return [Problem(path, said)]
-    if any(len(rehash.keys(stage, n)) < n for stage, n in enumerate(stage_steps)):
-        return []
-    said = f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; "
-    return [Problem(path, said + "give more steps, or remove it")]
+def _place(spec: JobSpec, name: str) -> Path:
+    own = getattr(spec.accelerations, name) is not None
+    return ("accelerations", name) if own else ("preset",)
 
 
-def _adaptive_problems(spec: JobSpec, stage_steps: tuple[int, ...]) -> list[Problem]:
-    adaptive = spec.accelerations.adaptive
-    if adaptive is None:
-        return []
+def _adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
     always = adaptive.first + adaptive.last
     if max(stage_steps) > always:
-        return []
+        return ""
     stages = "the stages' steps are " if len(stage_steps) > 1 else "steps are "
     shown = "-".join(map(str, stage_steps))
-    said = (
+    return (
         f"has nothing to skip: {stages}{shown}, and {always} of a stage always run (first + last); "
         "give more steps, or remove it"
     )
-    return [Problem(("accelerations", "adaptive"), said)]
+
+
+def _rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
+    stages = len(stage_steps)
+    if rehash.key_steps is not None and len(rehash.key_steps) != stages:
+        there = "is one stage" if stages == 1 else f"are {stages} stages"
+        return f"key_steps has {len(rehash.key_steps)} lists, but there {there}; give one for each"
+    if any(len(rehash.keys(stage, n)) < n for stage, n in enumerate(stage_steps)):
+        return ""
+    return (
+        f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; give more "
+        "steps, or remove it"
+    )

@@ -83,7 +83,9 @@ LorasOption = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="PATH[=SCALE]", help="adapter; may be given several times"),
 ]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="accelerations: exact")]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="accelerations; `longtake presets` lists them")
+]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
 
@@ -262,6 +264,13 @@ def plan_command(
     )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
+
+
+@app.command("presets")
+def presets_command(as_json: JsonOption = False) -> None:
+    """List the presets: what each switches on, and what was measured of it."""
+    rows = show.preset_rows()
+    print(json.dumps(rows) if as_json else show.preset_table(rows))
 
 
 @app.command("ls")

@@ -12,11 +12,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from jobs.families.family import loaded_bytes
+from jobs.families.family import Diffusion, loaded_bytes
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
-from jobs.model_scheduler import check_pyramid, choose_scheduler
+from jobs.model_scheduler import SCHEDULERS, check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
@@ -54,6 +54,8 @@ def prepare(spec: JobSpec) -> Prepared:
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
+    if job.accelerations.adaptive and SCHEDULERS[diffusion][scheduler].adds_noise:
+        problems.append(_noisy(spec, scheduler, diffusion))
     if problems:
         raise bad_job(problems, spec._places)
     plan = make_plan(job, model, loras, find_images(spec))
@@ -73,6 +75,15 @@ def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
     if problems:
         raise bad_job(problems, spec._places)
     return tuple(found)
+
+
+def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
+    """Latents that get fresh noise at every step never change evenly."""
+    quiet = [name for name, each in SCHEDULERS[diffusion].items() if not each.adds_noise]
+    own = spec.accelerations.adaptive is not None
+    said = f"adaptive skips no step with scheduler {scheduler}, which adds noise at each; use "
+    place = ("accelerations", "adaptive") if own else ("preset",)
+    return Problem(place, f"{said}scheduler {' or '.join(quiet)}, or remove it")
 
 
 def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import errors
+from jobs.presets import PRESETS
 from jobs.units import Unit
 from orchestrator.engagement import engaged_lines
 from orchestrator.events import EndRender
@@ -144,6 +145,42 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
 
 
+def preset_rows() -> list[dict[str, Any]]:
+    """What ``longtake presets`` says."""
+    return [
+        {
+            "name": preset.name,
+            "description": preset.description,
+            "accelerations": preset.settings.recipe(),
+            "measured": {family: asdict(each) for family, each in preset.measured.items()},
+        }
+        for preset in PRESETS.values()
+    ]
+
+
+def preset_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']}: {row['description']}")
+        lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
+        lines += [
+            f"  {family}: {each['fewer_passes']:.1f}x fewer passes of the model, "
+            f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
+            f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
+            for family, each in row["measured"].items()
+        ]
+        if row["accelerations"] and not row["measured"]:
+            lines.append("  not measured yet")
+    return "\n".join(lines)
+
+
+def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        for name, settings in accelerations.items()
+    ]
+
+
 def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
     """The stages of a shot, if it has several: how much of it a window holds in each."""
     if len(shot["stages"]) == 1:
@@ -173,10 +210,7 @@ def plan_text(report: dict[str, Any]) -> str:
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
-    lines += [
-        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
-        for name, settings in report["accelerations"].items()
-    ]
+    lines += _settings_lines(report["accelerations"])
     mib = 2**20
     lines += [
         f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"

@@ -55,7 +55,6 @@ class SchedulerKind:
     tensor_lists: tuple[str, ...] = ()  # lists of per-place tensors, None where not yet known
     tensors: tuple[str, ...] = ()  # per-place tensors
     counters: tuple[str, ...] = ()  # integers, the same for every place
-    adds_noise: bool = False  # whether its step takes ``noise``
 
 
 #: By the name of diffusers' class. State that is not listed: ``_step_index`` is the step's
@@ -81,7 +80,7 @@ KINDS: dict[str, SchedulerKind] = {
     )
 } | {
     "CogVideoXDPMScheduler": SchedulerKind(
-        cls=KeyedCogVideoXDPMScheduler, tensors=("old_pred_original_sample",), adds_noise=True
+        cls=KeyedCogVideoXDPMScheduler, tensors=("old_pred_original_sample",)
     )
 }
 
@@ -130,7 +129,8 @@ class RangeStepper:
     ) -> None:
         """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
-        self._kind = KINDS[SCHEDULERS[diffusion][self.name].class_name]
+        settings = SCHEDULERS[diffusion][self.name]
+        self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
         steps = stage_steps[stage]
         self._scheduler.set_timesteps(steps, device=device)
         if hasattr(self._scheduler, "is_scale_input_called"):
@@ -157,7 +157,7 @@ class RangeStepper:
 
     @property
     def adds_noise(self) -> bool:
-        return self._kind.adds_noise
+        return self._adds_noise
 
     def sigma(self, step_index: int) -> float:
         """Of a flow or EDM scheduler."""

@@ -93,8 +93,6 @@ BAD_FIELDS = [
     ({"pyramid": "5"}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),
     ({"pyramid": "3", "steps": "2"}, "steps: 2 steps are too few for a pyramid of 3 stages"),
     ({"accelerations": "{slicing: {}}"}, "accelerations.slicing: not built yet; remove it"),
-    ({"preset": "balanced"}, "preset: 'balanced' is not built yet; use exact"),
-    ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
     ({"model_fps": "4", "fps": "8"}, "model_fps: a model_fps other than fps (8) is not built yet"),
 ]  # fmt: skip
 
@@ -187,7 +185,6 @@ GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--step
         ("--steps", "-1", "--steps: must be at least 1, got -1"),
         ("--steps", "5000", "--steps: must be at most 1000"),
         ("--seed", "-1", "--seed: must be at least 0"),
-        ("--preset", "balanced", "--preset: 'balanced' is not built yet; use exact"),
         ("--preset", "x", "--preset: unknown value 'x'; valid: exact, balanced, fast"),
         ("--prompt", "  ", "--prompt: must not be empty; say what the shot shows"),
         ("--workers", "0", "Invalid value for '--workers'"),

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.errors import BadJob
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
-from jobs.spec import JobSpec, resolve
+from jobs.model_scheduler import VALID
+from jobs.presets import PRESETS
+from jobs.spec import JobSpec, SchedulerName, resolve
 from jobs.spec_file import parse_spec, spec_from_flags
 
 GEOMETRY = ModelGeometry(
@@ -156,7 +160,6 @@ def test_mistakes_are_named(fields, message):
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
         ({"accelerations": {"slicing": {}}}, "accelerations.slicing: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
-        ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
     ],
 )
@@ -385,3 +388,24 @@ def test_key_steps_that_cannot_be(rehash, fields, message):
 
 def test_key_steps_can_be_every_so_many():
     assert solved(job(steps=4, accelerations={"rehash": {"every": 2}})).accelerations.rehash
+
+
+def test_a_preset_is_settings_and_a_jobs_own_take_their_place():
+    own = {"adaptive": {"threshold": 0.5}}
+    assert solved(job(steps=20)).accelerations == Accelerations()
+    balanced = solved(job(steps=20, preset="balanced")).accelerations
+    assert balanced == PRESETS["balanced"].settings != Accelerations()
+    mixed = solved(job(steps=20, preset="balanced", accelerations=own)).accelerations
+    assert mixed == Accelerations(adaptive=Adaptive(threshold=0.5))
+    added = solved(job(steps=20, preset="fast", accelerations={"rehash": {"every": 2}}))
+    assert added.accelerations.adaptive == PRESETS["fast"].settings.adaptive
+    assert added.accelerations.rehash == Rehash(every=2)
+
+
+def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
+    said = refusal(solved, job(steps=4, preset="fast"))
+    assert said.startswith("preset: has nothing to skip: steps are 4")
+
+
+def test_a_job_can_name_every_scheduler_that_is_supported():
+    assert set(get_args(SchedulerName)) == set(VALID)

@@ -277,6 +277,10 @@ def test_a_long_film_is_the_same_whoever_decodes_it(folder: Path) -> None:
         ({"scheduler": "ddim"}, "scheduler: .*valid: auto, cogvideox-ddim, cogvideox-dpm"),
         ({"pyramid": 2}, "scheduler: .*has no pyramid.*use pyramid: off"),
         ({"size": [44, 32]}, "size: .*multiples? of 8"),
+        (
+            {"scheduler": "cogvideox-dpm", "steps": 9, "preset": "balanced"},
+            "preset: adaptive skips no step with scheduler cogvideox-dpm, .* cogvideox-ddim, or",
+        ),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(small: Path, changes: dict, says: str) -> None:
