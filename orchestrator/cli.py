@@ -7,7 +7,6 @@ import json
 import sys
 import tempfile
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +14,30 @@ import typer
 
 from jobs import errors
 from orchestrator import inspect_job, show
+from orchestrator.cli_options import (
+    DEFAULT_STORE,
+    AddressOption,
+    Device,
+    DeviceOption,
+    FileArgument,
+    FpsOption,
+    ImageOption,
+    JsonOption,
+    LatentsOption,
+    LorasOption,
+    ModelOption,
+    NegativeOption,
+    OutOption,
+    PresetOption,
+    PromptOption,
+    SecondsOption,
+    SeedOption,
+    SizeOption,
+    StepsOption,
+    StoreOption,
+    TimeoutOption,
+    WorkersOption,
+)
 from orchestrator.export import save_latents as export_latents
 from orchestrator.prepare import (
     Prepared,
@@ -36,57 +59,6 @@ app = typer.Typer(
 #: What a command line that cannot be understood raises. Typer has carried a copy of Click of its
 #: own since it stopped using the package, so the class is found through one that Typer exports.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-
-DEFAULT_STORE = "~/.longtake"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", metavar="URI", envvar="LONGTAKE_STORE", help="where jobs live")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, max=1024, help="default: one per GPU, or core")
-]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", help="a Ray cluster to join; default: start one here")
-]
-DeviceOption = Annotated[Device, typer.Option("--device", help="what workers compute on")]
-TimeoutOption = Annotated[
-    float | None, typer.Option("--timeout", min=0.1, help="stop, resumable, after so many seconds")
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="the film; default: JOB.mp4")]
-LatentsOption = Annotated[
-    Path | None, typer.Option("--save-latents", help="also write the finished latents there")
-]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="what the film shows (one shot)")
-]
-NegativeOption = Annotated[str | None, typer.Option("--negative", help="what it must not show")]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", help="how long it is")]
-SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="in pixels")]
-FpsOption = Annotated[int | None, typer.Option("--fps", help="frames per second")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="another one makes another film")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="'demo', 'demo-pyramid', a diffusers folder, or a Hugging Face id"
-    ),
-]
-LorasOption = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="PATH[=SCALE]", help="adapter; may be given several times"),
-]
-PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="accelerations; `longtake presets` lists them")
-]
-FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -120,7 +92,7 @@ def _loras(given: list[str] | None) -> list[dict[str, Any]] | None:
 def _prepare(file: Path | None, **flags: Any) -> Prepared:
     from jobs.spec_file import load_spec, spec_from_flags
 
-    if file is None and flags["prompt"] is None:
+    if file is None and flags["prompt"] is None and flags["image"] is None:
         raise errors.BadJob("give a job file, or --prompt and --seconds")
     return prepare(load_spec(file, flags) if file else spec_from_flags(flags))
 
@@ -130,6 +102,7 @@ def render_command(
     file: FileArgument = None,
     prompt: PromptOption = None,
     negative: NegativeOption = None,
+    image: ImageOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -152,8 +125,8 @@ def render_command(
     from orchestrator.render import check_out
 
     prepared = _prepare(
-        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, loras=_loras(lora), preset=preset,
+        file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
+        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
@@ -242,6 +215,7 @@ def plan_command(
     file: FileArgument = None,
     prompt: PromptOption = None,
     negative: NegativeOption = None,
+    image: ImageOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -259,8 +233,8 @@ def plan_command(
 ) -> None:
     """Show how a film would be rendered, without rendering it."""
     prepared = _prepare(
-        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, loras=_loras(lora), preset=preset,
+        file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
+        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))

@@ -31,10 +31,10 @@ def command(desk: Desk, name: str, *args: object) -> Ran:
 
 def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
     needed = {
-        "render": "[file] --prompt --negative --seconds --size --fps --seed --steps --model "
-        "--preset --workers --store --out --save-latents --address --timeout --json",
+        "render": "[file] --prompt --negative --image --seconds --size --fps --seed --steps "
+        "--model --preset --workers --store --out --save-latents --address --timeout --json",
         "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
-        "plan": "[file] --prompt --seconds --size --steps --model --workers --json",
+        "plan": "[file] --prompt --image --seconds --size --steps --model --workers --json",
         "presets": "--json",
         "ls": "--store --json",
         "show": "job --store --json",
