@@ -124,6 +124,7 @@ def test_flops_are_the_pairs_that_were_multiplied(monkeypatch) -> None:
     "geometry",
     [
         Geometry((8, 16, 16), (3, 5, 5)),
+        Geometry((8, 16, 16), (5, 31, 31)),
         Geometry((7, 13, 9), (3, 5, 5), text_tokens=3),
         Geometry((4, 16, 24), (3, 31, 17), text_tokens=150, text_first=True),
     ],
