@@ -71,6 +71,7 @@ class PlanKey:
     latent_size: Extent  # latent frames, height and width of a tile
     steps: int
     scheduler: str
+    flow_shift: float | None  # None: as the model folder says
     guided: bool  # whether there is an unconditional branch
 
     @property

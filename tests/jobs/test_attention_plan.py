@@ -15,7 +15,14 @@ WINDOW = (3, 5, 5)
 F, FB, W, WB, S = (
     "full", "full+share_branches", "window", "window+share_branches", "share_steps",
 )  # fmt: skip
-KEY = PlanKey(model="a" * 64, latent_size=(9, 12, 12), steps=3, scheduler="unipc", guided=True)
+KEY = PlanKey(
+    model="a" * 64,
+    latent_size=(9, 12, 12),
+    steps=3,
+    scheduler="unipc",
+    flow_shift=None,
+    guided=True,
+)
 
 
 def plan(*strategies: str) -> AttentionPlan:
@@ -110,6 +117,7 @@ def test_a_saved_plan_is_found_by_its_key(tmp_path: Path) -> None:
         {"latent_size": (9, 12, 16)},
         {"steps": 4},
         {"scheduler": "euler"},
+        {"flow_shift": 3.0},
         {"guided": False},
     ],
 )
