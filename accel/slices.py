@@ -1,4 +1,4 @@
-"""What the slicer is made of: cuts of an axis, groups run slice by slice, and GroupNorm over slices.
+"""What the slicer is made of: cuts of an axis, groups run slice by slice, GroupNorm over slices.
 
 A group of operators that treat the places of an axis alike, without one place seeing another, gives
 the same result slice by slice. GroupNorm sees all places: its mean and variance are summed over the

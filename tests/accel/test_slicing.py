@@ -88,7 +88,7 @@ def test_fewer_than_two_slices_are_refused() -> None:
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(CannotRunHere, match="does not know Linear; it knows: .*UNetMotionModel"):
+    with pytest.raises(CannotRunHere, match=r"does not know Linear; it knows: .*UNetMotionModel"):
         apply(torch.nn.Linear(2, 2), Slicing(slices=2))
 
 
