@@ -26,6 +26,7 @@ import torch
 
 from accel.handle import Acceleration, Branch, TileStep
 from accel.slices import Slices
+from accel.slicing_spatio_temporal import attach_svd_unet, attach_temporal_decoder
 from accel.slicing_unets import attach_motion_unet
 from jobs.errors import BadJob, CannotRunHere
 
@@ -100,7 +101,9 @@ class SlicingHandle:
 
 #: How slicing attaches to each model, by the name of its class.
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
+    "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "UNetMotionModel": attach_motion_unet,
+    "UNetSpatioTemporalConditionModel": attach_svd_unet,
 }
 
 

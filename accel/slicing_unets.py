@@ -76,7 +76,7 @@ def _know_layers(block: Any, handle: SlicingHandle, slices: Slices) -> None:
         handle.replace(module, partial(_motion, module, slices))
     for downsampler in getattr(block, "downsamplers", None) or ():
         handle.know(downsampler, Downsample2D)
-        handle.replace(downsampler, partial(_downsample, downsampler, slices))
+        handle.replace(downsampler, by_frames_of(downsampler, slices))
 
 
 def know_attention(module: torch.nn.Module, handle: SlicingHandle) -> None:
@@ -118,8 +118,9 @@ def _chain(operators: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Te
     return group
 
 
-def _downsample(downsampler: Downsample2D, slices: Slices, hidden_states: Tensor) -> Tensor:
-    return by_frames(slices, partial(type(downsampler).forward, downsampler), hidden_states)
+def by_frames_of(module: torch.nn.Module, slices: Slices) -> Callable[[Tensor], Tensor]:
+    """A module's forward, run by frames."""
+    return partial(by_frames, slices, module.forward)
 
 
 # -- groups over frames

@@ -21,6 +21,9 @@ CASES = {
     "motion without a motion mid block": partial(
         tiny_models.motion_unet, use_motion_mid_block=False
     ),
+    "svd": tiny_models.svd_unet,
+    "svd of odd sizes": partial(tiny_models.svd_unet, height=9, width=7, batch=1, layers=1),
+    "svd's decoder": tiny_models.temporal_decoder,
 }
 
 

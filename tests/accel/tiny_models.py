@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNetMotionModel
+from diffusers import (
+    AutoencoderKLTemporalDecoder,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+)
 
 FRAMES = 5
 
@@ -20,11 +24,11 @@ class Case:
     forward: Callable[[], torch.Tensor]
 
 
-def random_(model: torch.nn.Module) -> torch.nn.Module:
+def random_(model: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
     """Norms begin as ones and last layers as zeros: then much of a model would not be seen."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=std)
     return model.double().eval()
 
 
@@ -48,3 +52,38 @@ def motion_unet(height: int = 8, width: int = 12, batch: int = 2, **config: Any)
     x = torch.randn(batch, 4, FRAMES, height, width, dtype=torch.float64)
     text = torch.randn(batch * FRAMES, 3, 12, dtype=torch.float64)
     return Case(model, lambda: model(x, 7, encoder_hidden_states=text).sample)
+
+
+def svd_unet(height: int = 8, width: int = 12, batch: int = 2, layers: int = 2) -> Case:
+    """32 channels at least: the temporal norms have 32 groups."""
+    model = random_(
+        UNetSpatioTemporalConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12,
+            layers_per_block=1,
+            cross_attention_dim=12,
+            num_attention_heads=(2, 2),
+            transformer_layers_per_block=layers,
+        ),
+        std=0.1,
+    )
+    x = torch.randn(batch, FRAMES, 8, height, width, dtype=torch.float64)
+    image = torch.randn(batch, 1, 12, dtype=torch.float64)
+    ids = torch.tensor([[6.0, 127.0, 0.02]] * batch, dtype=torch.float64)
+    return Case(model, lambda: model(x, 7, image, ids).sample)
+
+
+def temporal_decoder() -> Case:
+    model = random_(
+        AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            layers_per_block=1,
+        ),
+        std=0.1,
+    )
+    z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z, num_frames=FRAMES).sample)
