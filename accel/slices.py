@@ -45,10 +45,20 @@ def by_frames(slices: Slices, group: Callable[..., Tensor], *inputs: Any) -> Ten
     joined = None
     for start, stop in ranges:
         part = group(*(_cut(each, start, stop, length) for each in inputs))
-        if joined is None:
-            joined = part.new_empty(length, *part.shape[1:])
-        joined[start:stop] = part
+        joined = put(joined, part, start, length, dim=0)
         del part  # or it would live beside the next slice's intermediates
+    assert joined is not None
+    return joined
+
+
+def put(joined: Tensor | None, part: Tensor, start: int, length: int, *, dim: int = 1) -> Tensor:
+    """``joined`` with ``part`` at ``start`` of a dimension that is ``length`` long; the first part
+    makes it."""
+    if joined is None:
+        shape = list(part.shape)
+        shape[dim] = length
+        joined = part.new_empty(shape)
+    joined.narrow(dim, start, part.shape[dim]).copy_(part)
     return joined
 
 

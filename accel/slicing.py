@@ -11,7 +11,8 @@ slice and so changes the result; and the mid block runs whole, of which theirs l
 slices in proportion, so that all slices need about as much memory and small operators stay few.
 
 Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add to
-it. ``slicing_unets``, ``slicing_decoders`` and ``slicing_tokens`` have the models.
+it. ``slicing_unets``, ``slicing_spatio_temporal`` and ``slicing_tokens`` have the models.
+``AutoencoderKLWan`` needs no slicing: it decodes one latent frame after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import torch
 
 from accel.handle import Acceleration, Branch, TileStep
 from accel.slices import Slices
-from accel.slicing_spatio_temporal import attach_svd_unet, attach_temporal_decoder
+from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
+from accel.slicing_tokens import attach_wan
 from accel.slicing_unets import attach_motion_unet
 from jobs.errors import BadJob, CannotRunHere
 
@@ -101,9 +103,11 @@ class SlicingHandle:
 
 #: How slicing attaches to each model, by the name of its class.
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
+    "AutoencoderKL": attach_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "UNetMotionModel": attach_motion_unet,
     "UNetSpatioTemporalConditionModel": attach_svd_unet,
+    "WanTransformer3DModel": attach_wan,
 }
 
 

@@ -1,8 +1,10 @@
-"""Slicing for models of spatio-temporal blocks: Stable Video Diffusion's UNet and its decoder.
+"""Slicing for models of spatio-temporal blocks, Stable Video Diffusion's UNet and its decoder, and
+for the decoder of single pictures.
 
 A temporal resnet normalises twice over all frames and positions. Its first pass over positions ends
 with the sums of the second norm, its second pass works in place: so its input and one tensor more
-live. The code that the paper's authors released takes both norms per slice of the width.
+live. An up block runs the two halves of its layers itself, so that nothing holds what went into the
+first. The code that the paper's authors released takes both norms per slice of the width.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.vae import Decoder
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import (
     AlphaBlender,
@@ -58,9 +61,16 @@ def attach_svd_unet(model: Any, handle: SlicingHandle) -> None:
     for block, slices in zip(model.up_blocks, reversed(levels), strict=True):
         handle.know(block, CrossAttnUpBlockSpatioTemporal, UpBlockSpatioTemporal)
         _attach_layers(block, handle, slices)
-        handle.replace(block, partial(_up, block, upsampler))
+        handle.replace(block, partial(_up, block, slices, upsampler))
         upsampler = know_upsampler(block, handle)
     attach_head(model, handle, levels[0])
+
+
+def attach_decoder(model: Any, handle: SlicingHandle) -> None:
+    """The decoder of AutoencoderKL, of single pictures: one group from end to end."""
+    handle.know(model.decoder, Decoder)
+    know_attention(model.decoder, handle)
+    handle.replace(model.decoder, by_frames_of(model.decoder, handle.slices()))
 
 
 def attach_temporal_decoder(model: Any, handle: SlicingHandle) -> None:
@@ -73,7 +83,7 @@ def attach_temporal_decoder(model: Any, handle: SlicingHandle) -> None:
     for block, slices in zip(decoder.up_blocks, reversed(levels), strict=True):
         handle.know(block, UpBlockTemporalDecoder)
         _attach_layers(block, handle, slices)
-        handle.replace(block, partial(_decoder_up, block, upsampler))
+        handle.replace(block, partial(_decoder_up, block, slices, upsampler))
         upsampler = know_upsampler(block, handle)
     attach_head(decoder, handle, levels[0])
 
@@ -104,6 +114,7 @@ def _attach_layers(block: Any, handle: SlicingHandle, slices: Slices) -> None:
 
 def _up(
     block: Any,
+    slices: Slices,
     upsampler: Any,
     hidden_states: Tensor,
     res_hidden_states_tuple: tuple[Tensor, ...],
@@ -116,9 +127,9 @@ def _up(
     skips = list(res_hidden_states_tuple)
     attentions = getattr(block, "attentions", [None] * len(block.resnets))
     for resnet, attention in zip(block.resnets, attentions, strict=True):
-        before = {"skip": skips.pop(), "upsampler": upsampler}
-        hidden_states = resnet(hidden_states, temb, image_only_indicator, **before)
-        del before
+        group = spatial_group(resnet.spatial_res_block, upsampler=upsampler)
+        hidden_states = by_frames(slices, group, hidden_states, skips.pop(), temb, None)
+        hidden_states = _temporal(resnet, slices, hidden_states, temb, image_only_indicator)
         if attention is not None:
             (hidden_states,) = attention(
                 hidden_states, encoder_hidden_states, image_only_indicator, return_dict=False
@@ -128,10 +139,16 @@ def _up(
 
 
 def _decoder_up(
-    block: Any, upsampler: Any, hidden_states: Tensor, image_only_indicator: Tensor
+    block: Any,
+    slices: Slices,
+    upsampler: Any,
+    hidden_states: Tensor,
+    image_only_indicator: Tensor,
 ) -> Tensor:
     for resnet in block.resnets:
-        hidden_states = resnet(hidden_states, None, image_only_indicator, upsampler=upsampler)
+        group = spatial_group(resnet.spatial_res_block, upsampler=upsampler)
+        hidden_states = by_frames(slices, group, hidden_states, None, None, None)
+        hidden_states = _temporal(resnet, slices, hidden_states, None, image_only_indicator)
         upsampler = None
     return hidden_states
 
@@ -142,17 +159,18 @@ def _resnet(
     hidden_states: Tensor,
     temb: Tensor | None = None,
     image_only_indicator: Tensor | None = None,
-    *,
-    skip: Tensor | None = None,
-    upsampler: Any = None,
 ) -> Tensor:
-    """The spatial resnet, with what stands before it, by frames; then the temporal one and the
-    mixer by positions."""
     assert image_only_indicator is not None
-    frames = image_only_indicator.shape[-1]
-    group = spatial_group(module.spatial_res_block, upsampler=upsampler)
-    spatial = by_frames(slices, group, hidden_states, skip, temb, None)
-    del hidden_states, skip
+    group = spatial_group(module.spatial_res_block)
+    spatial = by_frames(slices, group, hidden_states, None, temb, None)
+    return _temporal(module, slices, spatial, temb, image_only_indicator)
+
+
+def _temporal(
+    module: Any, slices: Slices, spatial: Tensor, temb: Tensor | None, indicator: Tensor
+) -> Tensor:
+    """The temporal resnet and the mixer, by positions."""
+    frames = indicator.shape[-1]
     x = positions(spatial, frames)
     output = spatial.new_empty(spatial.shape)
     y = positions(output, frames)
@@ -161,7 +179,7 @@ def _resnet(
     for start, stop in ranges:
         part = x[..., start:stop, None]
         temporal = _second_half(module.temporal_res_block, part, norm2(y[..., start:stop, None]))
-        mixed = module.time_mixer(part, temporal, image_only_indicator)
+        mixed = module.time_mixer(part, temporal, indicator)
         y[..., start:stop] = mixed.squeeze(-1)
         del temporal, mixed
     return output

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
+    WanTransformer3DModel,
 )
 
 FRAMES = 5
@@ -87,3 +89,42 @@ def temporal_decoder() -> Case:
     )
     z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
     return Case(model, lambda: model.decode(z, num_frames=FRAMES).sample)
+
+
+def decoder() -> Case:
+    model = random_(
+        AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+        )
+    )
+    z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z).sample)
+
+
+def wan(*, image: bool = False, times_per_token: bool = False) -> Case:
+    """``image``: of Wan 2.1's image-to-video kind. ``times_per_token``: as Wan 2.2's small one."""
+    config = {"image_dim": 10, "added_kv_proj_dim": 24} if image else {}
+    model = random_(
+        WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=96,
+            num_layers=2,
+            rope_max_seq_len=64,
+            **config,
+        ),
+        std=0.2,
+    )
+    x = torch.randn(2, 4, FRAMES, 6, 10, dtype=torch.float64)
+    text = torch.randn(2, 512 if image else 7, 16, dtype=torch.float64)
+    pictures = torch.randn(2, 3, 10, dtype=torch.float64) if image else None
+    tokens = FRAMES * 3 * 5
+    times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
+    return Case(model, lambda: model(x, times, text, pictures).sample)
