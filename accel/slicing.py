@@ -28,7 +28,7 @@ import torch
 from accel.handle import Acceleration, Branch, TileStep
 from accel.slices import Slices
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
-from accel.slicing_tokens import attach_wan
+from accel.slicing_tokens import attach_ltx, attach_wan
 from accel.slicing_unets import attach_motion_unet
 from jobs.errors import BadJob, CannotRunHere
 
@@ -105,6 +105,7 @@ class SlicingHandle:
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
+    "LTXVideoTransformer3DModel": attach_ltx,
     "UNetMotionModel": attach_motion_unet,
     "UNetSpatioTemporalConditionModel": attach_svd_unet,
     "WanTransformer3DModel": attach_wan,

@@ -1,4 +1,4 @@
-"""Slicing for transformers over all tokens of a video: Wan's.
+"""Slicing for transformers over all tokens of a video: Wan's and LTX-Video's.
 
 Only attention looks at other tokens, and there only through keys and values. A block first makes
 the keys and values of all tokens, slice by slice, and then takes each slice of tokens through the
@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_ltx import (
+    LTXAttention,
+    LTXVideoAttnProcessor,
+    LTXVideoTransformerBlock,
+    apply_rotary_emb,
+)
 from diffusers.models.transformers.transformer_wan import (
     WanAttention,
     WanAttnProcessor,
@@ -30,27 +36,40 @@ if TYPE_CHECKING:
 #: Rotary embeddings of tokens: cosines and sines, each [1, tokens, 1, head_dim].
 Rotary = tuple[Tensor, Tensor]
 
+#: The attention processors whose arithmetic stands here.
+_PROCESSORS = (WanAttnProcessor, LTXVideoAttnProcessor)
+
 #: Text tokens that stand behind the image's in an image-to-video model, as in the library.
 _TEXT_TOKENS = 512
 
 
 def attach_wan(model: Any, handle: SlicingHandle) -> None:
-    slices = handle.slices()
     for block in model.blocks:
         handle.know(block, WanTransformerBlock)
-        for attention in (block.attn1, block.attn2):
-            handle.know(attention, WanAttention)
-            _check_attention(attention)
-        handle.replace(block, partial(_wan_block, block, slices))
+        _attach(block, handle, WanAttention, _wan_block)
+
+
+def attach_ltx(model: Any, handle: SlicingHandle) -> None:
+    for block in model.transformer_blocks:
+        handle.know(block, LTXVideoTransformerBlock)
+        _attach(block, handle, LTXAttention, _ltx_block)
+
+
+def _attach(block: Any, handle: SlicingHandle, kind: type, forward: Callable[..., Tensor]) -> None:
+    for attention in (block.attn1, block.attn2):
+        handle.know(attention, kind)
+        _check_attention(attention)
+    handle.replace(block, partial(forward, block, handle.slices()))
 
 
 def _check_attention(attention: Any) -> None:
     """At every pass: what is attached after slicing could change it."""
     processor = attention.processor
-    if type(processor) is not WanAttnProcessor:
+    if type(processor) not in _PROCESSORS:
+        known = ", ".join(sorted(each.__name__ for each in _PROCESSORS))
         raise CannotRunHere(
-            f"slicing: the attention processor is {type(processor).__name__}; it knows "
-            "WanAttnProcessor, and does not go together with techniques that change attention"
+            f"slicing: the attention processor is {type(processor).__name__}; it knows {known}, "
+            "and does not go together with techniques that change attention"
         )
     if processor._parallel_config is not None or getattr(attention, "fused_projections", False):
         raise CannotRunHere(
@@ -154,11 +173,16 @@ def _feed_forward(block: Any, part: Tensor, modulation: tuple[Tensor, ...]) -> T
     return (part.float() + result.float() * gate).type_as(part)
 
 
-def _attend(attention: Any, query: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def _attend(
+    attention: Any,
+    query: Tensor,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    mask: Tensor | None = None,
+) -> Tensor:
     """Attention of a slice's queries to each pair of keys and values, summed, and projected."""
-    backend = attention.processor._attention_backend
+    options = {"attn_mask": mask, "backend": attention.processor._attention_backend}
     results = (
-        dispatch_attention_fn(query, key, value, backend=backend).flatten(2, 3).type_as(query)
+        dispatch_attention_fn(query, key, value, **options).flatten(2, 3).type_as(query)
         for key, value in pairs
     )
     projection, dropout = attention.to_out
@@ -177,3 +201,86 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     output[..., 0::2] = first * cosine - second * sine
     output[..., 1::2] = first * sine + second * cosine
     return output
+
+
+# -- LTX-Video
+
+
+def _ltx_block(
+    block: Any,
+    slices: Slices,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb: Tensor,
+    image_rotary_emb: Rotary,
+    encoder_attention_mask: Tensor | None = None,
+) -> Tensor:
+    for attention in (block.attn1, block.attn2):
+        _check_attention(attention)
+    length = hidden_states.shape[1]
+    ranges = slices.of(length)
+    context = _ltx_keys_and_values(block, ranges, hidden_states, temb, image_rotary_emb)
+    attention = block.attn2
+    key = attention.norm_k(attention.to_k(encoder_hidden_states))
+    value = attention.to_v(encoder_hidden_states)
+    text = [(_heads(attention, key), _heads(attention, value))]
+    mask = _ltx_mask(attention, encoder_attention_mask, encoder_hidden_states)
+    output = None
+    for start, stop in ranges:
+        part = hidden_states[:, start:stop]
+        modulation = _ltx_modulation(block, temb, start, stop)
+        rotary = tuple(each[:, start:stop] for each in image_rotary_emb)
+        part = _ltx_self_attention(block, part, modulation, rotary, context)
+        query = attention.norm_q(attention.to_q(part))
+        part = part + _attend(attention, _heads(attention, query), text, mask)
+        *_, shift, scale, gate = modulation
+        part = part + block.ff(block.norm2(part) * (1 + scale) + shift) * gate
+        output = put(output, part, start, length)
+        del part
+    assert output is not None
+    return output
+
+
+def _ltx_mask(attention: Any, mask: Tensor | None, text: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    batch, length, _ = text.shape
+    mask = attention.prepare_attention_mask(mask, length, batch)
+    return mask.view(batch, attention.heads, -1, mask.shape[-1])
+
+
+def _ltx_modulation(block: Any, temb: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+    """As Wan's; of one time, or of each token's."""
+    part = temb if temb.shape[1] == 1 else temb[:, start:stop]
+    return (block.scale_shift_table[None, None] + part.unflatten(2, (6, -1))).unbind(2)
+
+
+def _ltx_keys_and_values(
+    block: Any,
+    ranges: Sequence[tuple[int, int]],
+    hidden: Tensor,
+    temb: Tensor,
+    rotary_emb: Rotary,
+) -> list[tuple[Tensor, Tensor]]:
+    attention, length = block.attn1, hidden.shape[1]
+    keys = values = None
+    for start, stop in ranges:
+        shift, scale, *_ = _ltx_modulation(block, temb, start, stop)
+        part = block.norm1(hidden[:, start:stop]) * (1 + scale) + shift
+        rotary = tuple(each[:, start:stop] for each in rotary_emb)
+        key = apply_rotary_emb(attention.norm_k(attention.to_k(part)), rotary)
+        keys = put(keys, _heads(attention, key), start, length)
+        del key
+        values = put(values, _heads(attention, attention.to_v(part)), start, length)
+    assert keys is not None and values is not None
+    return [(keys, values)]
+
+
+def _ltx_self_attention(
+    block: Any, part: Tensor, modulation: tuple[Tensor, ...], rotary: Any, context: Any
+) -> Tensor:
+    attention = block.attn1
+    shift, scale, gate, *_ = modulation
+    query = attention.norm_q(attention.to_q(block.norm1(part) * (1 + scale) + shift))
+    query = _heads(attention, apply_rotary_emb(query, rotary))
+    return part + _attend(attention, query, context) * gate

@@ -25,6 +25,7 @@ _MOTION_MODULE = 20
 _TEMPORAL_RESNET = 10
 _DECODER_RESNET = 4
 _PICTURE_DECODER = 6
+_LTX_TOKENS = 11
 _HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-forward has no more
 
 #: Tensors of a layer's size that its temporal operators hold: input and output, and in Stable Video
@@ -131,6 +132,16 @@ def _wan(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterat
         yield Group(5 * size + rotary + text, 0)
 
 
+def _ltx(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
+    frames, height, width = latent_size
+    patch, patch_frames = config["patch_size"], config["patch_size_t"]
+    tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
+    size = tokens * config["num_attention_heads"] * config["attention_head_dim"]
+    rotary = 2 * size * (4 / DTYPE_BYTES[dtype])
+    yield Group(4 * size + rotary, _LTX_TOKENS * size, lengths=(tokens // branches,))
+
+
 def _temporal_decoder(
     config: Config, latent_size: Size, branches: int, dtype: str
 ) -> Iterator[Group]:
@@ -160,6 +171,7 @@ def _decoder(config: Config, latent_size: Size, branches: int, dtype: str) -> It
 _GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
+    "LTXVideoTransformer3DModel": _ltx,
     "UNetMotionModel": _unet,
     "UNetSpatioTemporalConditionModel": _unet,
     "WanTransformer3DModel": _wan,

@@ -28,6 +28,8 @@ CASES = {
     "wan": tiny_models.wan,
     "wan of image to video": partial(tiny_models.wan, image=True),
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
+    "ltx": tiny_models.ltx,
+    "ltx of times per token": partial(tiny_models.ltx, times_per_token=True),
 }
 
 
@@ -66,8 +68,11 @@ def test_sliced_equals_unsliced(name: str, slices: int) -> None:
     assert torch.equal(case.forward(), expected)
 
 
-#: Beside a tiny model's few tokens, an image-to-video model's 512 of text weigh more.
-SLICEABLE = [name for name in CASES if name != "wan of image to video"]
+#: Beside few tokens, an image-to-video model's 512 of text weigh more, and what a model makes of a
+#: time for every token is six times as wide as the token.
+SLICEABLE = [
+    name for name in CASES if name not in ("wan of image to video", "ltx of times per token")
+]
 
 
 @pytest.mark.parametrize("name", SLICEABLE)

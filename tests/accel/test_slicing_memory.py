@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
@@ -92,6 +93,21 @@ def wan(heads: int, ffn: int) -> Case:
     )
 
 
+LTX = Case(
+    lambda: LTXVideoTransformer3DModel(
+        num_attention_heads=4, cross_attention_dim=256, num_layers=2, caption_channels=16
+    ),
+    lambda model, height, width: model(
+        torch.empty(1, FRAMES * height * width, 128),
+        torch.empty(1, 32, 16),
+        torch.tensor([5]),
+        torch.empty(1, 32),
+        num_frames=FRAMES,
+        height=height,
+        width=width,
+    ),
+    branches=1,
+)
 WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
 TEMPORAL_DECODER = Case(
     lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
@@ -109,6 +125,7 @@ CASES = {
     "svd, wide below": svd((32, 256), 2),
     "wan": wan(4, 1536),
     "wan, small feed-forward": wan(6, 512),
+    "ltx": LTX,
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
 }
@@ -158,7 +175,7 @@ def test_the_model_predicts_what_is_measured(
     default_dtype(getattr(torch, dtype))
     case = CASES[name]
     weights, activations, config = measure(case, height, width, slices)
-    patched = "patch_size" in config
+    patched = config.get("patch_size") == (1, 2, 2)
     latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
     predicted = sliced_bytes(config, latent_size, dtype, slices, branches=case.branches)
     assert predicted == pytest.approx(activations, rel=TOLERANCE)

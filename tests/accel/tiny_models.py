@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
@@ -128,3 +129,25 @@ def wan(*, image: bool = False, times_per_token: bool = False) -> Case:
     tokens = FRAMES * 3 * 5
     times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
     return Case(model, lambda: model(x, times, text, pictures).sample)
+
+
+def ltx(*, times_per_token: bool = False) -> Case:
+    model = random_(
+        LTXVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            num_layers=2,
+            caption_channels=10,
+        ),
+        std=0.2,
+    )
+    tokens = FRAMES * 4 * 5
+    x = torch.randn(2, tokens, 4, dtype=torch.float64)
+    text = torch.randn(2, 7, 10, dtype=torch.float64)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
+    size = {"num_frames": FRAMES, "height": 4, "width": 5}
+    return Case(model, lambda: model(x, text, times, mask, **size).sample)
