@@ -83,7 +83,8 @@ class ShotRender:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
     """Encode a shot's prompts. Inputs: none. Output arrays: ``cond`` and, with guidance,
-    ``uncond``, each [1, text_tokens, text_dim]."""
+    ``uncond``, each [1, text_tokens, text_dim]; of a model that must know which tokens are
+    padding, ``<name>.mask`` [1, text_tokens] too."""
 
     unit: Unit
     attempt: int
@@ -119,8 +120,9 @@ class StepTask:
 class DecodeTask:
     """Decode latent frames ``[start, stop)`` of a shot into a playable segment.
 
-    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)``.
-    ``owned`` gives the half-open latent range that each of them contributes. A worker that
+    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)`` and
+    what a decoder that is not causal sees of the frames after. ``owned`` gives the half-open latent
+    range that each of them contributes. A worker that
     holds the shot's live decoder context at ``start`` goes on from it; any other warms up from
     ``warm_start``. Both give the same bits.
 

@@ -6,9 +6,12 @@ from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
 from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
+from jobs.families.ltx import LTX
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff(), CogVideoX())}
+FAMILIES: dict[str, FamilyFacts] = {
+    each.name: each for each in (Wan(), AnimateDiff(), CogVideoX(), LTX())
+}
 
 
 def family_of(index: Config) -> FamilyFacts:

@@ -17,8 +17,9 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 #: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), or that
-#: with the whole schedule's ratio of signal to noise shifted (CogVideoX).
-Diffusion = Literal["flow", "variance", "snr_shifted"]
+#: with the whole schedule's ratio of signal to noise shifted (CogVideoX). In "flow_by_size" the
+#: shift of flow matching grows with the latent places that the model sees at once (LTX-Video).
+Diffusion = Literal["flow", "variance", "snr_shifted", "flow_by_size"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,7 +241,10 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
     ("changes", "says"),
     [
         ({"accelerations": "fast"}, "'fast' is not built yet; available: exact"),
-        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, cogvideox, wan"),
+        (
+            {"family": "sora"},
+            "unknown model family 'sora'; valid: animatediff, cogvideox, ltx, wan",
+        ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
 )

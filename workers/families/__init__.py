@@ -9,6 +9,7 @@ from workers.families.animatediff import AnimateDiffFamily
 from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.loras import Adapter
+from workers.families.ltx import LTXFamily
 from workers.families.wan import WanFamily
 
 __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
     "cogvideox": CogVideoXFamily,
+    "ltx": LTXFamily,
 }
 
 
