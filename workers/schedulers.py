@@ -236,8 +236,8 @@ def set_by_size(
     scheduler: FlowMatchEulerDiscreteScheduler, steps: int, places: int, device: Any
 ) -> None:
     """As LTXPipeline sets its schedule: even times from 1 to 1 / steps, shifted by e^mu, where mu
-    grows in proportion to the latent places of a window (Esser et al. 2024, arXiv 2403.03206,
-    section 5.3.2)."""
+    grows evenly with the latent places of a window. (That noise must grow with resolution: Esser
+    et al. 2024, arXiv 2403.03206, section 5.3.2.)"""
     assert places > 0, "the schedule depends on it"
     config = scheduler.config
     low, high = config.base_image_seq_len, config.max_image_seq_len

@@ -210,7 +210,7 @@ class Worker:
         frames = self._family.decode(
             task.unit.shot, task.shot, latents, task.warm_start, task.start
         )
-        first, stop = _pixel_range(task, len(frames))
+        first, stop = self._family.geometry.pixel_range(task.start, task.stop)
         frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
         return Bundle.of(
@@ -311,16 +311,6 @@ def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> No
     else:
         fix = "the model's weights or the guidance may be at fault: try a lower guidance"
     raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
-
-
-def _pixel_range(task: DecodeTask, decoded: int) -> tuple[int, int]:
-    """Where the piece lies in the shot, of which ``decoded`` pixel frames from its start on were
-    decoded. The shot's first latent frame gives one pixel frame, every other gives r: so they
-    themselves tell r."""
-    alone, read_stop = int(task.start == 0), task.owned[-1][1]
-    r, rest = divmod(decoded - alone, max(1, read_stop - task.start - alone))
-    assert rest == 0, "every latent frame but the shot's first decodes to r pixel frames"
-    return (0 if alone else 1 + r * (task.start - 1)), 1 + r * (task.stop - 1)
 
 
 def _sha256(frame: np.ndarray) -> str:

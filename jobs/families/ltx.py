@@ -34,8 +34,12 @@ _VAE: dict[str, Any] = {
     "decoder_causal": False,
 }
 
-#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward.
-_TOKEN_COPIES = 16
+#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward, and
+#: rotary positions in float32.
+_TOKEN_COPIES = 24
+
+#: A frame far from a film's ends.
+_FAR = 1 << 20
 
 #: Live copies of a decoder level's features while a residual block runs.
 _LEVEL_COPIES = 4
@@ -71,7 +75,11 @@ class LTX:
         pass  # image to video and conditions have pipelines of other names
 
     def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
-        transformer, vae, text = configs["transformer"], _said(configs), configs["text_encoder"]
+        transformer, vae, text = (
+            configs["transformer"],
+            filled(configs["vae"]),
+            configs["text_encoder"],
+        )
         names = ("in_channels", "num_attention_heads", "attention_head_dim", "caption_channels")
         require(transformer, "transformer/config.json", names)
         require(vae, "vae/config.json", ("latent_channels",))
@@ -123,23 +131,25 @@ class LTX:
     def decode_bytes(
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
     ) -> int:
-        """A piece is decoded at once, with all that it sees before and after."""
-        vae = _said(configs)
-        space, time = _scales(vae)
-        frames = (pixel_frames - 1) // time + 1 + sum(decode_reach(vae))
+        """A piece is decoded at once; of what it sees before and after, each block of the decoder
+        gets only what matters from there on."""
+        vae = filled(configs["vae"])
+        space, _ = _scales(vae)
         area, widest = (height_px // space) * (width_px // space), 0
-        for level in _levels(vae):
+        seen = seen_frames(vae, _FAR, _FAR + pixel_frames - 1)
+        for level, (first, last) in zip(_levels(vae), seen[1:], strict=False):
+            frames = last - first + 1
             widest = max(widest, frames * area * max(level.entering, level.width))
             if level.doubles:
                 frames, area = 2 * frames - 1, 4 * area
             widest = max(widest, frames * area * level.width)
-        pixels = frames * height_px * width_px * 3
+        pixels = pixel_frames * height_px * width_px * 3
         return int(_LEVEL_COPIES * widest * VAE_BYTES + pixels * _PIXEL_BYTES)
 
 
-def _said(configs: Mapping[str, Config]) -> dict[str, Any]:
-    """The autoencoder's config, with what diffusers has where it does not say."""
-    return _VAE | {name: value for name, value in configs["vae"].items() if value is not None}
+def filled(vae: Config) -> dict[str, Any]:
+    """An autoencoder's config, with what diffusers has where it does not say."""
+    return _VAE | {name: value for name, value in vae.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,25 +189,35 @@ def decode_reach(vae: Config) -> tuple[int, int]:
     reads one frame to either side (two before, if causal); at a doubling, frame f comes from frame
     ceil(f / 2) below, since the first frame is not doubled.
     """
-    vae = _VAE | {name: value for name, value in vae.items() if value is not None}
-    back, forth = (2, 0) if vae["decoder_causal"] else (1, 1)
-    r, place = _scales(vae)[1], 1 << 20  # far from the film's ends
-    before = _frame_below(vae, r * (place - 1) + 1, -back)
-    after = _frame_below(vae, r * place, forth)
+    place, r = _FAR, _scales(filled(vae))[1]
+    before, after = seen_frames(vae, r * (place - 1) + 1, r * place)[0]
     return place - before, after - place
 
 
-def _frame_below(vae: Config, pixel_frame: int, reach: int) -> int:
-    """The farthest latent frame that a pixel frame depends on, ``reach`` a convolution."""
-    frame = pixel_frame + reach  # conv_out
+def seen_frames(vae: Config, first_px: int, last_px: int) -> list[tuple[int, int]]:
+    """The first and the last frame that pixel frames ``first_px`` to ``last_px`` depend on: of the
+    latents, of what enters each block of the decoder in turn, and of what enters its last
+    convolution. Counted from the film's start, and not cut off at its ends."""
+    vae = filled(vae)
+    back, forth = (2, 0) if vae["decoder_causal"] else (1, 1)
+    firsts, lasts = (
+        _frames_below(vae, frame, reach) for frame, reach in ((first_px, -back), (last_px, forth))
+    )
+    return list(zip(firsts, lasts, strict=True))
+
+
+def _frames_below(vae: Config, pixel_frame: int, reach: int) -> list[int]:
+    """The farthest frames that a pixel frame depends on, ``reach`` a convolution."""
+    frames = [pixel_frame + reach]  # conv_out
     for level in reversed(_levels(vae)):
-        frame += 2 * level.resnets * reach
+        frame = frames[0] + 2 * level.resnets * reach
         if level.doubles:
             frame = -(-frame // 2) + reach
         if level.entering != level.width:
             frame += 2 * reach
+        frames.insert(0, frame)
     middle = vae["decoder_layers_per_block"][-1]
-    return int(frame + (2 * middle + 1) * reach)
+    return [frames[0] + (2 * middle + 1) * reach, *frames]
 
 
 def _check_built(transformer: Config, vae: Config) -> None:

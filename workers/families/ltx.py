@@ -118,4 +118,7 @@ class LTXFamily(FolderFamily):
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
         self.free_text()
-        return to_rgb8(decode_range(self.vae, latents, warm_start, start))
+        stop = warm_start + latents.shape[2]
+        if stop < shot.latent_frames:  # then the last ones are there to be looked ahead at
+            stop -= self.geometry.decode_ahead_latent_frames
+        return to_rgb8(decode_range(self.vae, latents, warm_start, start, stop))
