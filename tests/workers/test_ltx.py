@@ -21,6 +21,7 @@ from orchestrator.prepare import prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_cogvideox import render
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
+from tests.workers.test_loras import write_lora
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_ltx import (
     CAUSAL_VAE,
@@ -31,6 +32,7 @@ from tests.workers.tiny_ltx import (
     write_tiny_ltx,
 )
 from workers.bundles import to_tensor
+from workers.families import open_family
 from workers.families.ltx import LTXFamily
 from workers.ltx_decoding import decode_range, measured_reach, unnormalise
 from workers.noise import initial_noise
@@ -291,6 +293,13 @@ def test_schedulers_that_are_not_built_are_refused(
         prepare(parse_spec(job(copy)))
 
 
+def test_a_decode_gives_no_frames_that_it_only_looked_at(folder: Path) -> None:
+    family, shot = LTXFamily(str(folder), "float32", "cpu"), ltx_shot(latent_frames=40)
+    latents = latents_of(40)
+    assert len(family.decode(0, shot, latents[:, :, 5:28], 5, 15)) == 2 * 3
+    assert len(family.decode(0, shot, latents[:, :, 25:], 25, 35)) == 2 * 5
+
+
 def test_a_prompt_that_would_lose_its_end_is_refused(folder: Path) -> None:
     shot = ltx_shot(prompt="a long walk on the beach", text_tokens=20)
     with pytest.raises(UnitError, match="has 25 tokens, and this model reads 20") as no:
@@ -325,3 +334,16 @@ def test_memory_of_ltx_videos_shapes() -> None:
     assert 1.24e9 < LTX().denoise_bytes(configs, (21, 15, 22), "bfloat16") < 1.8e9
     assert 9.4e9 < LTX().decode_bytes(configs, 480, 704, 161) < 13e9
     assert decode_reach({}) == (24, 24)
+
+
+def test_adapters_are_added_as_diffusers_adds_them(folder: Path, tmp_path: Path) -> None:
+    file = write_lora("ltx", folder, tmp_path)
+    ours = open_family("ltx", str(folder), "float32", "cpu", [(str(file), 0.5)]).denoiser
+    pipeline = LTXPipeline.from_pretrained(folder)
+    plain = {name: tensor.clone() for name, tensor in pipeline.transformer.named_parameters()}
+    pipeline.load_lora_weights(file)
+    pipeline.fuse_lora(lora_scale=0.5)
+    pipeline.unload_lora_weights()
+    theirs = dict(pipeline.transformer.named_parameters())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.named_parameters())
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in ours.named_parameters())
