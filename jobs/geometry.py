@@ -23,6 +23,8 @@ class ModelGeometry:
     #: Latent frames that the autoencoder decodes together, in one piece: the first batch has one
     #: more, and a shot is made of whole batches.
     decode_batch_latent_frames: int = 1
+    #: Latent frames after a piece that its pixels depend on: of a causal autoencoder none.
+    decode_ahead_latent_frames: int = 0
     from_image: bool = False  # whether a shot starts from an image
     single_window: bool = False  # whether a shot is one window, decoded in one piece
     refused: tuple[tuple[str, str], ...] = ()  # fields of a job that it has no use for, and why

@@ -141,13 +141,24 @@ _SNR_SHIFTED_SCHEDULERS: dict[str, SchedulerSettings] = {
     )
 }
 
+_FLOW_BY_SIZE_SCHEDULERS: dict[str, SchedulerSettings] = {
+    "euler": SchedulerSettings(
+        class_name="FlowMatchEulerDiscreteScheduler",
+        allowed={"stochastic_sampling": _OFF, "use_dynamic_shifting": _ON},
+    ),
+}
+
 #: The supported schedulers of each kind of diffusion.
 SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow": _FLOW_SCHEDULERS,
     "variance": _VARIANCE_SCHEDULERS,
     "edm": _EDM_SCHEDULERS,
     "snr_shifted": _SNR_SHIFTED_SCHEDULERS,
+    "flow_by_size": _FLOW_BY_SIZE_SCHEDULERS,
 }
+
+#: Those whose schedule can be divided among the stages of a pyramid.
+WITH_PYRAMID: tuple[Diffusion, ...] = ("flow", "variance")
 
 #: All names that a job may use.
 VALID = ("auto", *dict.fromkeys(name for table in SCHEDULERS.values() for name in table))
@@ -187,7 +198,7 @@ def choose_scheduler(name: str, config: Config, diffusion: Diffusion) -> str:
 def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     """Refuse settings that shape a whole schedule where a stage has only a part of one. Raises
     BadJob."""
-    if diffusion == "snr_shifted":
+    if diffusion not in WITH_PYRAMID:
         raise BadJob(f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off")
     settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():

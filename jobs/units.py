@@ -87,7 +87,8 @@ class ShotRender:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
     """Encode what a shot starts from. Inputs: none. Output arrays: as its family names them, such
-    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""
+    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]; of a model that must
+    know which tokens are padding, ``<name>.mask`` [1, text_tokens] too."""
 
     unit: Unit
     attempt: int
@@ -123,8 +124,9 @@ class StepTask:
 class DecodeTask:
     """Decode latent frames ``[start, stop)`` of a shot into a playable segment.
 
-    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)``.
-    ``owned`` gives the half-open latent range that each of them contributes. A worker that
+    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)`` and
+    what a decoder that is not causal sees of the frames after. ``owned`` gives the half-open latent
+    range that each of them contributes. A worker that
     holds the shot's live decoder context at ``start`` goes on from it; any other warms up from
     ``warm_start``. Both give the same bits.
 

@@ -215,11 +215,16 @@ class Plan:
         start, _ = self.shots[unit.shot].pieces[unit.index]
         return self.geometry.decode_border(max(0, start - self.decode_context))
 
-    def _decoded(self, unit: Unit) -> tuple[Window, ...]:
-        """The windows that own a part of a piece or of its warm-up."""
+    def read_stop(self, unit: Unit) -> int:
+        """Where the latent frames end that a piece's pixels depend on."""
         plan = self.shots[unit.shot]
-        stage = plan.stages[-1]
-        return stage.owners(self.warm_start(unit), plan.pieces[unit.index][1])
+        ahead = plan.pieces[unit.index][1] + self.geometry.decode_ahead_latent_frames
+        return min(ahead, plan.render.latent_frames)
+
+    def _decoded(self, unit: Unit) -> tuple[Window, ...]:
+        """The windows that own a part of a piece, of its warm-up or of what it looks ahead at."""
+        stage = self.shots[unit.shot].stages[-1]
+        return stage.owners(self.warm_start(unit), self.read_stop(unit))
 
     # -- what a worker is told
 
@@ -240,7 +245,7 @@ class Plan:
             stop=stop,
             warm_start=warm_start,
             windows=windows,
-            owned=stage.shares(warm_start, stop),
+            owned=stage.shares(warm_start, self.read_stop(unit)),
             codec=self.codec,
             quality=self.quality,
         )

@@ -41,7 +41,13 @@ from accel.pyramid import (
 )
 from jobs.errors import BadJob
 from jobs.families.family import Diffusion
-from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
+from jobs.model_scheduler import (
+    SCHEDULERS,
+    WITH_PYRAMID,
+    choose_scheduler,
+    folder_shift,
+    overrides,
+)
 from workers.cogvideox_dpm import KeyedCogVideoXDPMScheduler
 
 History = dict[str, torch.Tensor]
@@ -126,16 +132,21 @@ class RangeStepper:
         flow_shift: float | None = None,
         device: torch.device | str = "cpu",
         diffusion: Diffusion = "flow",
+        places: int = 0,
     ) -> None:
-        """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
+        """``stage_steps`` are the steps of all stages, of which this is number ``stage``;
+        ``places`` is T * H * W of a window, which some schedules depend on."""
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         settings = SCHEDULERS[diffusion][self.name]
         self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
         steps = stage_steps[stage]
-        self._scheduler.set_timesteps(steps, device=device)
+        if diffusion == "flow_by_size":
+            set_by_size(self._scheduler, steps, places, device)
+        else:
+            self._scheduler.set_timesteps(steps, device=device)
         if hasattr(self._scheduler, "is_scale_input_called"):
             self._scheduler.is_scale_input_called = True  # by whichever worker predicted
-        assert len(stage_steps) == 1 or diffusion != "snr_shifted", "check_pyramid refuses it"
+        assert len(stage_steps) == 1 or diffusion in WITH_PYRAMID, "check_pyramid refuses it"
         path: NoisePath = FlowPath()
         if diffusion == "variance":
             path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())
@@ -236,6 +247,20 @@ class RangeStepper:
         for name in self._kind.counters:
             history[name] = torch.tensor([getattr(scheduler, name)])
         return history
+
+
+def set_by_size(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, places: int, device: Any
+) -> None:
+    """As LTXPipeline sets its schedule: even times from 1 to 1 / steps, shifted by e^mu, where mu
+    grows evenly with the latent places of a window. (That noise must grow with resolution: Esser
+    et al. 2024, arXiv 2403.03206, section 5.3.2.)"""
+    assert places > 0, "the schedule depends on it"
+    config = scheduler.config
+    low, high = config.base_image_seq_len, config.max_image_seq_len
+    slope = (config.max_shift - config.base_shift) / (high - low)
+    mu = places * slope + (config.base_shift - slope * low)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
 
 
 def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:

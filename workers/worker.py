@@ -23,7 +23,7 @@ from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
 from jobs.pyramid import firsts
-from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskReport, Unit
+from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.families import open_family
@@ -110,7 +110,7 @@ class Worker:
         predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
         _check_inputs(task, before)
-        stepper = self._stepper(shot, unit.stage)
+        stepper = self._stepper(task)
         if unit.step == 0:
             latents, history = self._start(task, before, stepper), {}
         else:
@@ -218,12 +218,12 @@ class Worker:
             ],
             task.owned,
         )
-        assert latents.shape[2] == task.stop - task.warm_start, "owned must be [warm_start, stop)"
+        assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
         frames = self._family.decode(
             task.unit.shot, task.shot, latents, task.warm_start, task.start
         )
-        first = _first_pixel_frame(task, len(frames))
-        frames = frames[: task.shot.pixel_frames - first]
+        first, stop = self._family.geometry.pixel_range(task.start, task.stop)
+        frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
         return Bundle.of(
             {"segment": np.frombuffer(segment, dtype=np.uint8)},
@@ -242,8 +242,11 @@ class Worker:
             )
         return self._applied
 
-    def _stepper(self, shot: ShotRender, stage: int) -> RangeStepper:
-        key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift)
+    def _stepper(self, task: StepTask) -> RangeStepper:
+        """All windows of a stage have the same length, hence the same schedule."""
+        shot, stage = task.shot, task.unit.stage
+        places = task.window.latent_frames * shot.latent_height * shot.latent_width
+        key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift, places)
         if key not in self._steppers:
             self._steppers[key] = RangeStepper(
                 shot.scheduler,
@@ -253,6 +256,7 @@ class Worker:
                 shot.flow_shift,
                 self.setup.device,
                 self._family.diffusion,
+                places,
             )
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
@@ -321,16 +325,6 @@ def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> No
     else:
         fix = "the model's weights or the guidance may be at fault: try a lower guidance"
     raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
-
-
-def _first_pixel_frame(task: DecodeTask, pixel_frames: int) -> int:
-    """Where the piece begins in the shot. The shot's first latent frame gives one pixel frame,
-    every other gives r: so the piece itself tells r."""
-    if task.start == 0:
-        return 0
-    r, rest = divmod(pixel_frames, task.stop - task.start)
-    assert rest == 0, "every latent frame but the shot's first decodes to r pixel frames"
-    return 1 + r * (task.start - 1)
 
 
 def _sha256(frame: np.ndarray) -> str:

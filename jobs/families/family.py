@@ -18,8 +18,9 @@ Shapes = dict[str, Shape]
 
 #: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), that with
 #: the whole schedule's ratio of signal to noise shifted (CogVideoX), or adding it to what stays as
-#: it is (EDM, Karras et al. 2022).
-Diffusion = Literal["flow", "variance", "snr_shifted", "edm"]
+#: it is (EDM, Karras et al. 2022). In "flow_by_size" the shift of flow matching grows with the
+#: latent places that the model sees at once (LTX-Video).
+Diffusion = Literal["flow", "variance", "snr_shifted", "flow_by_size", "edm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

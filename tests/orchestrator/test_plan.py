@@ -122,12 +122,17 @@ def test_pixel_ranges_join_without_gap() -> None:
 stage_steps = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
 
 
-@given(layouts(), stage_steps, st.integers(0, 20))
+decoders = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 3))
+
+
+@given(layouts(), stage_steps, decoders)
 @settings(max_examples=60, deadline=None)
 def test_inputs_and_tasks_agree(
-    layout: tuple[int, int, int], steps: tuple[int, ...], context: int
+    layout: tuple[int, int, int], steps: tuple[int, ...], decoder: tuple[int, int, int]
 ) -> None:
+    """Whatever a decoder sees of the frames before and after, and however many at a time."""
     latent_frames, window, overlap = layout
+    context, ahead, batch = decoder
     plan = make_plan(
         min(latent_frames, 120),
         window=window,
@@ -135,6 +140,10 @@ def test_inputs_and_tasks_agree(
         stage_steps=steps,
         decode_context=context,
     )
+    geometry = replace(GEOMETRY, decode_ahead_latent_frames=ahead, decode_batch_latent_frames=batch)
+    windows, count = plan.shots[0].stages[-1].windows, plan.shots[0].render.latent_frames
+    shot = replace(plan.shots[0], pieces=lay_pieces(windows, count, batch))
+    plan = replace(plan, geometry=geometry, shots=(shot,))
     referee = Referee(plan, {})
     units = list(plan.units())
     assert len(set(units)) == len(units)
@@ -159,7 +168,7 @@ def test_inputs_and_tasks_agree(
         elif isinstance(task, DecodeTask):
             assert [name.index for name in inputs] == [w.index for w in task.windows]
             assert task.owned[0][0] <= task.warm_start <= task.start < task.stop
-            assert task.stop <= task.owned[-1][1]
+            assert task.owned[-1][1] == min(task.stop + ahead, count)
             assert all(a[1] == b[0] for a, b in itertools.pairwise(task.owned))
         else:
             assert isinstance(task, EncodeTask)

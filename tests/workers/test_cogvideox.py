@@ -24,6 +24,7 @@ from orchestrator.plan import Plan
 from orchestrator.prepare import prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
+from tests.workers.test_loras import write_lora
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_cogvideox import (
     DEEP_VAE,
@@ -36,6 +37,7 @@ from tests.workers.tiny_cogvideox import (
 )
 from workers.bundles import to_tensor
 from workers.cogvideox_decoding import CogVideoXLane, measured_context, scaled
+from workers.families import open_family
 from workers.families.cogvideox import CogVideoXFamily
 from workers.lanes import go_on
 from workers.noise import initial_noise, step_noise
@@ -354,3 +356,44 @@ def test_memory_of_cogvideox_2bs_shapes() -> None:
     assert 1.86e9 < CogVideoX().denoise_bytes(configs, (13, 60, 90), "float16") < 2.6e9
     assert 31.6e9 < CogVideoX().decode_bytes(configs, 480, 720, 1) < 42e9
     assert decode_context(configs["vae"]) == 76
+
+
+def test_published_configs_have_the_published_geometry() -> None:
+    transformer = {
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_attention_heads": 30,
+        "attention_head_dim": 64,
+        "text_embed_dim": 4096,
+        "max_text_seq_length": 226,
+        "patch_size": 2,
+        "sample_width": 90,
+        "sample_height": 60,
+        "temporal_compression_ratio": 4,
+    }
+    vae = {
+        "latent_channels": 16,
+        "layers_per_block": 3,
+        "temporal_compression_ratio": 4,
+        "block_out_channels": [128, 256, 256, 512],
+    }
+    text, cogvideox = {"d_model": 4096}, CogVideoX()
+    configs = {"transformer": transformer, "vae": vae, "text_encoder": text}
+    geometry = cogvideox.geometry(configs, cogvideox.defaults)
+    assert (geometry.spatial_scale, geometry.temporal_scale, geometry.size_multiple) == (8, 4, 16)
+    assert geometry.latent_frames(49) == geometry.window_latent_frames == 13
+    assert [geometry.latent_frames(n) for n in (1, 2, 9, 10, 50)] == [1, 3, 3, 5, 15]
+    assert geometry.text_tokens == cogvideox.defaults.text_tokens == 226
+
+
+def test_adapters_are_added_as_diffusers_adds_them(small: Path, tmp_path: Path) -> None:
+    file = write_lora("cogvideox", small, tmp_path)
+    ours = open_family("cogvideox", str(small), "float32", "cpu", [(str(file), 0.5)]).denoiser
+    pipeline = CogVideoXPipeline.from_pretrained(small)
+    plain = {name: tensor.clone() for name, tensor in pipeline.transformer.named_parameters()}
+    pipeline.load_lora_weights(file)
+    pipeline.fuse_lora(lora_scale=0.5)
+    pipeline.unload_lora_weights()
+    theirs = dict(pipeline.transformer.named_parameters())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.named_parameters())
+    assert any(not torch.equal(tensor, plain[name]) for name, tensor in ours.named_parameters())

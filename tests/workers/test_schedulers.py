@@ -6,6 +6,7 @@ import inspect
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -13,8 +14,10 @@ from diffusers import (
     CogVideoXDPMScheduler,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from accel.pyramid import VariancePath, lay_stages
@@ -40,12 +43,24 @@ COGVIDEOX_CONFIG = json.loads(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     ).to_json_string()
 )
+#: LTX-Video's, whose shift grows with what the model sees.
+LTX_CONFIG = json.loads(
+    FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        shift_terminal=0.1,
+    ).to_json_string()
+)
 CONFIGS = {
     "flow": CONFIG,
     "variance": DDIM_CONFIG,
     "snr_shifted": COGVIDEOX_CONFIG,
     "edm": EDM_CONFIG,
+    "flow_by_size": LTX_CONFIG,
 }
+PLACES = 165  # latent places of the tests' latents
 SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
 #: Of all kinds of diffusion.
 SUPPORTED = [(diffusion, name) for diffusion, table in SCHEDULERS.items() for name in table]
@@ -90,9 +105,13 @@ DPM_THIRD_ORDER = {
 )  # fmt: skip
 def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype) -> None:
     steps = 8
-    stepper = RangeStepper(name, config, (steps,), diffusion=diffusion)
+    stepper = RangeStepper(name, config, (steps,), diffusion=diffusion, places=PLACES)
     plain = build(name, config, None, diffusion)[1]
-    plain.set_timesteps(steps)
+    if diffusion == "flow_by_size":
+        mu = calculate_shift(PLACES, 1024, 4096, 0.95, 2.05)
+        plain.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    else:
+        plain.set_timesteps(steps)
     if hasattr(plain, "set_begin_index"):
         plain.set_begin_index(0)
     whole, history, theirs = start(), {}, start()
@@ -125,7 +144,7 @@ def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype
 @each_scheduler
 def test_nothing_hides_between_calls(diffusion: str, name: str) -> None:
     """A step gives the same after the stepper was used for something else in between."""
-    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion, places=PLACES)
     runs = []
     for disturb in (False, True):
         latents, history = start(), {}
@@ -142,7 +161,7 @@ def test_nothing_hides_between_calls(diffusion: str, name: str) -> None:
 @each_scheduler
 def test_history_matters(diffusion: str, name: str) -> None:
     """Unless a scheduler has none; so that the tests above compare something."""
-    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion, places=PLACES)
     first, second = predictions_of(2, torch.float32)
     noises = [noise_of(stepper, step) for step in range(3)]
     latents, history = stepper.step_range(0, first, start(), {}, noises[0])

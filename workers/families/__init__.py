@@ -9,6 +9,7 @@ from workers.families.animatediff import AnimateDiffFamily
 from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.loras import Adapter
+from workers.families.ltx import LTXFamily
 from workers.families.svd import SVDFamily
 from workers.families.wan import WanFamily
 
@@ -19,6 +20,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "animatediff": AnimateDiffFamily,
     "svd": SVDFamily,
     "cogvideox": CogVideoXFamily,
+    "ltx": LTXFamily,
 }
 
 

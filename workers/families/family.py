@@ -11,6 +11,7 @@ import torch
 
 from accel.handle import Branch
 from jobs.families.family import Diffusion
+from jobs.geometry import ModelGeometry
 from jobs.units import ShotRender
 from workers.schedulers import RangeStepper
 
@@ -25,6 +26,7 @@ class ModelFamily(Protocol):
     with ``CannotRunHere`` before any weight loads.
     """
 
+    geometry: ModelGeometry
     latent_channels: int
     first_alone: bool  # whether the first latent frame holds fewer pixel frames than all others
     scheduler_config: Mapping[str, Any]
@@ -64,5 +66,5 @@ class ModelFamily(Protocol):
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
         """RGB uint8 [F, H, W, 3] of the latent frames from ``start``; ``latents`` begin at
-        ``warm_start``."""
+        ``warm_start``. Those of frames that were only looked ahead at may follow."""
         ...

@@ -48,7 +48,7 @@ class FolderModel(ABC):
         configs = {
             part: read_json(self._folder / part / "config.json") for part in facts.components
         }
-        geometry = facts.geometry(configs, facts.defaults)
+        self.geometry = geometry = facts.geometry(configs, facts.defaults)
         self.diffusion: Diffusion = facts.diffusion
         self.latent_channels, self.first_alone = geometry.latent_channels, geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
