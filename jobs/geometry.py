@@ -20,6 +20,9 @@ class ModelGeometry:
     experts: int  # number of denoisers; guidance has one value per expert
     text_tokens: int
     text_dim: int
+    decode_ahead_latent_frames: int = 0  # and those behind it
+    decode_stride_latent_frames: int = 1  # pieces begin one behind a multiple of it
+    embedded_guidance: bool = False  # whether the model is told its guidance, and runs once
     from_image: bool = False  # whether a shot starts from an image
     single_window: bool = False  # whether a shot is one window, decoded in one piece
     refused: tuple[tuple[str, str], ...] = ()  # fields of a job that it has no use for, and why

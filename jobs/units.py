@@ -122,7 +122,7 @@ class StepTask:
 class DecodeTask:
     """Decode latent frames ``[start, stop)`` of a shot into a playable segment.
 
-    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)``.
+    Inputs: the finished latents of ``windows``, in order, from ``warm_start`` to ``stop + ahead``.
     ``owned`` gives the half-open latent range that each of them contributes. A worker that
     holds the shot's live decoder context at ``start`` goes on from it; any other warms up from
     ``warm_start``. Both give the same bits.
@@ -140,6 +140,7 @@ class DecodeTask:
     owned: tuple[tuple[int, int], ...]
     codec: str
     quality: int
+    ahead: int = 0  # latent frames behind the piece that its pixels depend on
 
 
 Task = EncodeTask | StepTask | DecodeTask

@@ -19,7 +19,8 @@ from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 
-#: A piece is never longer than this, so that no decoding call runs for long.
+#: A piece is never longer than this, but for the step to the next tile of a decoder that goes by
+#: tiles, so that no decoding call runs for long.
 MAX_PIECE_LATENT_FRAMES = 32
 
 
@@ -38,15 +39,21 @@ def lay_windows(latent_frames: int, window: int, overlap: int) -> tuple[Window, 
     return tuple(Window(i, start, start + window) for i, start in enumerate(starts))
 
 
-def lay_pieces(windows: tuple[Window, ...], latent_frames: int) -> tuple[tuple[int, int], ...]:
-    """Cut the shot where windows start: a piece then needs no window after its own."""
+def lay_pieces(
+    windows: tuple[Window, ...], latent_frames: int, stride: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Cut the shot where windows start: a piece then needs no window after its own, if its pixels
+    depend on none. A decoder that goes by tiles has its cuts one behind a multiple of ``stride``,
+    next before."""
     cuts = [window.start for window in windows] + [latent_frames]
-    pieces = []
+    edges = [0]
     for start, stop in itertools.pairwise(cuts):
         parts = -(-(stop - start) // MAX_PIECE_LATENT_FRAMES)
-        edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
-        pieces += list(itertools.pairwise(edges))
-    return tuple(pieces)
+        edges += [start + (stop - start) * i // parts for i in range(1, parts + 1)]
+    inner = {(edge - 1) // stride * stride + 1 for edge in edges[1:-1]}
+    first = 0 if stride == 1 else stride  # the first tile's own frames begin with the shot's
+    kept = [0, *sorted(edge for edge in inner if edge > first), latent_frames]
+    return tuple(itertools.pairwise(kept))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +217,16 @@ class Plan:
         start, _ = self.shots[unit.shot].pieces[unit.index]
         return max(0, start - self.decode_context)
 
-    def _decoded(self, unit: Unit) -> tuple[Window, ...]:
-        """The windows that own a part of a piece or of its warm-up."""
+    def reach(self, unit: Unit) -> int:
+        """The end of the latent frames that a piece depends on."""
         plan = self.shots[unit.shot]
-        stage = plan.stages[-1]
-        return stage.owners(self.warm_start(unit), plan.pieces[unit.index][1])
+        stop = plan.pieces[unit.index][1] + self.geometry.decode_ahead_latent_frames
+        return min(stop, plan.render.latent_frames)
+
+    def _decoded(self, unit: Unit) -> tuple[Window, ...]:
+        """The windows that own a part of a piece, or of what it depends on."""
+        stage = self.shots[unit.shot].stages[-1]
+        return stage.owners(self.warm_start(unit), self.reach(unit))
 
     # -- what a worker is told
 
@@ -226,7 +238,7 @@ class Plan:
             return self._step_task(unit, attempt)
         stage = self.shots[unit.shot].stages[-1]
         start, stop = self.shots[unit.shot].pieces[unit.index]
-        windows, warm_start = self._decoded(unit), self.warm_start(unit)
+        windows, warm_start, reach = self._decoded(unit), self.warm_start(unit), self.reach(unit)
         return DecodeTask(
             unit=unit,
             attempt=attempt,
@@ -235,9 +247,10 @@ class Plan:
             stop=stop,
             warm_start=warm_start,
             windows=windows,
-            owned=stage.shares(warm_start, stop),
+            owned=stage.shares(warm_start, reach),
             codec=self.codec,
             quality=self.quality,
+            ahead=reach - stop,
         )
 
     def _step_task(self, unit: Unit, attempt: int) -> StepTask:
@@ -316,7 +329,8 @@ class Plan:
         """Forward passes of the denoiser, guidance counted."""
         total = 0
         for shot in self.shots:
-            branches = 2 if max(shot.render.guidance) > 1 else 1
+            twice = max(shot.render.guidance) > 1 and not self.geometry.embedded_guidance
+            branches = 2 if twice else 1
             total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 
@@ -333,16 +347,18 @@ def lay_shot(
     first_pixel_frame: int,
     first_alone: bool = True,
     one_piece: bool = False,
+    piece_stride: int = 1,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that a window holds much of the shot. ``one_piece``: it is decoded all at once."""
+    that a window holds much of the shot. ``one_piece``: it is decoded all at once;
+    ``piece_stride``: pieces begin one behind a multiple of it."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
     for stride, steps in zip(strides, render.stage_steps, strict=True):
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
         windows = lay_windows(frames, window, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
-    pieces = lay_pieces(stages[-1].windows, render.latent_frames)
+    pieces = lay_pieces(stages[-1].windows, render.latent_frames, piece_stride)
     return ShotPlan(
         render=render,
         stages=tuple(stages),

@@ -117,6 +117,7 @@ def make_plan(
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
             one_piece=geometry.single_window,
+            piece_stride=geometry.decode_stride_latent_frames,
         )
         shots.append(laid)
         first += shot.pixel_frames

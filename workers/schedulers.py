@@ -9,6 +9,7 @@ or that draws noise of its own, is refused by name: ``jobs.model_scheduler`` has
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -118,12 +119,21 @@ class RangeStepper:
         flow_shift: float | None = None,
         device: torch.device | str = "cpu",
         diffusion: Diffusion = "flow",
+        even_sigmas: bool = False,
     ) -> None:
-        """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
+        """``stage_steps`` are the steps of all stages, of which this is number ``stage``.
+
+        ``even_sigmas``: the noise levels, before the shift, go evenly from 1 to 0. A scheduler that
+        cannot be told so has its own, which are near.
+        """
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         self._kind = KINDS[type(self._scheduler).__name__]
         steps = stage_steps[stage]
-        self._scheduler.set_timesteps(steps, device=device)
+        told = inspect.signature(self._scheduler.set_timesteps).parameters
+        levels = {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]} if even_sigmas else {}
+        if not levels.keys() <= told.keys():
+            levels = {}
+        self._scheduler.set_timesteps(steps, device=device, **levels)
         if hasattr(self._scheduler, "is_scale_input_called"):
             self._scheduler.is_scale_input_called = True  # by whichever worker predicted
         path: NoisePath = FlowPath()

@@ -200,11 +200,13 @@ class Worker:
             ],
             task.owned,
         )
-        assert latents.shape[2] == task.stop - task.warm_start, "owned must be [warm_start, stop)"
+        reach = task.stop + task.ahead
+        assert latents.shape[2] == reach - task.warm_start, "owned must be [warm_start, reach)"
         frames = self._family.decode(
             task.unit.shot, task.shot, latents, task.warm_start, task.start
         )
-        first = _first_pixel_frame(task, len(frames))
+        r, first = _pixel_frames(task, len(frames))
+        frames = frames[: len(frames) - r * task.ahead]  # those behind the piece are not its own
         frames = frames[: task.shot.pixel_frames - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
         return Bundle.of(
@@ -233,6 +235,7 @@ class Worker:
                 shot.flow_shift,
                 self.setup.device,
                 self._family.diffusion,
+                self._family.even_sigmas,
             )
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
@@ -303,14 +306,16 @@ def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> No
     raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
 
 
-def _first_pixel_frame(task: DecodeTask, pixel_frames: int) -> int:
-    """Where the piece begins in the shot. The shot's first latent frame gives one pixel frame,
-    every other gives r: so the piece itself tells r."""
+def _pixel_frames(task: DecodeTask, decoded: int) -> tuple[int, int]:
+    """How many pixel frames a latent frame gives, and where the piece begins in the shot. The
+    shot's first latent frame gives one pixel frame, every other gives r: so what was decoded
+    itself tells r."""
+    latents = task.stop + task.ahead - task.start
     if task.start == 0:
-        return 0
-    r, rest = divmod(pixel_frames, task.stop - task.start)
+        decoded, latents = decoded - 1, latents - 1
+    r, rest = divmod(decoded, latents) if latents else (1, decoded)
     assert rest == 0, "every latent frame but the shot's first decodes to r pixel frames"
-    return 1 + r * (task.start - 1)
+    return r, 0 if task.start == 0 else 1 + r * (task.start - 1)
 
 
 def _sha256(frame: np.ndarray) -> str:

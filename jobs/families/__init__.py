@@ -5,10 +5,13 @@ from __future__ import annotations
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
 from jobs.families.family import Config, FamilyFacts
+from jobs.families.hunyuan_video import HunyuanVideo
 from jobs.families.svd import SVD
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff(), SVD())}
+FAMILIES: dict[str, FamilyFacts] = {
+    each.name: each for each in (Wan(), AnimateDiff(), SVD(), HunyuanVideo())
+}
 
 
 def family_of(index: Config) -> FamilyFacts:

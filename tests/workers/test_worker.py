@@ -242,7 +242,10 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
     ("changes", "says"),
     [
         ({"accelerations": "fast"}, "'fast' is not built yet; available: exact"),
-        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, svd, wan"),
+        (
+            {"family": "sora"},
+            "unknown model family 'sora'; valid: animatediff, hunyuan-video, svd, wan",
+        ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
 from workers.families.family import BranchContext, ModelFamily
+from workers.families.hunyuan_video import HunyuanVideoFamily
 from workers.families.loras import Adapter
 from workers.families.svd import SVDFamily
 from workers.families.wan import WanFamily
@@ -17,6 +18,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
     "svd": SVDFamily,
+    "hunyuan-video": HunyuanVideoFamily,
 }
 
 

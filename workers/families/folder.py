@@ -32,6 +32,7 @@ class FolderModel(ABC):
     denoiser_kind: ClassVar[Any]
     vae_kind: ClassVar[Any]
     parts: ClassVar[Parts]
+    even_sigmas: ClassVar[bool] = False  # whether the pipeline spreads a flow's steps from 1 to 0
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
         self._folder, self._loras = Path(folder), loras
@@ -45,9 +46,10 @@ class FolderModel(ABC):
         configs = {
             part: read_json(self._folder / part / "config.json") for part in facts.components
         }
-        geometry = facts.geometry(configs, facts.defaults)
+        self.geometry = facts.geometry(configs, facts.defaults)
         self.diffusion: Diffusion = facts.diffusion
-        self.latent_channels, self.first_alone = geometry.latent_channels, geometry.first_alone
+        self.latent_channels = self.geometry.latent_channels
+        self.first_alone = self.geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._text: Any = None  # from the first shot's encoding to whatever comes after
 
