@@ -82,6 +82,11 @@ class ShotRender:
         """Denoising steps of all stages."""
         return sum(self.stage_steps)
 
+    @property
+    def shows(self) -> str:
+        """What a person knows the shot by: its prompt, or else its image."""
+        return self.prompt or (self.image.path if self.image else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:

@@ -27,13 +27,13 @@ _FPS = 24
 #: Positions are counted anew for every window, as far as it reaches: this is a job's own limit.
 _LONGEST_WINDOW = 4096
 
-#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward; a
-#: single-stream block has its attention and its feed-forward at once.
-_TOKEN_COPIES = 20
+#: Live copies of a token's features while a block runs, at its peak where queries and keys are
+#: turned in float32: counted on the published model's shapes.
+_TOKEN_COPIES = 26
 
-#: Live copies of a decoder level's features while a residual block runs: the block's input, the
-#: normalised one, that with its padding, and the convolution's result.
-_LEVEL_COPIES = 4
+#: Live copies of the decoder's widest level while a convolution runs: counted on the published
+#: model's shapes, 4.5 of them, without the workspace of convolutions.
+_LEVEL_COPIES = 5
 
 #: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
 _PIXEL_BYTES = 16
@@ -162,7 +162,8 @@ class HunyuanVideo:
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
     ) -> int:
         """One tile in time is decoded at once, whatever the length of the piece: what grows with
-        that is its pixels."""
+        that is its pixels. At 1280x720 that is more than most cards have, in float32; half the
+        width and height need a quarter."""
         widths = configs["vae"]["block_out_channels"]
         # What comes from the level below has its width, at this level's size; the doublings in
         # time come last, so that the two largest levels have all frames of a tile.
