@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, UniPCMultistepScheduler
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.families.hunyuan_video import HunyuanVideo
+from jobs.loras import LORA_FILE
 from jobs.model_folder import download_patterns, inspect_model
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
@@ -22,6 +25,7 @@ from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
+from tests.workers.test_pyramid import STEPS, run_all
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_hunyuan_video import SCALE_PX, hunyuan_shot, write_tiny_hunyuan_video
 from workers.bundles import to_tensor
@@ -146,6 +150,16 @@ def test_windows_agree_and_order_changes_no_bit(folder: Path, dtype: str) -> Non
         assert_overlaps_agree({w: to_tensor(forwards[w.index, step], "latents") for w in WINDOWS})
 
 
+def test_windows_of_a_pyramid_agree_in_any_order(folder: Path) -> None:
+    shot = hunyuan_shot(stage_steps=STEPS, latent_frames=9, pixel_frames=33)
+    stages = [[Window(0, 0, 3), Window(1, 1, 5)], [Window(0, 0, 5), Window(1, 4, 9)]]
+    done = run_all(worker_of(folder), shot, stages)
+    again = run_all(worker_of(folder), shot, stages, backwards=True)
+    for unit, bundle in done.items():
+        for array in bundle.arrays:
+            assert bundle.arrays[array].tobytes() == again[unit].arrays[array].tobytes(), unit
+
+
 @pytest.mark.parametrize("latent_frames", [1, 4, 5, 8])
 def test_decoded_frames_are_the_pipelines(folder: Path, latent_frames: int) -> None:
     frames = 4 * latent_frames - 3
@@ -174,19 +188,20 @@ def test_a_job_is_planned_from_its_configs(folder: Path, undistilled: Path) -> N
 
 
 def long_plan(folder: Path) -> Plan:
-    """16 latent frames in windows of 6, which start at 0, 3, 7 and 10."""
+    """17 latent frames in windows of 6, which start at 0, 4, 7 and 11: one of them in mid-tile."""
     layout = {"window_latent_frames": 6, "overlap_latent_frames": 2, "steps": 2}
+    layout["pixel_frames"] = 65
     return prepare(parse_spec(job(folder, output={"codec": "ffv1"}, **layout))).plan
 
 
 def test_pieces_begin_where_tiles_do(folder: Path) -> None:
     plan = long_plan(folder)
-    assert [window.start for window in plan.shots[0].stages[0].windows] == [0, 3, 7, 10]
-    assert plan.shots[0].pieces == ((0, 7), (7, 10), (10, 16))
+    assert [window.start for window in plan.shots[0].stages[0].windows] == [0, 4, 7, 11]
+    assert plan.shots[0].pieces == ((0, 4), (4, 7), (7, 10), (10, 17))
     tasks = [plan.task(goal, 1) for goal in plan.goals()]
-    assert [(task.warm_start, task.ahead) for task in tasks] == [(0, 1), (3, 1), (6, 0)]
-    assert tasks[0].owned == ((0, 3), (3, 7), (7, 8))
-    assert tasks[0].windows[-1].index == 2, "the frame behind a piece is a later window's"
+    assert [(task.warm_start, task.ahead) for task in tasks] == [(0, 1), (0, 1), (3, 1), (6, 0)]
+    assert tasks[1].owned == ((0, 4), (4, 7), (7, 8))
+    assert tasks[1].windows[-1].index == 2, "the frame behind a piece is a later window's"
 
 
 @torch.no_grad()
@@ -206,10 +221,10 @@ def test_pieces_have_the_bits_of_the_whole(folder: Path) -> None:
     whole = to_rgb8(vae.decode(torch.cat(owned, dim=2) / vae.config.scaling_factor).sample)
     frames = [hashlib.sha256(np.ascontiguousarray(frame)).hexdigest() for frame in whole]
     pieces = [done[goal].meta for goal in plan.goals()]
-    assert [int(piece["first_pixel_frame"]) for piece in pieces] == [0, 25, 37]
+    assert [int(piece["first_pixel_frame"]) for piece in pieces] == [0, 13, 25, 37]
     told = (json.loads(piece["frame_sha256"]) for piece in pieces)
     assert list(itertools.chain.from_iterable(told)) == frames
-    assert len(frames) == 61 and len(set(frames)) > 50, "a comparison of something"
+    assert len(frames) == 65 and len(set(frames)) > 50, "a comparison of something"
 
 
 @pytest.mark.parametrize(
@@ -261,8 +276,11 @@ def test_folders_that_do_not_fit_are_refused(
 
 
 def test_both_tokenizers_are_part_of_the_models_identity(folder: Path, tmp_path: Path) -> None:
-    changed = spoiled(folder, tmp_path, "tokenizer_2/tokenizer_config.json", padding_side="left")
-    assert inspect_model(changed).identity != inspect_model(folder).identity
+    seen = {inspect_model(folder).identity}
+    for name in ("tokenizer_config.json", "merges.txt"):
+        changed = spoiled(folder, tmp_path / name, f"tokenizer_2/{name}", padding_side="left")
+        seen.add(inspect_model(changed).identity)
+    assert len(seen) == 3
     patterns = download_patterns(HunyuanVideo())
     assert {"tokenizer/*.txt", "tokenizer_2/*.txt", "text_encoder_2/*.json"} <= set(patterns)
 
@@ -280,3 +298,22 @@ def test_memory_of_hunyuan_videos_shapes() -> None:
     short, long = (HunyuanVideo().decode_bytes(configs, 720, 1280, n) for n in (17, 129))
     assert 72.5e9 < short < 85e9
     assert long - short == 112 * 720 * 1280 * 3 * 16
+
+
+def test_an_adapter_is_added_as_diffusers_adds_it(folder: Path, tmp_path: Path) -> None:
+    lent = HunyuanVideoFamily(str(folder), "float32", "cpu").denoiser
+    lent.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"]))
+    for name, weight in lent.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    HunyuanVideoPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(lent))
+    adapter = (str(tmp_path / LORA_FILE), 0.5)
+    ours = HunyuanVideoFamily(str(folder), "float32", "cpu", [adapter]).denoiser
+    pipeline, plain = load_pipeline(folder), load_pipeline(folder).transformer
+    pipeline.load_lora_weights(tmp_path)
+    pipeline.fuse_lora(lora_scale=0.5)
+    pipeline.unload_lora_weights()
+    theirs = pipeline.transformer.state_dict()
+    assert all(torch.equal(each, theirs[name]) for name, each in ours.state_dict().items())
+    name = "transformer_blocks.0.attn.to_q.weight"
+    assert not torch.allclose(theirs[name], plain.state_dict()[name], atol=0.01)
