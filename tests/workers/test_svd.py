@@ -157,6 +157,9 @@ def test_a_job_is_planned_from_its_configs(folder: Path, image: ImageFile) -> No
     assert (render.latent_height, render.latent_width) == (16, 16)
     assert (shot.stages[0].windows, shot.pieces) == ((Window(0, 0, 7),), ((0, 7),))
     assert plan_from_json(plan_to_json(plan)) == plan
+    (warning,) = plan.warnings
+    assert "image of shot 1, 60x40 px, is stretched to 32x32: crop it" in warning
+    assert not prepare(parse_spec(job(folder, image, size=[48, 32]))).plan.warnings
     report = plan_report(plan, 1, None)
     assert report["shots"][0]["image"] == image.path and image.path[:20] in plan_text(report)
 
