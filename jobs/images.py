@@ -27,18 +27,25 @@ _VALID = "give a PNG, JPEG or WebP image"
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image as a plan keeps it: the file, and the hash of its bytes."""
+    """An image as a plan keeps it: the file, the hash of its bytes, and its size when upright."""
 
     path: str  # absolute
     sha256: str
+    width_px: int
+    height_px: int
+
+    def is_stretched_to(self, width_px: int, height_px: int) -> bool:
+        """Whether it has another shape than a film of this size: by more than a hundredth."""
+        shape, film = self.width_px / self.height_px, width_px / height_px
+        return not 0.99 < shape / film < 1.01
 
 
 def find_image(path: str, folder: Path) -> ImageFile:
     """The image that a job in ``folder`` calls ``path``. Raises BadJob unless it can be used."""
     there = (folder / Path(path).expanduser()).absolute()
     content = _read(there)
-    decode_image(content, str(there))
-    return ImageFile(str(there), hashlib.sha256(content).hexdigest())
+    width, height = decode_image(content, str(there)).size
+    return ImageFile(str(there), hashlib.sha256(content).hexdigest(), width, height)
 
 
 def read_image(image: ImageFile) -> bytes:

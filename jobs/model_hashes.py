@@ -19,7 +19,9 @@ _PLAIN_FOLDERS = (
     "image_encoder",
     "scheduler",
     "text_encoder",
+    "text_encoder_2",
     "tokenizer",
+    "tokenizer_2",
     "transformer",
     "unet",
     "vae",
@@ -59,7 +61,8 @@ def _plain_files(folder: Path) -> list[Path]:
     found = [folder / name for name in _PLAIN]
     for name in _PLAIN_FOLDERS:
         found += (folder / name).glob("*.json")
-    found += (folder / "tokenizer").glob("*")
+    for name in ("tokenizer", "tokenizer_2"):
+        found += (folder / name).glob("*")
     return sorted({path for path in found if path.is_file()})
 
 

@@ -83,12 +83,17 @@ class ShotRender:
         """Denoising steps of all stages."""
         return sum(self.stage_steps)
 
+    @property
+    def shows(self) -> str:
+        """What a person knows the shot by: its prompt, or else its image."""
+        return self.prompt or (self.image.path if self.image else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
     """Encode what a shot starts from. Inputs: none. Output arrays: as its family names them, such
-    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]; of a model that must
-    know which tokens are padding, ``<name>.mask`` [1, text_tokens] too."""
+    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]; of a model that
+    must know which tokens are padding, ``<name>.mask`` [1, text_tokens] too."""
 
     unit: Unit
     attempt: int

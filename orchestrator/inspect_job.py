@@ -94,7 +94,7 @@ def _about(folder: JobFolder) -> dict[str, Any]:
     return {
         "id": folder.id,
         "state": state,
-        "title": plan.title or plan.shots[0].render.prompt,
+        "title": plan.title or plan.shots[0].render.shows,
         "seconds": plan.pixel_frames / plan.fps,
         "size": [plan.width_px, plan.height_px],
         "shots": len(plan.shots),
@@ -162,7 +162,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "units_repeated": sum(count - 1 for count in counts.values()),
         "message": last.get("message", ""),
         "out": str(film_path(folder) or ""),
-        "prompts": [shot.render.prompt for shot in plan.shots],
+        "prompts": [shot.render.shows for shot in plan.shots],
         "store": str(store.root),
     }
 

@@ -20,7 +20,8 @@ from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 
-#: A piece is never longer than this, so that no decoding call runs for long.
+#: A piece is never longer than this, but for the step to the next tile of a decoder that goes by
+#: tiles, so that no decoding call runs for long.
 MAX_PIECE_LATENT_FRAMES = 32
 
 
@@ -40,16 +41,16 @@ def lay_windows(latent_frames: int, window: int, overlap: int) -> tuple[Window, 
 
 
 def lay_pieces(
-    windows: tuple[Window, ...], latent_frames: int, decode_batch: int = 1
+    windows: tuple[Window, ...], latent_frames: int, border: int = 1
 ) -> tuple[tuple[int, int], ...]:
     """Cut the shot where windows start: a piece then needs no window after its own. Where the
-    autoencoder decodes batches, a cut is the last border of a batch up to there."""
+    autoencoder decodes batches, or goes by tiles, a cut is the last border of one up to there."""
     cuts = [window.start for window in windows] + [latent_frames]
     edges = {0, latent_frames}
     for start, stop in itertools.pairwise(cuts):
         parts = -(-(stop - start) // MAX_PIECE_LATENT_FRAMES)
         inner = (start + (stop - start) * i // parts for i in range(parts))
-        edges |= {batch_border(frame, decode_batch) for frame in inner}
+        edges |= {batch_border(frame, border) for frame in inner}
     return tuple(itertools.pairwise(sorted(edges)))
 
 
@@ -327,7 +328,8 @@ class Plan:
         """Forward passes of the denoiser, guidance counted, if none is skipped."""
         total = 0
         for shot in self.shots:
-            branches = 2 if max(shot.render.guidance) > 1 else 1
+            twice = max(shot.render.guidance) > 1 and not self.geometry.embedded_guidance
+            branches = 2 if twice else 1
             total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 
@@ -344,17 +346,18 @@ def lay_shot(
     first_pixel_frame: int,
     first_alone: bool = True,
     one_piece: bool = False,
-    decode_batch: int = 1,
+    piece_border: int = 1,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that a window holds much of the shot. ``one_piece``: it is decoded all at once."""
+    that a window holds much of the shot. ``one_piece``: it is decoded all at once;
+    ``piece_border``: pieces begin at borders of batches of so many."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
     for stride, steps in zip(strides, render.stage_steps, strict=True):
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
         windows = lay_windows(frames, window, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
-    pieces = lay_pieces(stages[-1].windows, render.latent_frames, decode_batch)
+    pieces = lay_pieces(stages[-1].windows, render.latent_frames, piece_border)
     return ShotPlan(
         render=render,
         stages=tuple(stages),

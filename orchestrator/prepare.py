@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,18 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     return [Problem(("window_latent_frames",), said)]
 
 
+def image_warnings(
+    images: Sequence[ImageFile | None], width_px: int, height_px: int
+) -> Iterator[str]:
+    """Models fit an image to the film's size, whatever its shape."""
+    for number, image in enumerate(images, 1):
+        if image is not None and image.is_stretched_to(width_px, height_px):
+            yield (
+                f"the image of shot {number}, {image.width_px}x{image.height_px} px, is stretched "
+                f"to {width_px}x{height_px}: crop it to that shape first"
+            )
+
+
 def make_plan(
     job: ResolvedSpec,
     model: ModelInfo,
@@ -128,7 +140,9 @@ def make_plan(
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
             one_piece=geometry.single_window,
-            decode_batch=geometry.decode_batch_latent_frames,
+            piece_border=max(
+                geometry.decode_batch_latent_frames, geometry.decode_stride_latent_frames
+            ),
         )
         shots.append(laid)
         first += shot.pixel_frames
@@ -152,7 +166,7 @@ def make_plan(
         tile_bytes=_tile_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
-        warnings=job.warnings,
+        warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
         loras=tuple(loras),
     )
 

@@ -39,7 +39,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         raise BadJob(f"job {folder.id} {where}; longtake resume {folder.id} writes it")
     seams = SeamMeter(borders(plan), interiors(plan))
     rows = [
-        Row(shot.render.prompt, first, first + shot.render.pixel_frames)
+        Row(shot.render.shows, first, first + shot.render.pixel_frames)
         for shot in plan.shots
         for first in [shot.first_pixel_frame]
     ]

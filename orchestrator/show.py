@@ -111,6 +111,7 @@ def _shot_report(shot: Any) -> dict[str, Any]:
     return {
         "prompt": render.prompt,
         "image": None if render.image is None else render.image.path,
+        "shows": render.shows,
         "seed": render.seed,
         "seconds": render.pixel_frames / render.fps,
         "pixel_frames": render.pixel_frames,
@@ -201,12 +202,12 @@ def plan_text(report: dict[str, Any]) -> str:
         f"preset {report['preset']}",
     ]
     for number, shot in enumerate(report["shots"], 1):
-        windows, shows = shot["stages"][-1]["windows"], shot["prompt"] or shot["image"]
+        windows = shot["stages"][-1]["windows"]
         lines.append(
             f"  shot {number}: {shot['seconds']:.1f} s, "
             f"{_count(shot['latent_frames'], 'latent frame')} in {_count(len(windows), 'window')} "
             f"of {windows[0][1] - windows[0][0]}, {_count(shot['steps'], 'step')}, "
-            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shows)}"
+            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['shows'])}"
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]

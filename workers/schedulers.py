@@ -10,6 +10,7 @@ refused by name: ``jobs.model_scheduler`` has the tables. One that adds noise is
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -133,17 +134,26 @@ class RangeStepper:
         device: torch.device | str = "cpu",
         diffusion: Diffusion = "flow",
         places: int = 0,
+        even_sigmas: bool = False,
     ) -> None:
         """``stage_steps`` are the steps of all stages, of which this is number ``stage``;
-        ``places`` is T * H * W of a window, which some schedules depend on."""
+        ``places`` is T * H * W of a window, which some schedules depend on.
+
+        ``even_sigmas``: the noise levels, before the shift, go evenly from 1 to 0. A scheduler that
+        cannot be told so has its own, which are near.
+        """
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         settings = SCHEDULERS[diffusion][self.name]
         self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
         steps = stage_steps[stage]
+        told = inspect.signature(self._scheduler.set_timesteps).parameters
+        levels = {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]} if even_sigmas else {}
+        if not levels.keys() <= told.keys():
+            levels = {}
         if diffusion == "flow_by_size":
             set_by_size(self._scheduler, steps, places, device)
         else:
-            self._scheduler.set_timesteps(steps, device=device)
+            self._scheduler.set_timesteps(steps, device=device, **levels)
         if hasattr(self._scheduler, "is_scale_input_called"):
             self._scheduler.is_scale_input_called = True  # by whichever worker predicted
         assert len(stage_steps) == 1 or diffusion in WITH_PYRAMID, "check_pyramid refuses it"

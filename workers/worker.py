@@ -257,6 +257,7 @@ class Worker:
                 self.setup.device,
                 self._family.diffusion,
                 places,
+                self._family.even_sigmas,
             )
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)

@@ -26,13 +26,14 @@ _ENCODER_PX = 224
 #: What the UNet is told beside the image: frame rate, amount of motion, noise on the image.
 _TIME_IDS = 3
 
-#: Live copies of the UNet's widest level at its peak, in a gated feed-forward of eight times its
-#: width, skip connections among them: as for Stable Diffusion's UNet, whose levels it has.
+#: Live copies of the UNet's widest level at its peak, skip connections among them: counted on the
+#: published model's shapes.
 _UNET_COPIES = 28
 
-#: Live copies of the decoder's widest level, over all frames: a spatial block's result, which the
-#: temporal one is mixed with, and that one's input, normalised, and convolution's result.
-_DECODER_COPIES = 5
+#: Live copies of the decoder's widest level, over all frames, where a spatial block's result is
+#: mixed with the temporal one's: counted on the published model's shapes, without the workspace of
+#: convolutions.
+_DECODER_COPIES = 4
 
 #: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
 _PIXEL_BYTES = 16

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jobs.errors import BadJob
-from jobs.images import MAX_IMAGE_BYTES, decode_image, find_image, read_image
+from jobs.images import MAX_IMAGE_BYTES, ImageFile, decode_image, find_image, read_image
 
 
 def picture(width: int = 32, height: int = 16, mode: str = "RGB") -> Image.Image:
@@ -26,9 +26,17 @@ def test_a_path_counts_from_the_jobs_folder(tmp_path: Path) -> None:
     picture().save(file)
     found = find_image("pictures/a.png", tmp_path)
     assert found == find_image(str(file), Path("/elsewhere"))
-    assert found.path == str(file)
+    assert (found.path, found.width_px, found.height_px) == (str(file), 32, 16)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_image(found) == file.read_bytes()
+
+
+def test_a_shape_that_the_film_does_not_have() -> None:
+    image = ImageFile("/a.png", "0" * 64, 1920, 1080)
+    assert not image.is_stretched_to(1024, 576)
+    assert not image.is_stretched_to(1024, 580), "less than a hundredth"
+    assert image.is_stretched_to(1024, 600) and image.is_stretched_to(576, 1024)
+    assert image.is_stretched_to(1024, 552)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])

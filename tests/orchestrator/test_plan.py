@@ -75,6 +75,30 @@ def test_pieces_are_made_of_whole_batches(layout: tuple[int, int, int], batch: i
         assert last in {start for start, _ in pieces}, "no piece waits for a later window"
 
 
+@given(layouts(), st.integers(2, 5))
+@settings(max_examples=300, deadline=None)
+def test_pieces_of_a_decoder_that_goes_by_tiles(layout: tuple[int, int, int], stride: int) -> None:
+    """Tile k's own frames begin behind k * stride; the first tile's with the shot."""
+    latent_frames, window, overlap = layout
+    pieces = lay_pieces(lay_windows(latent_frames, window, overlap), latent_frames, stride)
+    assert list(itertools.chain(*(range(*piece) for piece in pieces))) == list(range(latent_frames))
+    assert pieces[0][0] == 0
+    for start, stop in pieces[1:]:
+        assert start > stride and start % stride == 1 % stride
+        assert 0 < stop - start <= MAX_PIECE_LATENT_FRAMES + stride
+
+
+def test_what_a_piece_depends_on_before_and_behind_it() -> None:
+    geometry = replace(GEOMETRY, decode_ahead_latent_frames=2, decode_context_latent_frames=4)
+    plan = replace(make_plan(20), geometry=geometry, decode_context=4)
+    for goal in plan.goals():
+        task = plan.task(goal, 1)
+        assert isinstance(task, DecodeTask)
+        assert task.warm_start == max(0, task.start - 4)
+        assert (task.owned[0][0], task.owned[-1][1]) == (task.warm_start, min(20, task.stop + 2))
+    assert len(list(plan.goals())) > 2, "pieces in the middle too"
+
+
 @pytest.mark.parametrize("overlap", [-1, 6, 7])
 def test_an_impossible_overlap_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):

@@ -72,7 +72,7 @@ def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch)
 def with_image(**changes: object) -> Plan:
     """Of two shots the first starts from an image."""
     plan = two_shots()
-    image = ImageFile("/a.png", "1" * 64)
+    image = ImageFile("/a.png", "1" * 64, 32, 16)
     render = replace(plan.shots[0].render, **{"image": image} | changes)
     return replace(plan, shots=(replace(plan.shots[0], render=render), plan.shots[1]))
 
@@ -81,7 +81,7 @@ def with_image(**changes: object) -> Plan:
     "changes",
     [
         {"image": None},
-        {"image": ImageFile("/a.png", "2" * 64)},
+        {"image": ImageFile("/a.png", "2" * 64, 32, 16)},
         {"seed": 99},
         {"latent_height": 2},
         {"fps": 99},
@@ -97,9 +97,9 @@ def test_an_image_is_part_of_its_shot_and_of_no_other(changes: dict[str, object]
 
 
 def test_where_an_image_lies_is_no_matter() -> None:
-    moved = with_image(image=ImageFile("/elsewhere/a.png", "1" * 64))
+    moved = with_image(image=ImageFile("/elsewhere/a.png", "1" * 64, 32, 16))
     assert film_key(with_image()) == film_key(moved)
-    assert with_image().images == (ImageFile("/a.png", "1" * 64),)
+    assert with_image().images == (ImageFile("/a.png", "1" * 64, 32, 16),)
 
 
 def test_the_order_of_shots_is_part_of_a_film() -> None:

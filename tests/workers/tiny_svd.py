@@ -99,7 +99,7 @@ def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) -> 
     """A picture of coloured blocks, ``size`` being (width, height)."""
     blocks = np.random.default_rng(seed).integers(0, 256, (4, 6, 3), dtype=np.uint8)
     Image.fromarray(blocks).resize(size).save(path)
-    return ImageFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    return ImageFile(str(path), hashlib.sha256(path.read_bytes()).hexdigest(), *size)
 
 
 def svd_shot(image: ImageFile, **changes: object) -> ShotRender:

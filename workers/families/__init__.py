@@ -8,6 +8,7 @@ from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
 from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
+from workers.families.hunyuan_video import HunyuanVideoFamily
 from workers.families.loras import Adapter
 from workers.families.ltx import LTXFamily
 from workers.families.svd import SVDFamily
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "svd": SVDFamily,
     "cogvideox": CogVideoXFamily,
     "ltx": LTXFamily,
+    "hunyuan-video": HunyuanVideoFamily,
 }
 
 

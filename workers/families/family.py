@@ -31,6 +31,7 @@ class ModelFamily(Protocol):
     first_alone: bool  # whether the first latent frame holds fewer pixel frames than all others
     scheduler_config: Mapping[str, Any]
     diffusion: Diffusion
+    even_sigmas: bool  # whether the pipeline spreads a flow's steps from 1 to 0 by itself
 
     @property
     def denoiser(self) -> torch.nn.Module:

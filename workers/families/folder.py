@@ -35,6 +35,7 @@ class FolderModel(ABC):
     #: Whether the pipeline rounds latents to the denoiser's dtype after each step. Where it does
     #: not, they stay as the scheduler gives them.
     rounds_latents: ClassVar[bool] = False
+    even_sigmas: ClassVar[bool] = False  # whether the pipeline spreads a flow's steps from 1 to 0
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
         self._folder, self._loras = Path(folder), loras
@@ -48,9 +49,10 @@ class FolderModel(ABC):
         configs = {
             part: read_json(self._folder / part / "config.json") for part in facts.components
         }
-        self.geometry = geometry = facts.geometry(configs, facts.defaults)
+        self.geometry = facts.geometry(configs, facts.defaults)
         self.diffusion: Diffusion = facts.diffusion
-        self.latent_channels, self.first_alone = geometry.latent_channels, geometry.first_alone
+        self.latent_channels = self.geometry.latent_channels
+        self.first_alone = self.geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._text: Any = None  # from the first shot's encoding to whatever comes after
 
