@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
-from accel import rehash
+from accel import fast_attention, rehash, slicing
 from accel.handle import Acceleration, Branch, Handle, TileStep
 from jobs.accelerations import Accelerations
 
@@ -21,8 +21,20 @@ from jobs.accelerations import Accelerations
 def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
     """The techniques that attach to the model, in order."""
     techniques: list[Acceleration] = []
+    if accelerations.slicing is not None:
+        # First: it takes the place of the blocks' forward, where others stand in front of it.
+        techniques.append(
+            Acceleration(name="slicing", config=accelerations.slicing, apply=slicing.apply)
+        )
+    if accelerations.fast_attention is not None:
+        plan = accelerations.fast_attention.plan
+        assert plan is not None, "planning has found it"
+        config = fast_attention.FastAttention(stages=(plan,))
+        techniques.append(
+            Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)
+        )
     if accelerations.rehash is not None:
-        # Whatever runs inside a block is left out with it.
+        # Last: whatever runs inside a block is left out with it.
         techniques.append(
             Acceleration(name="rehash", config=accelerations.rehash, apply=rehash.apply)
         )

@@ -20,30 +20,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from accel.handle import Acceleration, Branch, TileStep
+from accel.handle import Branch, TileStep
 from accel.slices import Slices
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
 from accel.slicing_tokens import attach_ltx, attach_wan
 from accel.slicing_unets import attach_motion_unet
-from jobs.errors import BadJob, CannotRunHere
+from jobs.accelerations import Slicing
+from jobs.errors import CannotRunHere
 
 NAME = "slicing"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slicing:
-    """``slices``: into how many the widest groups are cut, 2 or more."""
-
-    slices: int
-
-    def __post_init__(self) -> None:
-        if self.slices < 2:
-            raise BadJob(f"slicing: {self.slices} slices; give 2 or more, or leave slicing out")
 
 
 class SlicingHandle:
@@ -129,8 +118,3 @@ def apply(model: torch.nn.Module, config: Slicing) -> SlicingHandle:
         handle.remove()
         raise
     return handle
-
-
-def slicing(slices: int) -> Acceleration:
-    """The technique with its settings, as ``accel.compose`` takes it."""
-    return Acceleration(name=NAME, config=Slicing(slices=slices), apply=apply)

@@ -30,8 +30,9 @@ from diffusers import (
 from torch._subclasses import FakeTensorMode
 
 from accel.memory import TensorAccounting, held_bytes
-from accel.slicing import Slicing, apply
+from accel.slicing import apply
 from benchmarks.common import write_result
+from jobs.accelerations import Slicing
 
 SIZES = {"576x1024": (72, 128), "512x512": (64, 64)}  # px, and the latents' size
 DECODER_WIDTHS = {

@@ -7,17 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from jobs.spec_part import Part
-
-
-def _refuse(value: dict[str, Any] | None) -> None:
-    if value is not None:
-        raise ValueError("not built yet; remove it")
-
-
-NotBuilt = Annotated[dict[str, Any] | None, AfterValidator(_refuse)]
+from jobs.attention_plan import AttentionPlan
+from jobs.spec_part import FilePath, Part
 
 #: Latents before a step's own that the third-order difference looks back at.
 LOOKS_BACK = 3
@@ -64,14 +57,41 @@ class Rehash(Part):
         return frozenset({0, *self.key_steps[stage], steps - 1})
 
 
+class Slicing(Part):
+    """Runs groups of operators slice by slice (Streamlined Inference's feature slicer): the same
+    result, but for rounding, in less memory. ``slices`` is for the widest of them."""
+
+    slices: Annotated[int, Field(ge=2, le=1024)]
+
+
+class FastAttention(Part):
+    """Windowed and shared self-attention (DiTFastAttn, arXiv 2406.08552), by a plan that
+    ``longtake calibrate`` found. ``plans`` is the folder that it wrote to, None the usual one. A
+    job that is planned holds the plan itself."""
+
+    plans: FilePath | None = None
+    plan: AttentionPlan | None = None
+
+
 class Accelerations(Part):
     """All techniques with their settings. Nothing set: every step runs in full."""
 
-    slicing: NotBuilt = None
+    slicing: Slicing | None = None
     adaptive: Adaptive | None = None
     rehash: Rehash | None = None
-    fast_attention: NotBuilt = None
+    fast_attention: FastAttention | None = None
 
     def recipe(self) -> dict[str, Any]:
         """What a result's bits depend on: the settings of all that is on."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(
+            mode="json", exclude_none=True, exclude={"fast_attention": {"plans"}}
+        )
+
+
+#: What cannot be combined yet, and why. Named before any weight loads.
+CONFLICTS: dict[tuple[str, str], str] = {
+    ("adaptive", "fast_attention"): "a skipped step leaves no attention for later ones to share",
+    ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
+    ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
+    ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",
+}

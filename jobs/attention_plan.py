@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, Literal, get_args
 
 from jobs.errors import BadJob, CannotRunHere
 from jobs.files import make_folder, publish
+from jobs.model_hashes import cache_file
 
 #: Frames, rows and columns of a video's tokens.
 Extent = tuple[int, int, int]
@@ -157,6 +159,12 @@ def _kept_after(plan: AttentionPlan) -> tuple[frozenset[tuple[Kind, int, Branch]
 
 
 # -- files
+
+
+def usual_folder() -> Path:
+    """Where plans are kept unless a job or a command names another place."""
+    found = os.environ.get("LONGTAKE_PLANS")
+    return Path(found) if found else cache_file().parent / "plans"
 
 
 def save(folder: Path, key: PlanKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:

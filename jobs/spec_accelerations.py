@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.accelerations import Accelerations, Adaptive, Rehash
+from jobs.accelerations import CONFLICTS, Accelerations, Adaptive, Rehash
 from jobs.spec_errors import Path, Problem
 
 if TYPE_CHECKING:
@@ -17,11 +17,18 @@ def acceleration_problems(
     """An acceleration that was asked for and could not do anything. ``asked`` has the preset's."""
     if not stage_steps:
         return []
-    problems = []
+    problems = [
+        Problem(_place(spec, second), f"does not go with {first} yet: {why}; remove one of them")
+        for (first, second), why in CONFLICTS.items()
+        if getattr(asked, first) is not None and getattr(asked, second) is not None
+    ]
     if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
         problems.append(Problem(_place(spec, "adaptive"), said))
     if asked.rehash and (said := _rehash_problem(asked.rehash, stage_steps)):
         problems.append(Problem(_place(spec, "rehash"), said))
+    if asked.fast_attention and len(stage_steps) > 1:
+        said = "plans of attention are for renders without a pyramid yet; say pyramid: off"
+        problems.append(Problem(_place(spec, "fast_attention"), said))
     return problems
 
 

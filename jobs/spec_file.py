@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from jobs.accelerations import Accelerations, Adaptive, Rehash
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.errors import BadJob
 from jobs.spec import SHORTHAND, JobSpec, Output, Shot
 from jobs.spec_errors import Path, Places, Problem, bad_job, describe, explain, unknown
@@ -115,6 +115,8 @@ _PARTS: dict[Path, type[Part]] = {
     ("accelerations",): Accelerations,
     ("accelerations", "adaptive"): Adaptive,
     ("accelerations", "rehash"): Rehash,
+    ("accelerations", "slicing"): Slicing,
+    ("accelerations", "fast_attention"): FastAttention,
 }
 
 

@@ -13,10 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from jobs import errors
+from jobs.spec import JobSpec
 from orchestrator import inspect_job, show
 from orchestrator.cli_options import (
     DEFAULT_STORE,
     AddressOption,
+    CalibrateDeviceOption,
+    DeltaOption,
     Device,
     DeviceOption,
     FileArgument,
@@ -28,6 +31,8 @@ from orchestrator.cli_options import (
     ModelOption,
     NegativeOption,
     OutOption,
+    PictureOption,
+    PlansOption,
     PresetOption,
     PromptOption,
     SecondsOption,
@@ -90,11 +95,15 @@ def _loras(given: list[str] | None) -> list[dict[str, Any]] | None:
 
 
 def _prepare(file: Path | None, **flags: Any) -> Prepared:
+    return prepare(_spec(file, **flags))
+
+
+def _spec(file: Path | None, **flags: Any) -> JobSpec:
     from jobs.spec_file import load_spec, spec_from_flags
 
-    if file is None and flags["prompt"] is None and flags["image"] is None:
+    if file is None and flags["prompt"] is None and flags.get("image") is None:
         raise errors.BadJob("give a job file, or --prompt and --seconds")
-    return prepare(load_spec(file, flags) if file else spec_from_flags(flags))
+    return load_spec(file, flags) if file else spec_from_flags(flags)
 
 
 @app.command("render")
@@ -238,6 +247,38 @@ def plan_command(
     )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    file: FileArgument = None,
+    prompt: PromptOption = None,
+    seconds: SecondsOption = None,
+    size: SizeOption = None,
+    steps: StepsOption = None,
+    model: ModelOption = None,
+    delta: DeltaOption = 0.1,
+    plans: PlansOption = None,
+    picture: PictureOption = None,
+    device: CalibrateDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Find how a model's attention can be cut short at a job's size and steps: its shots are what
+    that is tried on. Jobs with fast_attention then use it."""
+    from jobs.accelerations import Accelerations
+    from jobs.attention_plan import usual_folder
+    from orchestrator.calibrate import as_text, calibrate, draw
+
+    spec = _spec(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
+    plain = {"accelerations": Accelerations(), "preset": "exact"}
+    prepared = prepare(spec.model_copy(update=plain))
+    folder = plans or usual_folder()
+    report, plan = calibrate(
+        prepared, device, delta, folder, lambda said: print(said, file=sys.stderr)
+    )
+    if picture is not None:
+        draw(plan, picture)
+    print(json.dumps(report) if as_json else as_text(report))
 
 
 @app.command("presets")

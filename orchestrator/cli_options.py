@@ -61,3 +61,16 @@ PresetOption = Annotated[
     str | None, typer.Option("--preset", help="accelerations; `longtake presets` lists them")
 ]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
+
+DeltaOption = Annotated[
+    float, typer.Option("--delta", min=0.0, max=10.0, help="how much may change; 0.05 is careful")
+]
+PlansOption = Annotated[
+    Path | None, typer.Option("--plans", help="folder for the plan; default: where jobs look")
+]
+PictureOption = Annotated[
+    Path | None, typer.Option("--picture", help="also draw the plan there, a PNG")
+]
+CalibrateDeviceOption = Annotated[
+    str, typer.Option("--device", help="what to compute on: cpu or cuda:0")
+]

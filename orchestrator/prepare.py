@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.accelerations import Accelerations
+from jobs.attention_plan import PlanKey, usual_folder
+from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import Diffusion, loaded_bytes
+from jobs.families.slicing_memory import sliced_bytes
+from jobs.geometry import ModelGeometry
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
@@ -53,6 +58,8 @@ def prepare(spec: JobSpec) -> Prepared:
             check_pyramid(scheduler, config, diffusion)
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
+    if job.accelerations.fast_attention:
+        job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
     if job.accelerations.adaptive and SCHEDULERS[diffusion][scheduler].adds_noise:
         problems.append(_noisy(spec, scheduler, diffusion))
@@ -75,6 +82,32 @@ def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
     if problems:
         raise bad_job(problems, spec._places)
     return tuple(found)
+
+
+def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
+    """The job's accelerations with the plan of attention that is on file for it. Raises BadJob."""
+    asked = job.accelerations.fast_attention
+    assert asked is not None
+    folder = usual_folder() if asked.plans is None else Path(asked.plans).expanduser()
+    try:
+        plan = load_plan(folder, attention_key(job, model, scheduler))
+    except CannotRunHere as missing:
+        how = f"{missing}; longtake calibrate finds one"
+        raise bad_job([Problem(("accelerations", "fast_attention"), how)], spec._places) from None
+    found = asked.model_copy(update={"plan": plan})
+    return job.accelerations.model_copy(update={"fast_attention": found})
+
+
+def attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanKey:
+    """What a job's plan of attention is found by: its longest window and its schedule."""
+    return PlanKey(
+        model=model.identity,
+        latent_size=_largest_tile(job, model.geometry),
+        steps=job.steps,
+        scheduler=scheduler,
+        flow_shift=job.flow_shift,
+        guided=job.shots[0].guidance[0] > 1,
+    )
 
 
 def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
@@ -200,17 +233,24 @@ def _render(
     )
 
 
+def _largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
+    """Latent frames, height and width."""
+    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
+    scale = geometry.spatial_scale
+    frames = min(job.window_latent_frames, longest)
+    return frames, job.height_px // scale, job.width_px // scale
+
+
 def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
-    geometry = model.geometry
-    frames = min(
-        job.window_latent_frames,
-        max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots),
-    )
-    scale = geometry.spatial_scale
-    latent_size = (frames, job.height_px // scale, job.width_px // scale)
-    denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
-    pixel_frames = geometry.pixel_frames(frames)
+    geometry, slicing = model.geometry, job.accelerations.slicing
+    latent_size = _largest_tile(job, geometry)
+    if slicing is None:
+        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
+    else:
+        config = model.configs[model.family.denoiser]
+        denoise = sliced_bytes(config, latent_size, dtype, slicing.slices)
+    pixel_frames = geometry.pixel_frames(latent_size[0])
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     return max(denoise, decode)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from accel import adaptive, compose
+from accel import adaptive, compose, slicing
 from accel.handle import TileStep
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
@@ -49,6 +49,7 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         self._applied: compose.Applied | None = None
+        self._decoder_sliced = False
         machine.configure(setup)
         self._family = open_family(
             setup.family,
@@ -219,6 +220,7 @@ class Worker:
             task.owned,
         )
         assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
+        self._attach_to_decoder()
         frames = self._family.decode(
             task.unit.shot, task.shot, latents, task.warm_start, task.start
         )
@@ -234,6 +236,13 @@ class Worker:
                 "frame_sha256": json.dumps([_sha256(frame) for frame in frames]),
             },
         )
+
+    def _attach_to_decoder(self) -> None:
+        """Slicing is for decoders that take all their frames at once, too."""
+        sliced, vae = self.setup.accelerations.slicing, self._family.vae
+        if sliced and not self._decoder_sliced and type(vae).__name__ in slicing.MODELS:
+            slicing.apply(vae, sliced)
+            self._decoder_sliced = True
 
     def _attach(self) -> compose.Applied:
         if self._applied is None:

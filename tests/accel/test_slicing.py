@@ -10,8 +10,9 @@ import torch
 
 from accel.handle import TileStep
 from accel.memory import TensorAccounting
-from accel.slicing import Slicing, apply, slicing
-from jobs.errors import BadJob, CannotRunHere
+from accel.slicing import apply
+from jobs.accelerations import Slicing
+from jobs.errors import CannotRunHere
 from jobs.units import Unit
 from tests.accel import tiny_models
 
@@ -90,17 +91,12 @@ def test_more_slices_need_less_memory(name: str) -> None:
 @torch.no_grad()
 def test_it_says_that_it_engaged() -> None:
     case = tiny_models.motion_unet()
-    handle = slicing(2).apply(case.model, slicing(2).config)
+    handle = apply(case.model, Slicing(slices=2))
     tile = TileStep(unit=Unit("step", 0))
     case.forward()
     with handle.run(tile, "both"):
         case.forward()
     assert tile.engaged["slicing"] > 10 and not tile.kept
-
-
-def test_fewer_than_two_slices_are_refused() -> None:
-    with pytest.raises(BadJob, match="1 slices; give 2 or more"):
-        Slicing(slices=1)
 
 
 def test_an_unknown_model_is_refused() -> None:

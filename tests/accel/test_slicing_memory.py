@@ -19,7 +19,8 @@ from diffusers import (
 from torch._subclasses import FakeTensorMode
 
 from accel.memory import TensorAccounting, held_bytes
-from accel.slicing import MODELS, Slicing, apply
+from accel.slicing import MODELS, apply
+from jobs.accelerations import Slicing
 from jobs.errors import CannotRunHere
 from jobs.families.slicing_memory import _GROUPS, fewest_slices, sliced_bytes
 

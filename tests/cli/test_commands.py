@@ -19,7 +19,7 @@ from tests.cli.conftest import Desk, refusal
 from tests.ray.harness import LONGTAKE, Ran, environment
 from tests.ray.harness import longtake as console
 
-COMMANDS = ("render", "resume", "plan", "presets", "ls", "show", "verify", "report")
+COMMANDS = ("render", "resume", "plan", "calibrate", "presets", "ls", "show", "verify", "report")
 
 
 def command(desk: Desk, name: str, *args: object) -> Ran:
@@ -35,6 +35,8 @@ def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
         "--model --preset --workers --store --out --save-latents --address --timeout --json",
         "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
         "plan": "[file] --prompt --image --seconds --size --steps --model --workers --json",
+        "calibrate": "[file] --prompt --seconds --size --steps --model --delta --plans --picture "
+        "--device --json",
         "presets": "--json",
         "ls": "--store --json",
         "show": "job --store --json",
@@ -62,7 +64,7 @@ def test_an_unknown_flag(desk: Desk, name: str) -> None:
 def test_an_unknown_command(desk: Desk) -> None:
     said = refusal(desk.run("rendre", "film.yaml"), 2)
     assert "No such command 'rendre'" in said
-    assert "valid: render, resume, plan, presets, ls, show, verify" in said
+    assert "valid: render, resume, plan, calibrate, presets, ls, show, verify" in said
 
 
 def test_no_command_is_help(desk: Desk) -> None:

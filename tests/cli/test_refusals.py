@@ -92,7 +92,6 @@ BAD_FIELDS = [
     ({"regions": "2"}, "regions: more than 1 is not built yet; remove it"),
     ({"pyramid": "5"}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),
     ({"pyramid": "3", "steps": "2"}, "steps: 2 steps are too few for a pyramid of 3 stages"),
-    ({"accelerations": "{slicing: {}}"}, "accelerations.slicing: not built yet; remove it"),
     ({"model_fps": "4", "fps": "8"}, "model_fps: a model_fps other than fps (8) is not built yet"),
 ]  # fmt: skip
 

@@ -158,7 +158,6 @@ def test_mistakes_are_named(fields, message):
     ("fields", "message"),
     [
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
-        ({"accelerations": {"slicing": {}}}, "accelerations.slicing: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
     ],
@@ -409,3 +408,24 @@ def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
 
 def test_a_job_can_name_every_scheduler_that_is_supported():
     assert set(get_args(SchedulerName)) == set(VALID)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"rehash": {"every": 2}, "slicing": {"slices": 4}}, "rehash: does not go with slicing"),
+        ({"adaptive": {}, "fast_attention": {}}, "fast_attention: does not go with adaptive yet: "),
+        ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
+        ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
+        ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
+        ({"slicing": {}}, "accelerations.slicing.slices: missing"),
+    ],
+)
+def test_what_does_not_go_together(asked, message):
+    assert message in refusal(lambda: solved(job(steps=12, accelerations=asked)))
+
+
+def test_a_plan_of_attention_is_for_one_stage():
+    asked = {"fast_attention": {}}
+    said = refusal(lambda: solved(job(steps=12, pyramid=2, accelerations=asked)))
+    assert "fast_attention: plans of attention are for renders without a pyramid yet" in said

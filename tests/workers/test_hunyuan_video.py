@@ -199,7 +199,8 @@ def test_pieces_begin_where_tiles_do(folder: Path) -> None:
     assert [window.start for window in plan.shots[0].stages[0].windows] == [0, 4, 7, 11]
     assert plan.shots[0].pieces == ((0, 4), (4, 7), (7, 10), (10, 17))
     tasks = [plan.task(goal, 1) for goal in plan.goals()]
-    assert [(task.warm_start, task.ahead) for task in tasks] == [(0, 1), (0, 1), (3, 1), (6, 0)]
+    reads = [(task.warm_start, task.owned[-1][1] - task.stop) for task in tasks]
+    assert reads == [(0, 1), (0, 1), (3, 1), (6, 0)]
     assert tasks[1].owned == ((0, 4), (4, 7), (7, 8))
     assert tasks[1].windows[-1].index == 2, "the frame behind a piece is a later window's"
 

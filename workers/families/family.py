@@ -38,6 +38,11 @@ class ModelFamily(Protocol):
         """The model that accelerations attach to."""
         ...
 
+    @property
+    def vae(self) -> torch.nn.Module:
+        """The autoencoder that decodes."""
+        ...
+
     def loaded_bytes(self) -> int:
         """Bytes of the weights that are held now."""
         ...
