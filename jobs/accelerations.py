@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from jobs.attention_plan import AttentionPlan
 from jobs.spec_part import FilePath, Part
@@ -64,13 +64,20 @@ class Slicing(Part):
     slices: Annotated[int, Field(ge=2, le=1024)]
 
 
+def _as_plan(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict) and value.keys() == {"rows", "window"}:
+        return AttentionPlan(tuple(map(tuple, value["rows"])), tuple(value["window"]))
+    return value
+
+
 class FastAttention(Part):
     """Windowed and shared self-attention (DiTFastAttn, arXiv 2406.08552), by a plan that
     ``longtake calibrate`` found. ``plans`` is the folder that it wrote to, None the usual one. A
     job that is planned holds the plan itself."""
 
     plans: FilePath | None = None
-    plan: AttentionPlan | None = None
+    plan: Annotated[AttentionPlan | None, BeforeValidator(_as_plan)] = None
 
 
 class Accelerations(Part):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobs.attention_plan import STRATEGIES, AttentionPlan
 from jobs.errors import BadJob
 from jobs.units import ShotRender
 from orchestrator.prepare import Prepared
 from workers.parts import whole_or_absent
-
-if TYPE_CHECKING:
-    from workers.calibration import Progress
 
 
 def calibrate(
@@ -41,7 +38,7 @@ def calibrate(
     return report | _shares(found), found
 
 
-def _progress(at: Progress) -> str:
+def _progress(at: Any) -> str:
     return f"step {at.step + 1} of {at.steps}: loss {at.loss:.4f}"
 
 
