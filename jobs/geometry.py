@@ -25,6 +25,8 @@ class ModelGeometry:
     decode_batch_latent_frames: int = 1
     #: Latent frames after a piece that its pixels depend on: of a causal autoencoder none.
     decode_ahead_latent_frames: int = 0
+    #: Whether the denoiser counts time in seconds: what it predicts then depends on the frame rate.
+    time_in_seconds: bool = False
 
     @property
     def first_alone(self) -> bool:
