@@ -63,7 +63,9 @@ Fps = Annotated[int, Field(ge=1, le=MAX_FPS)]
 Scale = Annotated[float, Field(ge=0, le=100)]
 Guidance = Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=8)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
-SchedulerName = Literal["auto", "unipc", "euler", "dpm++", "ddim"]
+SchedulerName = Literal[
+    "auto", "unipc", "euler", "dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
+]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

@@ -114,6 +114,8 @@ def test_one_window_is_the_pipeline(folder: Path, guidance: float, dtype: str, m
 @pytest.mark.parametrize("scheduler", ["cogvideox-ddim", "cogvideox-dpm"])
 def test_a_job_can_name_the_other_scheduler(folder: Path, scheduler: str) -> None:
     """The schedule is the folder's all the same: the last step of both goes to no noise."""
+    plan = prepare(parse_spec(job(folder, scheduler=scheduler))).plan
+    assert plan.shots[0].render.scheduler == scheduler
     worker, shot = worker_of(folder), cogvideox_shot(scheduler=scheduler, stage_steps=(1,))
     render_windows(worker, shot, [Window(0, 0, 9)])
     (stepper,) = worker._steppers.values()
