@@ -336,7 +336,7 @@ def test_noise_of_other_frames_is_other_noise() -> None:
 
 def test_memory_of_cogvideox_2bs_shapes() -> None:
     """Live tensors that were counted at 720 x 480, 13 latent frames, attention fused: of the
-    transformer in float16 1.86 GB, of the decoder in float32 31.6 GB, at its second batch."""
+    transformer in float16 1.86 GB, of the decoder in float32 27.1 GB, at its second batch."""
     configs = {
         "transformer": {
             "patch_size": 2,
@@ -352,7 +352,7 @@ def test_memory_of_cogvideox_2bs_shapes() -> None:
         },
     }
     assert 1.86e9 < CogVideoX().denoise_bytes(configs, (13, 60, 90), "float16") < 2.6e9
-    assert 31.6e9 < CogVideoX().decode_bytes(configs, 480, 720, 1) < 42e9
+    assert 27.1e9 < CogVideoX().decode_bytes(configs, 480, 720, 1) < 36e9
     assert decode_context(configs["vae"]) == 76
 
 
