@@ -25,6 +25,8 @@ class ModelGeometry:
     decode_batch_latent_frames: int = 1
     #: Latent frames after a piece that its pixels depend on: of a causal autoencoder none.
     decode_ahead_latent_frames: int = 0
+    #: Whether the denoiser counts time in seconds: what it predicts then depends on the frame rate.
+    time_in_seconds: bool = False
     decode_stride_latent_frames: int = 1  # pieces begin one behind a multiple of it
     embedded_guidance: bool = False  # whether the model is told its guidance, and runs once
     from_image: bool = False  # whether a shot starts from an image

@@ -68,7 +68,7 @@ class ShotRender:
     guidance: tuple[float, ...]  # one per expert; 1.0 or less switches guidance off
     stage_steps: tuple[int, ...]  # of each stage, coarsest first; a single one is no pyramid
     stage_positions: bool  # whether rotary positions count the shot's latent frames, not a stage's
-    scheduler: str  # "auto" (as the model folder says), "unipc", "euler" or "dpm++"
+    scheduler: str  # "auto" (as the model folder says), or one that the family supports
     flow_shift: float | None  # None: as the model folder says
     text_tokens: int  # prompt embeddings are padded to this many tokens
     latent_frames: int  # of the whole shot

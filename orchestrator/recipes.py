@@ -82,6 +82,7 @@ class Recipes:
                 "layout": layout,
                 "stage_positions": render.stage_positions,
             }
+            | ({"fps": render.fps} if self._plan.geometry.time_in_seconds else {})
         )
 
     def _piece(self, unit: Unit) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def decode_bytes(
 
     The decoder takes a batch of latent frames at a time, so its activations don't grow with the
     piece: they are the past that every causal convolution keeps, what every normalisation keeps of
-    the latents (one copy of the whole batch for scale and offset each), and the largest level at
-    work.
+    the latents until the batch is done (one copy of all of it for scale and offset each), and the
+    largest level at work.
     """
     widths = [*reversed(vae["block_out_channels"])]
     resnets = vae["layers_per_block"] + 1
@@ -52,9 +52,9 @@ def decode_bytes(
         area = (height_px * width_px) // 4 ** (len(widths) - 1 - level)
         # A convolution follows each normalisation: of the middle block first, of the end last.
         normalised = 2 * (resnets + 2 * (level == 0)) + (level == len(widths) - 1)
-        past += normalised * _PAST_FRAMES * width * area
+        past += _PAST_COPIES * normalised * _PAST_FRAMES * width * area
         past += normalised * 2 * frames * vae["latent_channels"] * area
         work = max(work, _LEVEL_COPIES * (frames + _PAST_FRAMES) * max(entering, width) * area)
         frames, entering = (2 * frames - 1 if level < doublings else frames), width
     pixels = pixel_frames * height_px * width_px * 3
-    return int((_PAST_COPIES * past + work) * VAE_BYTES + pixels * _PIXEL_BYTES)
+    return int((past + work) * VAE_BYTES + pixels * _PIXEL_BYTES)

@@ -108,6 +108,7 @@ class LTX:
             text_tokens=defaults.text_tokens,
             text_dim=transformer["caption_channels"],
             decode_ahead_latent_frames=after,
+            time_in_seconds=True,
         )
 
     def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:

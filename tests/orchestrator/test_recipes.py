@@ -60,6 +60,18 @@ def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) 
         assert same == (unit.kind != "decode")
 
 
+def test_a_model_that_counts_seconds_denoises_another_film_at_another_rate() -> None:
+    plan = two_shots()
+    seconds = replace(plan, geometry=replace(plan.geometry, time_in_seconds=True))
+    faster = tuple(replace(shot, render=replace(shot.render, fps=99)) for shot in plan.shots)
+    for before, same in ((plan, True), (seconds, False)):
+        after = replace(before, shots=faster)
+        for unit in before.units():
+            if unit.kind == "step":
+                keys = {Recipes(each, "a-1").key(unit) for each in (before, after)}
+                assert (len(keys) == 1) == same
+
+
 def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = two_shots()
     piece, step = Unit("decode", 0), Unit("step", 0)

@@ -114,6 +114,8 @@ def test_one_window_is_the_pipeline(folder: Path, guidance: float, dtype: str, m
 @pytest.mark.parametrize("scheduler", ["cogvideox-ddim", "cogvideox-dpm"])
 def test_a_job_can_name_the_other_scheduler(folder: Path, scheduler: str) -> None:
     """The schedule is the folder's all the same: the last step of both goes to no noise."""
+    plan = prepare(parse_spec(job(folder, scheduler=scheduler))).plan
+    assert plan.shots[0].render.scheduler == scheduler
     worker, shot = worker_of(folder), cogvideox_shot(scheduler=scheduler, stage_steps=(1,))
     render_windows(worker, shot, [Window(0, 0, 9)])
     (stepper,) = worker._steppers.values()
@@ -338,7 +340,7 @@ def test_noise_of_other_frames_is_other_noise() -> None:
 
 def test_memory_of_cogvideox_2bs_shapes() -> None:
     """Live tensors that were counted at 720 x 480, 13 latent frames, attention fused: of the
-    transformer in float16 1.86 GB, of the decoder in float32 31.6 GB, at its second batch."""
+    transformer in float16 1.86 GB, of the decoder in float32 27.1 GB, at its second batch."""
     configs = {
         "transformer": {
             "patch_size": 2,
@@ -354,7 +356,7 @@ def test_memory_of_cogvideox_2bs_shapes() -> None:
         },
     }
     assert 1.86e9 < CogVideoX().denoise_bytes(configs, (13, 60, 90), "float16") < 2.6e9
-    assert 31.6e9 < CogVideoX().decode_bytes(configs, 480, 720, 1) < 42e9
+    assert 27.1e9 < CogVideoX().decode_bytes(configs, 480, 720, 1) < 36e9
     assert decode_context(configs["vae"]) == 76
 
 

@@ -215,6 +215,7 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
     assert plan.geometry.family == "ltx"
     assert (shot.latent_frames, shot.fps, shot.text_tokens) == (29, 25, 128)
     assert (shot.latent_height, shot.guidance, shot.steps) == (8, (3.0,), 50)
+    assert plan.geometry.time_in_seconds, "another frame rate is another film"
     assert [(w.start, w.stop) for w in plan.shots[0].stages[0].windows] == [(0, 21), (8, 29)]
     assert plan.shots[0].pieces == ((0, 8), (8, 29))
     first, second = (plan.task(unit, 1) for unit in plan.goals())

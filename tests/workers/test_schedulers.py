@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from accel.pyramid import VariancePath, lay_stages
 from jobs.errors import BadJob
-from jobs.model_scheduler import SCHEDULERS, check_pyramid
+from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid
+from jobs.spec import SchedulerName
 from tests.workers.tiny_svd import SCHEDULER as SVD_SCHEDULER
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
 
@@ -315,6 +317,10 @@ def test_a_stage_of_a_variance_schedule_ends_where_it_should(name: str, stage: i
 def test_more_steps_than_trained_times_are_refused() -> None:
     with pytest.raises(BadJob, match="400 steps are more than the trained times"):
         RangeStepper("dpm++", DDIM_CONFIG, (400, 1, 1), 0, diffusion="variance")
+
+
+def test_a_job_can_name_every_scheduler() -> None:
+    assert set(get_args(SchedulerName)) == set(VALID)
 
 
 def test_a_refusal_says_which_values_are_valid() -> None:
