@@ -28,6 +28,8 @@ CASES = {
     "wan": tiny_models.wan,
     "wan of image to video": partial(tiny_models.wan, image=True),
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
+    "cogvideox": tiny_models.cogvideox,
+    "cogvideox without rotary embedding": partial(tiny_models.cogvideox, rotary=False),
     "ltx": tiny_models.ltx,
     "ltx of times per token": partial(tiny_models.ltx, times_per_token=True),
 }

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -108,6 +109,21 @@ LTX = Case(
     ),
     branches=1,
 )
+COGVIDEOX = Case(
+    lambda: CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        num_layers=2,
+        text_embed_dim=16,
+        max_text_seq_length=40,
+        use_rotary_positional_embeddings=True,
+    ),
+    lambda model, height, width: model(
+        torch.empty(2, FRAMES, 16, 2 * height, 2 * width),
+        torch.empty(2, 40, 16),
+        torch.tensor([5, 5]),
+        image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
+    ),
+)
 WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
 TEMPORAL_DECODER = Case(
     lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
@@ -125,6 +141,7 @@ CASES = {
     "svd, wide below": svd((32, 256), 2),
     "wan": wan(4, 1536),
     "wan, small feed-forward": wan(6, 512),
+    "cogvideox": COGVIDEOX,
     "ltx": LTX,
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
@@ -175,7 +192,7 @@ def test_the_model_predicts_what_is_measured(
     default_dtype(getattr(torch, dtype))
     case = CASES[name]
     weights, activations, config = measure(case, height, width, slices)
-    patched = config.get("patch_size") == (1, 2, 2)
+    patched = config.get("patch_size") in (2, (1, 2, 2))
     latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
     predicted = sliced_bytes(config, latent_size, dtype, slices, branches=case.branches)
     assert predicted == pytest.approx(activations, rel=TOLERANCE)
