@@ -13,7 +13,7 @@ results, and four or five copies of what stands before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobs.errors import CannotRunHere
@@ -214,10 +214,10 @@ def sliced_bytes(
 
 
 def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int:
-    """The fewest slices, 2 or more, whose peak fits. ``peak_bytes`` gives it for a number of
-    slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where none fits."""
-    counts: Sequence[int] = range(2, _MOST_SLICES + 1)
-    for count in counts:
+    """The fewest slices, 2 or more, whose peak fits into a byte budget. ``peak_bytes`` gives it for
+    a number of slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where
+    none fits."""
+    for count in range(2, _MOST_SLICES + 1):
         if peak_bytes(count) <= budget_bytes:
             return count
     least = peak_bytes(_MOST_SLICES)

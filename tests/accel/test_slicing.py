@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from accel import compose
 from accel.handle import TileStep
 from accel.memory import TensorAccounting
 from accel.slicing import Slicing, apply, slicing
@@ -92,7 +93,7 @@ def test_more_slices_need_less_memory(name: str) -> None:
 @torch.no_grad()
 def test_it_says_that_it_engaged() -> None:
     case = tiny_models.motion_unet()
-    handle = slicing(2).apply(case.model, slicing(2).config)
+    handle = compose.apply(case.model, [slicing(2)])
     tile = TileStep(unit=Unit("step", 0))
     case.forward()
     with handle.run(tile, "both"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -209,6 +210,19 @@ def test_every_model_that_slicing_knows_has_a_memory_model() -> None:
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(CannotRunHere, match="does not know DiT; it knows: AutoencoderKL, "):
         sliced_bytes({"_class_name": "DiT"}, (1, 8, 8), "float32", 2)
+
+
+def test_a_budget_gives_slices_that_keep_it() -> None:
+    case, budget_bytes = CASES["wan"], 36_000_000
+    weights, _, config = measure(case, 32, 32, 2)
+    about = {"branches": case.branches, "weights_bytes": weights}
+    predict = partial(sliced_bytes, config, (FRAMES, 64, 64), "float32", **about)
+    slices = fewest_slices(predict, weights + budget_bytes)
+    assert slices > 2
+    _, activations, _ = measure(case, 32, 32, slices)
+    assert activations < budget_bytes * (1 + TOLERANCE)
+    _, too_few, _ = measure(case, 32, 32, slices - 1)
+    assert too_few > budget_bytes * (1 - TOLERANCE)
 
 
 def test_the_fewest_slices_that_fit() -> None:
