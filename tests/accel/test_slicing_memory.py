@@ -135,7 +135,7 @@ DECODER = Case(
     lambda model, height, width: model.decode(torch.empty(FRAMES, 4, height, width)),
 )
 CASES = {
-    "motion": motion((64, 128), 1),
+    "motion": motion((64, 128), 2),
     "motion, wide below": motion((32, 256), 2),
     "motion, three levels": motion((64, 64, 128), 2),
     "svd": svd((64, 128), 1),
@@ -163,7 +163,7 @@ def measure(case: Case, height: int, width: int, slices: int) -> tuple[int, int,
 
 #: Height and width of the latents, slices, dtype.
 RUNS = (
-    (32, 32, 3, "float16"),
+    (32, 32, 6, "float16"),
     (64, 96, 2, "float32"),
     (64, 96, 5, "float16"),
     (24, 40, 12, "float32"),
