@@ -10,9 +10,9 @@ slice and so changes the result; and the mid block runs whole, of which theirs l
 ``slices`` is for the widest groups. Where a model's features are smaller, groups are cut into fewer
 slices in proportion, so that all slices need about as much memory and small operators stay few.
 
-Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add to
-it. ``slicing_unets``, ``slicing_spatio_temporal`` and ``slicing_tokens`` have the models.
-``AutoencoderKLWan`` needs no slicing: it decodes one latent frame after the other.
+Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add
+to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens`` and
+``slicing_joint``. ``AutoencoderKLWan`` needs no slicing: it decodes frame by frame anyway.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 
 from accel.handle import Branch, TileStep
 from accel.slices import Slices
+from accel.slicing_joint import attach_cogvideox
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
 from accel.slicing_tokens import attach_ltx, attach_wan
 from accel.slicing_unets import attach_motion_unet
@@ -94,6 +95,7 @@ class SlicingHandle:
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
+    "CogVideoXTransformer3DModel": attach_cogvideox,
     "LTXVideoTransformer3DModel": attach_ltx,
     "UNetMotionModel": attach_motion_unet,
     "UNetSpatioTemporalConditionModel": attach_svd_unet,

@@ -33,6 +33,7 @@ from accel.memory import TensorAccounting, held_bytes
 from accel.slicing import apply
 from benchmarks.common import write_result
 from jobs.accelerations import Slicing
+from jobs.families.slicing_memory import sliced_bytes
 
 SIZES = {"576x1024": (72, 128), "512x512": (64, 64)}  # px, and the latents' size
 DECODER_WIDTHS = {
@@ -47,8 +48,16 @@ class Phase:
     """A model that runs, by itself, while the others are loaded."""
 
     name: str
-    model: torch.nn.Module
+    model: Any
     forward: Callable[[], Any]
+    latent_size: tuple[int, int, int]
+    branches: int
+
+    def predicted(self, slices: int) -> int:
+        """What the memory model makes of its activations, in bytes."""
+        config = {**self.model.config, "_class_name": type(self.model).__name__}
+        size, branches = self.latent_size, self.branches
+        return sliced_bytes(config, size, "float16", slices, branches=branches)
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ def animatediff(height: int, width: int, frames: int = 16) -> Pipeline:
     z, t = torch.empty(frames, 4, height, width), torch.tensor([5, 5])
     return _pipeline(
         {"unet": unet, "vae": vae, "text_encoder": text_encoder},
+        (frames, height, width),
         unet=lambda: unet(x, t, encoder_hidden_states=text),
         vae=lambda: vae.decode(z),
     )
@@ -93,6 +103,7 @@ def svd(height: int, width: int, frames: int = 14) -> Pipeline:
     z, t, ids = torch.empty(frames, 4, height, width), torch.tensor([5, 5]), torch.empty(2, 3)
     return _pipeline(
         {"unet": unet, "vae": vae, "image_encoder": image_encoder},
+        (frames, height, width),
         unet=lambda: unet(x, t, image, ids),
         vae=lambda: vae.decode(z, num_frames=frames),
     )
@@ -102,11 +113,21 @@ def wan(height: int, width: int, frames: int = 21) -> Pipeline:
     """Wan 2.1 1.3B's transformer, one guidance branch; its decoder goes frame by frame anyway."""
     model = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
     x, text = torch.empty(1, 16, frames, height, width), torch.empty(1, 512, 4096)
-    return _pipeline({"transformer": model}, transformer=lambda: model(x, torch.tensor([5]), text))
+    forward = {"transformer": lambda: model(x, torch.tensor([5]), text)}
+    return _pipeline({"transformer": model}, (frames, height, width), branches=1, **forward)
 
 
-def _pipeline(models: dict[str, Any], **forwards: Callable[[], Any]) -> Pipeline:
-    phases = tuple(Phase(name, models[name].eval(), run) for name, run in forwards.items())
+def _pipeline(
+    models: dict[str, Any],
+    latent_size: tuple[int, int, int],
+    *,
+    branches: int = 2,
+    **forwards: Callable[[], Any],
+) -> Pipeline:
+    phases = tuple(
+        Phase(name, models[name].eval(), run, latent_size, branches)
+        for name, run in forwards.items()
+    )
     return Pipeline({name: held_bytes(model) for name, model in models.items()}, phases)
 
 
@@ -134,6 +155,10 @@ def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]
         for count in slices:
             rows[str(count)] = {p.name: sliced_activations(p, count) for p in pipeline.phases}
     torch.set_default_dtype(torch.float32)
+    predicted = {
+        str(count): {phase.name: phase.predicted(count) for phase in pipeline.phases}
+        for count in slices
+    }
     weights = sum(pipeline.weights.values())
     stock = weights + max(rows["stock"].values())
     return {
@@ -146,6 +171,7 @@ def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]
             }
             for name, row in rows.items()
         },
+        "predicted_activations_bytes": predicted,
     }
 
 
@@ -183,7 +209,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"weights": "none: fake tensors, and random ones for the time"}
     for name, make in {"animatediff": animatediff, "svd": svd}.items():
         for size, (height, width) in SIZES.items():
             found = peaks(lambda m=make, h=height, w=width: m(h, w), options.slices)

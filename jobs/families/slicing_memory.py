@@ -13,7 +13,7 @@ results, and four or five copies of what stands before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobs.errors import CannotRunHere
@@ -26,6 +26,7 @@ _TEMPORAL_RESNET = 10
 _DECODER_RESNET = 4
 _PICTURE_DECODER = 6
 _LTX_TOKENS = 11
+_JOINT_TOKENS = 10
 _HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-forward has no more
 
 #: Tensors of a layer's size that its temporal operators hold: input and output, and in Stable Video
@@ -142,6 +143,16 @@ def _ltx(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterat
     yield Group(4 * size + rotary, _LTX_TOKENS * size, lengths=(tokens // branches,))
 
 
+def _cogvideox(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """As Wan's block, of video and text as one sequence."""
+    frames, height, width = latent_size
+    patch, patch_frames = config["patch_size"], config.get("patch_size_t") or 1
+    tokens = (frames // patch_frames) * (height // patch) * (width // patch)
+    features = branches * config["num_attention_heads"] * config["attention_head_dim"]
+    held = 4 * features * (tokens + config["max_text_seq_length"])
+    yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
+
+
 def _temporal_decoder(
     config: Config, latent_size: Size, branches: int, dtype: str
 ) -> Iterator[Group]:
@@ -171,6 +182,7 @@ def _decoder(config: Config, latent_size: Size, branches: int, dtype: str) -> It
 _GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
+    "CogVideoXTransformer3DModel": _cogvideox,
     "LTXVideoTransformer3DModel": _ltx,
     "UNetMotionModel": _unet,
     "UNetSpatioTemporalConditionModel": _unet,
@@ -202,10 +214,10 @@ def sliced_bytes(
 
 
 def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int:
-    """The fewest slices, 2 or more, whose peak fits. ``peak_bytes`` gives it for a number of
-    slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where none fits."""
-    counts: Sequence[int] = range(2, _MOST_SLICES + 1)
-    for count in counts:
+    """The fewest slices, 2 or more, whose peak fits into a byte budget. ``peak_bytes`` gives it for
+    a number of slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where
+    none fits."""
+    for count in range(2, _MOST_SLICES + 1):
         if peak_bytes(count) <= budget_bytes:
             return count
     least = peak_bytes(_MOST_SLICES)

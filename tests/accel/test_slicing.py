@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from accel import compose
 from accel.handle import TileStep
 from accel.memory import TensorAccounting
 from accel.slicing import apply
-from jobs.accelerations import Slicing
+from jobs.accelerations import Accelerations, Slicing
 from jobs.errors import CannotRunHere
 from jobs.units import Unit
 from tests.accel import tiny_models
@@ -29,6 +30,8 @@ CASES = {
     "wan": tiny_models.wan,
     "wan of image to video": partial(tiny_models.wan, image=True),
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
+    "cogvideox": tiny_models.cogvideox,
+    "cogvideox without rotary embedding": partial(tiny_models.cogvideox, rotary=False),
     "ltx": tiny_models.ltx,
     "ltx of times per token": partial(tiny_models.ltx, times_per_token=True),
 }
@@ -91,7 +94,8 @@ def test_more_slices_need_less_memory(name: str) -> None:
 @torch.no_grad()
 def test_it_says_that_it_engaged() -> None:
     case = tiny_models.motion_unet()
-    handle = apply(case.model, Slicing(slices=2))
+    asked = Accelerations(slicing=Slicing(slices=2))
+    handle = compose.apply(case.model, compose.attached(asked))
     tile = TileStep(unit=Unit("step", 0))
     case.forward()
     with handle.run(tile, "both"):

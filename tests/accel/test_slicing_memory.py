@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -109,6 +111,21 @@ LTX = Case(
     ),
     branches=1,
 )
+COGVIDEOX = Case(
+    lambda: CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        num_layers=2,
+        text_embed_dim=16,
+        max_text_seq_length=40,
+        use_rotary_positional_embeddings=True,
+    ),
+    lambda model, height, width: model(
+        torch.empty(2, FRAMES, 16, 2 * height, 2 * width),
+        torch.empty(2, 40, 16),
+        torch.tensor([5, 5]),
+        image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
+    ),
+)
 WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
 TEMPORAL_DECODER = Case(
     lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
@@ -119,13 +136,14 @@ DECODER = Case(
     lambda model, height, width: model.decode(torch.empty(FRAMES, 4, height, width)),
 )
 CASES = {
-    "motion": motion((64, 128), 1),
+    "motion": motion((64, 128), 2),
     "motion, wide below": motion((32, 256), 2),
     "motion, three levels": motion((64, 64, 128), 2),
     "svd": svd((64, 128), 1),
     "svd, wide below": svd((32, 256), 2),
     "wan": wan(4, 1536),
     "wan, small feed-forward": wan(6, 512),
+    "cogvideox": COGVIDEOX,
     "ltx": LTX,
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
@@ -146,7 +164,7 @@ def measure(case: Case, height: int, width: int, slices: int) -> tuple[int, int,
 
 #: Height and width of the latents, slices, dtype.
 RUNS = (
-    (32, 32, 3, "float16"),
+    (32, 32, 6, "float16"),
     (64, 96, 2, "float32"),
     (64, 96, 5, "float16"),
     (24, 40, 12, "float32"),
@@ -176,7 +194,7 @@ def test_the_model_predicts_what_is_measured(
     default_dtype(getattr(torch, dtype))
     case = CASES[name]
     weights, activations, config = measure(case, height, width, slices)
-    patched = config.get("patch_size") == (1, 2, 2)
+    patched = config.get("patch_size") in (2, (1, 2, 2))
     latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
     predicted = sliced_bytes(config, latent_size, dtype, slices, branches=case.branches)
     assert predicted == pytest.approx(activations, rel=TOLERANCE)
@@ -193,6 +211,19 @@ def test_every_model_that_slicing_knows_has_a_memory_model() -> None:
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(CannotRunHere, match="does not know DiT; it knows: AutoencoderKL, "):
         sliced_bytes({"_class_name": "DiT"}, (1, 8, 8), "float32", 2)
+
+
+def test_a_budget_gives_slices_that_keep_it() -> None:
+    case, budget_bytes = CASES["wan"], 36_000_000
+    weights, _, config = measure(case, 32, 32, 2)
+    about = {"branches": case.branches, "weights_bytes": weights}
+    predict = partial(sliced_bytes, config, (FRAMES, 64, 64), "float32", **about)
+    slices = fewest_slices(predict, weights + budget_bytes)
+    assert slices > 2
+    _, activations, _ = measure(case, 32, 32, slices)
+    assert activations < budget_bytes * (1 + TOLERANCE)
+    _, too_few, _ = measure(case, 32, 32, slices - 1)
+    assert too_few > budget_bytes * (1 - TOLERANCE)
 
 
 def test_the_fewest_slices_that_fit() -> None:

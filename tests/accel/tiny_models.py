@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -151,3 +152,29 @@ def ltx(*, times_per_token: bool = False) -> Case:
     times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
     size = {"num_frames": FRAMES, "height": 4, "width": 5}
     return Case(model, lambda: model(x, text, times, mask, **size).sample)
+
+
+def cogvideox(*, rotary: bool = True) -> Case:
+    """``rotary``: as the 5B model; without, learned positions, as the 2B one."""
+    model = random_(
+        CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=10,
+            num_layers=2,
+            sample_width=12,
+            sample_height=8,
+            sample_frames=4 * FRAMES - 3,
+            max_text_seq_length=7,
+            use_rotary_positional_embeddings=rotary,
+        ),
+        std=0.2,
+    )
+    x = torch.randn(2, FRAMES, 4, 8, 12, dtype=torch.float64)
+    text = torch.randn(2, 7, 10, dtype=torch.float64)
+    angles = torch.randn(2, FRAMES * 4 * 6, 16, dtype=torch.float64)
+    turn = (angles[0].cos(), angles[1].sin()) if rotary else None
+    return Case(model, lambda: model(x, text, torch.tensor([7, 7]), image_rotary_emb=turn).sample)
