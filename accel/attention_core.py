@@ -6,6 +6,7 @@ Shapes: B batch, H heads, S tokens, D channels; queries, keys and values are [B,
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -42,18 +43,52 @@ class Core(TorchFunctionMode):
 
     def window(self, query: Any, key: Any, value: Any, **more: Any) -> Any:
         """Window attention and its geometry; what it cannot compute is refused."""
-        if (
-            any(more.get(n) for n in ("is_causal", "dropout_p"))
-            or more.get("attn_mask") is not None
-        ):
-            raise CannotRunHere("fast attention: masks, causality and dropout are not built")
+        if any(more.get(name) for name in ("is_causal", "dropout_p")):
+            raise CannotRunHere("fast attention: causality and dropout are not built")
         if key.shape != query.shape or value.shape != query.shape:
             raise CannotRunHere(
                 f"fast attention: queries {list(query.shape)}, keys {list(key.shape)} and values "
                 f"{list(value.shape)} are to be alike"
             )
-        geometry = self._geometry(query.shape[2])
-        return windowed(query, key, value, geometry, more.get("scale")), geometry
+        geometry, scale = self._geometry(query.shape[2]), more.get("scale")
+        mask = more.get("attn_mask")
+        if mask is None:
+            return windowed(query, key, value, geometry, scale), geometry
+        seen = _seen_keys(mask, query, geometry)
+        rows = zip(query.split(1), key.split(1), value.split(1), seen, strict=True)
+        return torch.cat([_padded(q, k, v, s, geometry, scale) for q, k, v, s in rows]), geometry
+
+
+def _seen_keys(mask: torch.Tensor, query: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """Bool [B, S] of a mask [B, 1, 1, S] that hides padding of the text and nothing else."""
+    shape = (len(query), 1, 1, query.shape[2])
+    if mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        raise CannotRunHere(
+            f"fast attention: a mask is to be bool {list(shape)}, this one is {mask.dtype} "
+            f"{list(mask.shape)}"
+        )
+    seen = mask[:, 0, 0]
+    if not seen[:, geometry.video].all():
+        raise CannotRunHere("fast attention: the mask hides tokens of the video")
+    return seen
+
+
+def _padded(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen_S: torch.Tensor, geometry: Geometry,
+    scale: float | None,
+) -> torch.Tensor:  # fmt: skip
+    """Window attention [1, H, S, D] where nobody sees some of the text: as if it were not there.
+    Its own rows are whatever the model does with them in full."""
+    seen, hidden = seen_S.nonzero()[:, 0], (~seen_S).nonzero()[:, 0]
+    text_tokens = geometry.text_tokens - len(hidden)
+    keys, values = (x.index_select(2, seen) for x in (k, v))
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    shorter = replace(geometry, text_tokens=text_tokens)
+    out[:, :, seen] = windowed(q.index_select(2, seen), keys, values, shorter, scale)
+    if len(hidden):
+        rows = q.index_select(2, hidden)
+        out[:, :, hidden] = F.scaled_dot_product_attention(rows, keys, values, scale=scale)
+    return out
 
 
 class Windowed(Core):

@@ -34,16 +34,55 @@ class VideoTransformer:
     outputs: int = 1
 
 
-def _patched(latents: torch.Tensor, patch: Sequence[int], first: int = 2) -> Extent:
-    """Tokens of latents whose frames, height and width are the dimensions from ``first``."""
-    frames, height, width = latents.shape[first : first + 3]
+def _patched(latents: torch.Tensor, patch: Sequence[int]) -> Extent:
+    """Tokens of latents [B, C, T, H, W]."""
+    frames, height, width = latents.shape[2:]
     return frames // patch[0], height // patch[1], width // patch[2]
+
+
+def _cogvideox(model: Any, given: Mapping[str, Any]) -> Extent:
+    """Latents [B, T, C, H, W]."""
+    patch, frames = model.config.patch_size, model.config.patch_size_t or 1
+    return _patched(given["hidden_states"].transpose(1, 2), (frames, patch, patch))
+
+
+def _ltx(model: Any, given: Mapping[str, Any]) -> Extent:
+    """Its latents come as tokens: the grid is told beside them."""
+    grid = tuple(given.get(name) for name in ("num_frames", "height", "width"))
+    if None in grid:
+        raise CannotRunHere(f"fast attention: {type(model).__name__} is to be told num_frames, "
+                            "height and width of its tokens by name")  # fmt: skip
+    return grid  # type: ignore[return-value]
+
+
+def _hunyuan(model: Any, given: Mapping[str, Any]) -> Extent:
+    """Latents [B, C, T, H, W]."""
+    patch, frames = model.config.patch_size, model.config.patch_size_t
+    return _patched(given["hidden_states"], (frames, patch, patch))
+
+
+def _single_and_double(model: Any) -> list[Module]:
+    """Blocks with text beside the video come first, then those with both as one."""
+    return [block.attn for block in (*model.transformer_blocks, *model.single_transformer_blocks)]
 
 
 VIDEO_TRANSFORMERS: dict[str, VideoTransformer] = {
     "WanTransformer3DModel": VideoTransformer(
         layers=lambda model: [block.attn1 for block in model.blocks],
         grid=lambda model, given: _patched(given["hidden_states"], model.config.patch_size),
+    ),
+    "LTXVideoTransformer3DModel": VideoTransformer(
+        layers=lambda model: [block.attn1 for block in model.transformer_blocks],
+        grid=_ltx,
+    ),
+    "CogVideoXTransformer3DModel": VideoTransformer(
+        layers=lambda model: [block.attn1 for block in model.transformer_blocks],
+        grid=_cogvideox,
+        text="first",
+        outputs=2,
+    ),
+    "HunyuanVideoTransformer3DModel": VideoTransformer(
+        layers=_single_and_double, grid=_hunyuan, text="last", outputs=2
     ),
 }
 

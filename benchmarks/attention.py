@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,18 @@ PROMPTS = (
 # -- the kernels
 
 
-def measure(compute: Callable[[], torch.Tensor], repeats: int) -> dict[str, float]:
-    """The best of several calls; CPU time beside wall time, since the machine may be shared."""
-    walls, cpus = [], []
-    for _ in range(repeats):
-        wall, cpu = time.perf_counter(), time.process_time()
-        compute()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    return {"wall_s": round(min(walls), 4), "cpu_s": round(min(cpus), 4)}
+Times = dict[str, float]
+
+
+def timed(compute: Callable[[], Any]) -> tuple[Any, Times]:
+    """CPU time beside wall time, since the machine may be shared."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = compute()
+    return result, {"wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
+
+
+def best(measured: Sequence[Times]) -> Times:
+    return {name: round(min(each[name] for each in measured), 4) for name in measured[0]}
 
 
 @torch.inference_mode()
@@ -69,8 +73,12 @@ def kernel(grid: Extent, heads: int, repeats: int) -> dict[str, Any]:
     tokens = geometry.tokens
     # As models have them: heads in the inner dimension.
     q, k, v = torch.randn(3, 1, tokens, heads, HEAD_DIM).transpose(2, 3).unbind()
-    window = measure(lambda: windowed(q, k, v, geometry), repeats)
-    dense = measure(lambda: F.scaled_dot_product_attention(q, k, v), repeats)
+    times: list[tuple[Times, Times]] = []
+    for _ in range(repeats):  # by turns, so that both meet the same machine
+        _, dense = timed(lambda: F.scaled_dot_product_attention(q, k, v))
+        _, window = timed(lambda: windowed(q, k, v, geometry))
+        times.append((dense, window))
+    dense, window = map(best, zip(*times, strict=True))
     flops = dense_flops(tokens, heads, HEAD_DIM), window_flops(geometry, heads, HEAD_DIM)
     return {
         "grid": grid,
@@ -99,34 +107,38 @@ def shot_of(prompt: str, seed: int) -> ShotRender:
 
 def denoise(
     family: ModelFamily, sample: CalibrationSample, steps: int, plan: AttentionPlan | None
-) -> tuple[torch.Tensor, float]:
-    """Finished latents, and the wall time of all steps."""
+) -> torch.Tensor:
+    """Finished latents."""
     config = FastAttention(stages=(plan,)) if plan else None
     handle = fast_attention.apply(family.denoiser, config) if config else None
     carried: dict[str, torch.Tensor] = {}
-    began = time.perf_counter()
     for step in range(steps):
         tile = TileStep(unit=Unit("step", 0, step=step), steps=steps, carried=carried)
         branch = partial(handle.run, tile) if handle else lambda name: nullcontext()
         sample.advance(sample.predict(branch))
         carried = tile.kept
-    elapsed_s = time.perf_counter() - began
     if handle:
         handle.remove()
-    return sample.latents, elapsed_s
+    return sample.latents
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Finished latents and frames of every shot, and the time of all their steps."""
+
+    latents: torch.Tensor
+    frames: np.ndarray
+    times: Times
 
 
 def render(
     family: ModelFamily, shots: Sequence[ShotRender], plan: AttentionPlan | None
-) -> tuple[list[torch.Tensor], list[np.ndarray], float]:
-    """Latents and frames of every shot, and the seconds of all their steps."""
+) -> Rendered:
     samples = [CalibrationSample(family, shot) for shot in shots]
-    done = [denoise(family, s, shot.steps, plan) for s, shot in zip(samples, shots, strict=True)]
-    frames = [
-        family.decode(number, shot, latents, 0, 0)
-        for number, (shot, (latents, _)) in enumerate(zip(shots, done, strict=True))
-    ]
-    return [latents for latents, _ in done], frames, sum(seconds for _, seconds in done)
+    pairs = list(zip(samples, shots, strict=True))
+    latents, times = timed(lambda: [denoise(family, s, shot.steps, plan) for s, shot in pairs])
+    frames = [family.decode(n, shots[n], each, 0, 0) for n, each in enumerate(latents)]
+    return Rendered(torch.cat(latents), np.concatenate(frames), times)
 
 
 def psnr_db(ours: torch.Tensor, reference: torch.Tensor) -> float | None:
@@ -163,24 +175,24 @@ def model_figures(deltas: Sequence[float]) -> dict[str, Any]:
         searched_s = time.perf_counter() - began
         row = {"delta": delta, "search_s": round(searched_s, 1)}
         rows.append(row | against_full(family, shots, plan, full))
-    return {"prompts": len(PROMPTS), "full_s": round(full[2], 2), "plans": rows}
+    return {"prompts": len(PROMPTS), "full": best([full.times]), "plans": rows}
 
 
 def against_full(
-    family: ModelFamily, shots: Sequence[ShotRender], plan: AttentionPlan, full: Any
+    family: ModelFamily, shots: Sequence[ShotRender], plan: AttentionPlan, full: Rendered
 ) -> dict[str, Any]:
-    latents, frames, seconds = render(family, shots, plan)
+    ours = render(family, shots, plan)
     size = size_of(family, plan, shots[0])
     flops = [sum(count(plan, size, guided=True)) for count in (plan_flops, full_flops)]
-    fidelity = compare(np.concatenate(frames), np.concatenate(full[1])).summary()
+    fidelity = compare(ours.frames, full.frames).summary()
     return {
         "window": plan.window,
         "strategies": dict(Counter(s for row in plan.rows for s in row)),
         "attention_flops_share": round(flops[0] / flops[1], 4),
-        "time_share": round(seconds / full[2], 3),
+        "time_share": {name: round(ours.times[name] / full.times[name], 3) for name in ours.times},
         "most_kept_bytes": max(kept_bytes(plan, size, 4, guided=True)),
-        "latents_psnr_db": psnr_db(torch.cat(latents), torch.cat(full[0])),
-        "frames": {name: fidelity[name] for name in ("psnr_db", "worst_psnr_db", "ssim")},
+        "latents_psnr_db": psnr_db(ours.latents, full.latents),
+        "frames": {name: round(fidelity[name], 4) for name in ("psnr_db", "worst_psnr_db", "ssim")},
     }
 
 

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -195,14 +195,13 @@ def read(record: Any, key: PlanKey, where: str) -> AttentionPlan:
     do not fit the key."""
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CannotRunHere(f"{where} is no attention plan of format {FORMAT}: search it again")
-    if record["key"] != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(f"{where} was made for {record['key']}, not for {asdict(key)}")
-    plan = AttentionPlan(tuple(tuple(row) for row in record["rows"]), _extent(record["window"]))
+    if record.get("key") != json.loads(json.dumps(asdict(key))):
+        raise CannotRunHere(f"{where} was made for {record.get('key')}, not for {asdict(key)}")
+    try:
+        first, second, third = record["window"]
+        plan = AttentionPlan(tuple(map(tuple, record["rows"])), (first, second, third))
+    except (BadJob, KeyError, TypeError, ValueError) as error:
+        raise CannotRunHere(f"{where} holds no plan ({error}): search it again") from error
     if plan.steps != key.steps:
         raise CannotRunHere(f"{where} has {plan.steps} steps, its key says {key.steps}")
     return plan
-
-
-def _extent(values: Sequence[int]) -> Extent:
-    first, second, third = values
-    return first, second, third

@@ -136,8 +136,12 @@ class ByTheBook:
         return AttentionPlan(tuple(rows), self.settings.window)
 
 
+SLOW = [(0.4, True), (0.8, True), (0.6, False)]
+
+
 @pytest.mark.parametrize(
-    ("delta", "guided"), [(0.4, True), (0.6, True), (0.8, True), (0.6, False), (0.8, False)]
+    ("delta", "guided"),
+    [(0.6, True), (0.8, False), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
 )
 def test_it_chooses_what_trying_everything_would(delta: float, guided: bool) -> None:
     settings = dataclasses.replace(SETTINGS, delta=delta, guided=guided)

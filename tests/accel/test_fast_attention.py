@@ -128,6 +128,7 @@ def test_it_keeps_what_the_plan_will_read_and_nothing_else(seed: int) -> None:
             if owner != "both"
         }
         assert set(tile.kept) == expected
+        assert not tile.shared, "nothing is left of what the branches shared"
 
 
 def through_bytes(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

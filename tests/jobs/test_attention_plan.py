@@ -134,12 +134,14 @@ def test_no_plan_for_another_key(tmp_path: Path, change: dict) -> None:
         ({"rows": [[F]]}, "has 1 steps, its key says 3"),
         ({"key": {}}, "was made for"),
         ({"rows": [[W]] * 3}, "reads the residual"),
+        ({"rows": 3}, "holds no plan"),
+        ({"window": [3, 3]}, "holds no plan"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, change: dict, said: str) -> None:
     path = save(tmp_path, KEY, plan(F, W, S), {})
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises((CannotRunHere, BadJob), match=said):
+    with pytest.raises(CannotRunHere, match=said):
         load(tmp_path, KEY)
     path.write_text("{")
     with pytest.raises(CannotRunHere, match="is no attention plan"):
