@@ -32,7 +32,7 @@ from jobs.attention_plan import (
     shares_branches,
 )
 from jobs.errors import BadJob
-from jobs.files import make_folder, publish
+from jobs.files import replace_file
 from jobs.units import Unit
 
 Row = tuple[Strategy, ...]
@@ -217,9 +217,11 @@ class SearchFile:
     def write(self, found: Found) -> None:
         record = {"format": FORMAT, "made_for": self._plain()}
         text = json.dumps({**record, "rows": found.rows, "losses": found.losses}) + "\n"
-        folder = self.path.parent
-        make_folder(folder)
-        publish(self.path, text.encode(), label="attention_search", how="replace", scratch=folder)
+        try:
+            replace_file(self.path, text)
+        except OSError as error:
+            where = f"{self.path} cannot be written: {error.strerror}"
+            raise BadJob(f"{where}; choose another folder") from error
 
     def _plain(self) -> Any:
         return json.loads(json.dumps(self.made_for))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jobs.errors import BadJob, CannotRunHere
-from jobs.files import make_folder, publish
+from jobs.files import replace_file
 from jobs.model_hashes import cache_file
 
 #: Frames, rows and columns of a video's tokens.
@@ -169,11 +169,15 @@ def usual_folder() -> Path:
 
 def save(folder: Path, key: PlanKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:
     """Write a plan where ``load`` finds it; ``how`` says how it was found (delta and so on)."""
-    make_folder(folder)
     path = folder / key.file
     record = {"format": FORMAT, "key": asdict(key), "window": plan.window, "rows": plan.rows}
     text = json.dumps({**record, "how": dict(how)}, indent=1) + "\n"
-    publish(path, text.encode(), label="attention_plan", how="replace", scratch=folder)
+    try:
+        replace_file(path, text)
+    except OSError as error:
+        raise BadJob(
+            f"{path} cannot be written: {error.strerror}; choose another folder"
+        ) from error
     return path
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.files import file_sha256
+from jobs.files import file_sha256, replace_file
 
 #: What is loaded beside the weights. The sidecar is not: a job's defaults end up in its spec.
 _PLAIN = ("model_index.json",)
@@ -79,11 +78,5 @@ def _load() -> dict[str, str]:
 def _save(fresh: Mapping[str, str]) -> None:
     """Adds to the cache by an atomic rename. A concurrent writer may drop an entry: it is only
     computed again. A cache that cannot be written is done without."""
-    try:
-        target = cache_file()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
-            json.dump(_load() | dict(fresh), file)
-        os.replace(file.name, target)
-    except (OSError, RuntimeError):
-        pass
+    with contextlib.suppress(OSError, RuntimeError):
+        replace_file(cache_file(), json.dumps(_load() | dict(fresh)))

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel import compose, fast_attention
 from accel.attention_search import Progress
-from accel.fast_attention import FastAttention
-from accel.handle import Acceleration
+from jobs.accelerations import Accelerations, FastAttention
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
@@ -38,11 +36,8 @@ def family(tiny_wan: Path):
     return open_family("wan", str(tiny_wan), "float32", "cpu")
 
 
-def with_plan(monkeypatch, plan: AttentionPlan) -> None:
-    """A preset of fast attention alone."""
-    config = FastAttention(stages=(plan,))
-    technique = Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)
-    monkeypatch.setitem(compose.PRESETS, "attention", (technique,))
+def by_plan(plan: AttentionPlan) -> Accelerations:
+    return Accelerations(fast_attention=FastAttention(plan=plan))
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "euler"])
@@ -94,13 +89,10 @@ PLAN = AttentionPlan(((F, F), (W, S), (S, FB), (W, S)), (3, 3, 3))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_tile_may_change_its_worker_at_every_step(
-    tiny_wan: Path, dtype: str, monkeypatch
-) -> None:
-    with_plan(monkeypatch, PLAN)
+def test_a_tile_may_change_its_worker_at_every_step(tiny_wan: Path, dtype: str) -> None:
     windows = [Window(0, 0, 5), Window(1, 3, 8)]
     shot = dataclasses.replace(SHOT, latent_frames=8, pixel_frames=15)
-    options = {"dtype": dtype, "accelerations": "attention"}
+    options = {"dtype": dtype, "accelerations": by_plan(PLAN)}
     alone = render_windows(tiny_worker(tiny_wan, **options), shot, windows)
     workers = [tiny_worker(tiny_wan, **options) for _ in range(2)]
     embeddings, moved = encode(workers[0], shot), {}
@@ -116,7 +108,7 @@ def test_a_tile_may_change_its_worker_at_every_step(
     assert not torch.equal(finished(alone, shot), finished(plain, shot))
 
 
-def test_full_everywhere_is_the_render_without_it(tiny_wan: Path, monkeypatch) -> None:
-    with_plan(monkeypatch, AttentionPlan(((F, F),) * 4, (3, 3, 3)))
-    ours = render_windows(tiny_worker(tiny_wan, accelerations="attention"), SHOT, WHOLE)
+def test_full_everywhere_is_the_render_without_it(tiny_wan: Path) -> None:
+    full = by_plan(AttentionPlan(((F, F),) * 4, (3, 3, 3)))
+    ours = render_windows(tiny_worker(tiny_wan, accelerations=full), SHOT, WHOLE)
     assert_same_bits(ours, render_windows(tiny_worker(tiny_wan), SHOT, WHOLE))
