@@ -1,7 +1,9 @@
-"""Which accelerations a preset stands for, and the order in which they attach.
+"""Which techniques attach to a model for a job's accelerations, and in which order.
 
-The order of a preset's tuple is the order of application, the reason standing beside each
-entry. Removal runs backwards, so that each technique finds the model as it left it.
+The order is written once, here, the reason standing beside each entry. Removal runs backwards, so
+that each technique finds the model as it left it.
+
+``adaptive`` is not among them: it does not touch the model, but decides whether it is called.
 """
 
 from __future__ import annotations
@@ -11,22 +13,32 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 
+from accel import fast_attention, rehash, slicing
 from accel.handle import Acceleration, Branch, Handle, TileStep
-from jobs.accelerations import PRESETS as NAMES
-from jobs.errors import BadJob
-
-#: The accelerations of every built preset, in order.
-PRESETS: dict[str, tuple[Acceleration, ...]] = {
-    "exact": (),  # only what cannot change the result
-}
+from jobs.accelerations import Accelerations
 
 
-def preset(name: str) -> tuple[Acceleration, ...]:
-    """The accelerations that a preset stands for, in order."""
-    if name in PRESETS:
-        return PRESETS[name]
-    problem = "is not built yet" if name in NAMES else "is unknown"
-    raise BadJob(f"acceleration preset '{name}' {problem}; available: {', '.join(PRESETS)}")
+def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
+    """The techniques that attach to the model, in order."""
+    techniques: list[Acceleration] = []
+    if accelerations.slicing is not None:
+        # First: it takes the place of the blocks' forward, where others stand in front of it.
+        techniques.append(
+            Acceleration(name="slicing", config=accelerations.slicing, apply=slicing.apply)
+        )
+    if accelerations.fast_attention is not None:
+        plan = accelerations.fast_attention.plan
+        assert plan is not None, "planning has found it"
+        config = fast_attention.FastAttention(stages=(plan,))
+        techniques.append(
+            Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)
+        )
+    if accelerations.rehash is not None:
+        # Last: whatever runs inside a block is left out with it.
+        techniques.append(
+            Acceleration(name="rehash", config=accelerations.rehash, apply=rehash.apply)
+        )
+    return tuple(techniques)
 
 
 class Applied:

@@ -19,7 +19,7 @@ import torch
 from jobs.units import Unit
 
 #: A guidance branch, or both as one batch, unconditional first. A cache of one is never read by
-#: another.
+#: another, unless the technique is to share between branches and its plan says so.
 Branch = Literal["cond", "uncond", "both"]
 
 
@@ -28,13 +28,14 @@ class TileStep:
     """One step of one tile, as techniques see it.
 
     State is tensors by name, ``<technique>.<branch>.<what>``. What is not put into ``kept`` again
-    is forgotten.
+    is forgotten. What a branch shares with the next one of the same step never leaves the worker.
     """
 
     unit: Unit
     steps: int = 1  # of the tile's stage; unit.step counts from 0
     carried: Mapping[str, torch.Tensor] = field(default_factory=dict)  # left by the step before
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # for the step after
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)  # by the branch run before
     engaged: Counter[str] = field(default_factory=Counter)  # what techniques changed, counted
 
 

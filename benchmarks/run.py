@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import detectors, film, long_films, memory, model, speed
+from benchmarks import attention, detectors, film, long_films, memory, model, speed
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
         sys.argv = [command, *options]
         speed.main()
     sys.argv = [command]
-    for benchmark in (film, memory, detectors, model, long_films):
+    for benchmark in (film, memory, detectors, model, long_films, attention):
         benchmark.main()
 
 

@@ -1,51 +1,104 @@
-"""The names of the presets and accelerations, and which of them are built. Plain data."""
+"""What makes a render faster or smaller, and its settings. Plain data.
+
+A part that is None is off. ``jobs.presets`` has named choices.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-PresetName = Literal["exact", "balanced", "fast"]
+from pydantic import BeforeValidator, Field, model_validator
 
+from jobs.attention_plan import AttentionPlan
+from jobs.spec_part import FilePath, Part
 
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A named choice of accelerations."""
-
-    name: PresetName
-    built: bool
-    description: str
+#: Latents before a step's own that the third-order difference looks back at.
+LOOKS_BACK = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Acceleration:
-    """A technique that makes a render faster or smaller. ``exact``: the film stays the same."""
+class Adaptive(Part):
+    """Skips model calls where the latents change evenly (AdaptiveDiffusion, arXiv 2410.09873): the
+    tile's last prediction stands in, and the scheduler steps as ever.
 
-    name: str
-    built: bool
-    exact: bool
-    description: str
+    ``tensor`` is the paper's criterion: the norm of the latents' third-order difference against
+    ``threshold`` times that of their last but one change. ``scalar`` is that of its released code:
+    the same difference taken of the changes' mean sizes, and halved; a threshold means something
+    else there.
+    """
+
+    threshold: Annotated[float, Field(gt=0, le=100)] = 0.01
+    most_skips: Annotated[int, Field(ge=1, le=1000)] = 4  # one after the other
+    form: Literal["tensor", "scalar"] = "tensor"
+    first: Annotated[int, Field(ge=LOOKS_BACK, le=1000)] = LOOKS_BACK  # steps that always run
+    last: Annotated[int, Field(ge=0, le=1000)] = 1
 
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for preset in (
-        Preset("exact", True, "only what cannot change the film"),
-        Preset("balanced", False, "faster, with changes that are hard to see"),
-        Preset("fast", False, "as fast as it goes; changes can be seen"),
-    )
+KeySteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
+
+
+class Rehash(Part):
+    """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
+    2411.01171). Key steps are those of each stage, coarsest first, or every so many steps."""
+
+    key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
+    every: Annotated[int, Field(ge=2, le=1000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Rehash:
+        if (self.key_steps is None) == (self.every is None):
+            raise ValueError("needs key_steps or every, and not both")
+        return self
+
+    def keys(self, stage: int, steps: int) -> frozenset[int]:
+        """The key steps of a stage of so many steps. Its first and last are always."""
+        if self.every is not None:
+            return frozenset({*range(0, steps, self.every), steps - 1})
+        assert self.key_steps is not None
+        return frozenset({0, *self.key_steps[stage], steps - 1})
+
+
+class Slicing(Part):
+    """Runs groups of operators slice by slice (Streamlined Inference's feature slicer): the same
+    result, but for rounding, in less memory. ``slices`` is for the widest of them."""
+
+    slices: Annotated[int, Field(ge=2, le=1024)]
+
+
+def _as_plan(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict) and value.keys() == {"rows", "window"}:
+        return AttentionPlan(tuple(map(tuple, value["rows"])), tuple(value["window"]))
+    return value
+
+
+class FastAttention(Part):
+    """Windowed and shared self-attention (DiTFastAttn, arXiv 2406.08552), by a plan that
+    ``longtake calibrate`` found. ``plans`` is the folder that it wrote to, None the usual one. A
+    job that is planned holds the plan itself."""
+
+    plans: FilePath | None = None
+    plan: Annotated[AttentionPlan | None, BeforeValidator(_as_plan)] = None
+
+
+class Accelerations(Part):
+    """All techniques with their settings. Nothing set: every step runs in full."""
+
+    slicing: Slicing | None = None
+    adaptive: Adaptive | None = None
+    rehash: Rehash | None = None
+    fast_attention: FastAttention | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """What a result's bits depend on: the settings of all that is on."""
+        return self.model_dump(
+            mode="json", exclude_none=True, exclude={"fast_attention": {"plans"}}
+        )
+
+
+#: What cannot be combined yet, and why. Named before any weight loads.
+CONFLICTS: dict[tuple[str, str], str] = {
+    ("adaptive", "fast_attention"): "a skipped step leaves no attention for later ones to share",
+    ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
+    ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
+    ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",
 }
-
-ACCELERATIONS: dict[str, Acceleration] = {
-    acceleration.name: acceleration
-    for acceleration in (
-        Acceleration("slicing", False, True, "runs operators slice by slice, for small cards"),
-        Acceleration("rehash", False, False, "reuses features between key steps"),
-        Acceleration("adaptive", False, False, "skips steps in which little changes"),
-        Acceleration("fast_attention", False, False, "windowed and shared attention"),
-    )
-}
-
-
-def built_presets() -> tuple[str, ...]:
-    return tuple(name for name, preset in PRESETS.items() if preset.built)

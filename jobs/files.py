@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -43,6 +44,15 @@ _SEAL_BYTES = len(b',"checksum":""}\n') + 64
 
 class FolderGone(StoreError):
     """The folder of a write was moved or deleted meanwhile."""
+
+
+def replace_file(path: Path, text: str) -> None:
+    """A file that can be made again, whole or as it was: of caches and plans, never of a store.
+    Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
 
 
 def publish(

@@ -20,6 +20,18 @@ class ModelGeometry:
     experts: int  # number of denoisers; guidance has one value per expert
     text_tokens: int
     text_dim: int
+    #: Latent frames that the autoencoder decodes together, in one piece: the first batch has one
+    #: more, and a shot is made of whole batches.
+    decode_batch_latent_frames: int = 1
+    #: Latent frames after a piece that its pixels depend on: of a causal autoencoder none.
+    decode_ahead_latent_frames: int = 0
+    #: Whether the denoiser counts time in seconds: what it predicts then depends on the frame rate.
+    time_in_seconds: bool = False
+    decode_stride_latent_frames: int = 1  # pieces begin one behind a multiple of it
+    embedded_guidance: bool = False  # whether the model is told its guidance, and runs once
+    from_image: bool = False  # whether a shot starts from an image
+    single_window: bool = False  # whether a shot is one window, decoded in one piece
+    refused: tuple[tuple[str, str], ...] = ()  # fields of a job that it has no use for, and why
 
     @property
     def first_alone(self) -> bool:
@@ -27,8 +39,10 @@ class ModelGeometry:
         return self.temporal_scale > 1
 
     def latent_frames(self, pixel_frames: int) -> int:
-        """The least n with 1 + r * (n - 1) >= pixel_frames: the one rounding rule."""
-        return 1 + -(-(pixel_frames - 1) // self.temporal_scale)
+        """The least n with 1 + r * (n - 1) >= pixel_frames that is made of whole batches: the one
+        rounding rule."""
+        batch = self.decode_batch_latent_frames
+        return 1 + batch * -(-(pixel_frames - 1) // (self.temporal_scale * batch))
 
     def pixel_frames(self, latent_frames: int) -> int:
         return 1 + self.temporal_scale * (latent_frames - 1)
@@ -37,3 +51,14 @@ class ModelGeometry:
         """Pixel frames ``[a, b)`` that latent frames ``[start, stop)`` decode to."""
         first = 0 if start == 0 else self.pixel_frames(start)
         return first, self.pixel_frames(stop)
+
+    def decode_border(self, frame: int) -> int:
+        """The last latent frame up to ``frame`` where a batch of the autoencoder begins: 0, 3, 5,
+        7, ... for batches of two, any frame for batches of one."""
+        return batch_border(frame, self.decode_batch_latent_frames)
+
+
+def batch_border(frame: int, batch: int) -> int:
+    """The last border up to ``frame`` of batches of so many, the first of which has one more."""
+    alone = 1 if batch > 1 else 0
+    return 0 if frame < batch + alone else frame - (frame - alone) % batch

@@ -110,7 +110,12 @@ def download_patterns(family: FamilyFacts) -> list[str]:
         SIDECAR,
         *(f"{each}/*.{end}" for each in family.components for end in ("json", "safetensors")),
         "scheduler/*.json",
-        *(f"tokenizer/*.{end}" for end in ("json", "txt", "model")),
+        "feature_extractor/*.json",
+        *(
+            f"{each}/*.{end}"
+            for each in tokenizers(family).values()
+            for end in ("json", "txt", "model")
+        ),
     ]
 
 
@@ -137,7 +142,8 @@ def inspect_model(folder: Path) -> ModelInfo:
     family = family_of(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-    _check_tokenizer(folder, family, configs["text_encoder"].get("vocab_size"))
+    for encoder, tokenizer in tokenizers(family).items():
+        _check_tokenizer(folder, family, tokenizer, encoder, configs[encoder].get("vocab_size"))
     defaults = read_defaults(folder, family.defaults)
     geometry = family.geometry(configs, defaults)
     defaults = replace(defaults, text_tokens=geometry.text_tokens)
@@ -172,21 +178,28 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _check_tokenizer(folder: Path, family: FamilyFacts, vocab_size: object) -> None:
-    _read_json(folder, "tokenizer/tokenizer_config.json")
-    there = {path.name for path in (folder / "tokenizer").iterdir()}
+def tokenizers(family: FamilyFacts) -> dict[str, str]:
+    """The tokenizer of each of the family's text encoders."""
+    encoders = [each for each in family.components if each.startswith("text_encoder")]
+    return {each: each.replace("text_encoder", "tokenizer") for each in encoders}
+
+
+def _check_tokenizer(
+    folder: Path, family: FamilyFacts, part: str, encoder: str, vocab_size: object
+) -> None:
+    _read_json(folder, f"{part}/tokenizer_config.json")
+    there = {path.name for path in (folder / part).iterdir()}
     if not any(there.issuperset(files) for files in family.tokenizer_files):
         needed = " or ".join(" with ".join(files) for files in family.tokenizer_files)
-        raise CannotRunHere(f"model {folder}: tokenizer/ lacks {needed}; copy it")
+        raise CannotRunHere(f"model {folder}: {part}/ lacks {needed}; copy it")
     if "tokenizer.json" in there:
-        _check_words(folder, vocab_size)
+        _check_words(folder, f"{part}/tokenizer.json", encoder, vocab_size)
 
 
-def _check_words(folder: Path, vocab_size: object) -> None:
+def _check_words(folder: Path, name: str, encoder: str, vocab_size: object) -> None:
     """The tokenizer can be read, and says no word that the text encoder does not know."""
     from tokenizers import Tokenizer
 
-    name = "tokenizer/tokenizer.json"
     try:
         words = Tokenizer.from_str((folder / name).read_text("utf-8")).get_vocab()
     except Exception as error:  # the library raises nothing narrower
@@ -197,7 +210,7 @@ def _check_words(folder: Path, vocab_size: object) -> None:
     if not words or (isinstance(vocab_size, int) and largest >= vocab_size):
         raise CannotRunHere(
             f"model {folder}: {name} has {len(words)} words up to number {largest}, but "
-            f"text_encoder knows {vocab_size}; copy both from the same model"
+            f"{encoder} knows {vocab_size}; copy both from the same model"
         )
 
 
@@ -246,7 +259,7 @@ def _sidecar_value(name: str, value: Any) -> Any:
 
 def weight_files(folder: Path, component: str) -> list[str]:
     """The safetensors files of a component, within the folder. Raises CannotRunHere."""
-    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    stem = "model" if "encoder" in component else "diffusion_pytorch_model"
     single = f"{component}/{stem}.safetensors"
     index = f"{component}/{stem}.safetensors.index.json"
     if (folder / single).is_file() and (folder / index).is_file():

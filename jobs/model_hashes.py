@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.files import file_sha256
+from jobs.files import file_sha256, replace_file
 
 #: What is loaded beside the weights. The sidecar is not: a job's defaults end up in its spec.
 _PLAIN = ("model_index.json",)
-_PLAIN_FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "unet", "vae")
+_PLAIN_FOLDERS = (
+    "feature_extractor",
+    "image_encoder",
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "transformer",
+    "unet",
+    "vae",
+)
 
 
 def cache_file() -> Path:
@@ -50,7 +60,8 @@ def _plain_files(folder: Path) -> list[Path]:
     found = [folder / name for name in _PLAIN]
     for name in _PLAIN_FOLDERS:
         found += (folder / name).glob("*.json")
-    found += (folder / "tokenizer").glob("*")
+    for name in ("tokenizer", "tokenizer_2"):
+        found += (folder / name).glob("*")
     return sorted({path for path in found if path.is_file()})
 
 
@@ -67,11 +78,5 @@ def _load() -> dict[str, str]:
 def _save(fresh: Mapping[str, str]) -> None:
     """Adds to the cache by an atomic rename. A concurrent writer may drop an entry: it is only
     computed again. A cache that cannot be written is done without."""
-    try:
-        target = cache_file()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as file:
-            json.dump(_load() | dict(fresh), file)
-        os.replace(file.name, target)
-    except (OSError, RuntimeError):
-        pass
+    with contextlib.suppress(OSError, RuntimeError):
+        replace_file(cache_file(), json.dumps(_load() | dict(fresh)))

@@ -1,7 +1,7 @@
 """Which schedulers are supported, and with which settings. Plain data, checked before a render.
 
-A shot's latents are split over workers, so a scheduler must be deterministic and act on each
-place by itself; whatever is not so is refused by name.
+A shot's latents are split over workers, so a scheduler must act on each place by itself, and what
+noise it adds must be handed to it; whatever is not so is refused by name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class SchedulerSettings:
     """
 
     class_name: str
+    adds_noise: bool = False  # at every step
     shift_key: str | None = None  # what it calls the flow shift
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unsaid: Mapping[str, Any] = field(default_factory=dict)
@@ -116,11 +117,48 @@ _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
+_EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
+    # Its noise (churn) is a step's argument, which is never given: each step is deterministic.
+    "euler": SchedulerSettings(
+        class_name="EulerDiscreteScheduler",
+        unsaid={  # Stable Video Diffusion's
+            "prediction_type": "v_prediction",
+            "timestep_type": "continuous",
+            "use_karras_sigmas": True,
+            "sigma_min": 0.002,
+            "sigma_max": 700.0,
+        },
+    ),
+}
+
+_SNR_SHIFTED_SCHEDULERS: dict[str, SchedulerSettings] = {
+    name: SchedulerSettings(
+        class_name=class_name, adds_noise=adds_noise, allowed={"prediction_type": _NOISE}
+    )
+    for name, class_name, adds_noise in (
+        ("cogvideox-ddim", "CogVideoXDDIMScheduler", False),
+        ("cogvideox-dpm", "CogVideoXDPMScheduler", True),
+    )
+}
+
+_FLOW_BY_SIZE_SCHEDULERS: dict[str, SchedulerSettings] = {
+    "euler": SchedulerSettings(
+        class_name="FlowMatchEulerDiscreteScheduler",
+        allowed={"stochastic_sampling": _OFF, "use_dynamic_shifting": _ON},
+    ),
+}
+
 #: The supported schedulers of each kind of diffusion.
 SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow": _FLOW_SCHEDULERS,
     "variance": _VARIANCE_SCHEDULERS,
+    "edm": _EDM_SCHEDULERS,
+    "snr_shifted": _SNR_SHIFTED_SCHEDULERS,
+    "flow_by_size": _FLOW_BY_SIZE_SCHEDULERS,
 }
+
+#: Those whose schedule can be divided among the stages of a pyramid.
+WITH_PYRAMID: tuple[Diffusion, ...] = ("flow", "variance")
 
 #: All names that a job may use.
 VALID = ("auto", *dict.fromkeys(name for table in SCHEDULERS.values() for name in table))
@@ -160,6 +198,8 @@ def choose_scheduler(name: str, config: Config, diffusion: Diffusion) -> str:
 def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     """Refuse settings that shape a whole schedule where a stage has only a part of one. Raises
     BadJob."""
+    if diffusion not in WITH_PYRAMID:
+        raise BadJob(f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off")
     settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():
         if setting in settings and settings[setting] not in plain:

@@ -25,12 +25,14 @@ class NumericsClass:
     av: str = ""  # encodes the pieces
     driver: str = ""  # GPU: CUDA, cuDNN and driver versions
     peft: str = ""  # adds adapters to the weights; empty without any
+    images: str = ""  # what reads images; empty without any
 
     def digest(self) -> str:
         """Twelve hex digits that name the class."""
         told = asdict(self)
-        if not self.peft:  # a class without adapters is called what it always was
-            del told["peft"]
+        for name in ("peft", "images"):  # a class without them is called what it always was
+            if not told[name]:
+                del told[name]
         text = json.dumps(told, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

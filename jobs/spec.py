@@ -14,32 +14,42 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
-from jobs.accelerations import PresetName, built_presets
+from jobs.accelerations import Accelerations
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
+from jobs.presets import PresetName, combined
 from jobs.pyramid import split_steps
+from jobs.spec_accelerations import acceleration_problems
 from jobs.spec_checks import (
     MAX_FILM_S,
     MAX_SIZE_PX,
     as_written,
     guidance_problems,
+    image_problems,
     layout_problems,
+    refused_problems,
+    single_window_problems,
     size_problems,
     time_problems,
 )
 from jobs.spec_errors import Places, bad_job
 from jobs.spec_later import (
     NOT_BUILT,
-    Accelerations,
     CrossfadeSeconds,
-    Image,
     SoundTrack,
 )
 from jobs.spec_lora import Loras
-from jobs.spec_part import Part
+from jobs.spec_part import FilePath, Part
 from jobs.spec_pyramid import (
     Pyramid,
     StepShares,
@@ -63,13 +73,19 @@ Fps = Annotated[int, Field(ge=1, le=MAX_FPS)]
 Scale = Annotated[float, Field(ge=0, le=100)]
 Guidance = Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=8)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
-SchedulerName = Literal["auto", "unipc", "euler", "dpm++", "ddim"]
+SchedulerName = Literal[
+    "auto", "unipc", "euler", "dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
+]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _number_or_list(value: Any) -> Any:
     lone = isinstance(value, int | float) and not isinstance(value, bool)
     return (value,) if lone else value
+
+
+def _none_is_off(value: Any) -> Any:
+    return {} if value is None else value
 
 
 class Output(Part):
@@ -80,12 +96,16 @@ class Output(Part):
 
 
 class Shot(Part):
-    """A part of the film with one prompt. Its length is ``seconds`` or ``pixel_frames``."""
+    """A part of the film with one prompt. Its length is ``seconds`` or ``pixel_frames``.
 
-    prompt: Text
+    ``image`` is what it starts from, a path that counts from the job file; whether a shot takes an
+    image, a prompt or both, its model says.
+    """
+
+    image: FilePath | None = None
+    prompt: Annotated[Text | None, Field(validate_default=True)] = None
     negative: Text | None = None
     seed: Seed | None = None
-    image: Image = None
     guidance: Guidance | None = None
     pixel_frames: Annotated[int, Field(ge=1, le=MAX_FILM_S * MAX_FPS)] | None = None
     seconds: Annotated[Seconds | None, Field(validate_default=True)] = None
@@ -97,8 +117,10 @@ class Shot(Part):
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, value: str) -> str:
-        if not value.strip():
+    def _says_something(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("image") is None and "image" in info.data:
+            raise PydanticKnownError("missing")
+        if value is not None and not value.strip():
             raise ValueError("must not be empty; say what the shot shows")
         return value
 
@@ -158,7 +180,7 @@ class JobSpec(Part):
     text_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     dtype: DtypeName = "auto"
     preset: PresetName = "exact"
-    accelerations: Accelerations = Field(default_factory=dict)
+    accelerations: Annotated[Accelerations, BeforeValidator(_none_is_off)] = Accelerations()
     regions: Annotated[int, Field(ge=1, le=64)] = 1
     pyramid: Pyramid = "auto"
     pyramid_steps: StepShares | None = None  # of the stages, coarsest first
@@ -207,13 +229,6 @@ class JobSpec(Part):
             raise ValueError(f"a model_fps other than fps ({fps}) is not built yet; remove it")
         return value
 
-    @field_validator("preset")
-    @classmethod
-    def _built_preset(cls, value: str) -> str:
-        if value not in built_presets():
-            raise ValueError(f"{value!r} is not built yet; use {' or '.join(built_presets())}")
-        return value
-
     @field_validator("regions")
     @classmethod
     def _one_region(cls, value: int) -> int:
@@ -228,7 +243,7 @@ class JobSpec(Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedShot:
-    """A shot with everything concrete."""
+    """A shot with everything concrete. ``prompt`` is empty where the model reads none."""
 
     prompt: str
     negative_prompt: str
@@ -252,6 +267,7 @@ class ResolvedSpec:
     text_tokens: int
     dtype: DtypeName
     preset: PresetName
+    accelerations: Accelerations
     numerics: Literal["any", "pinned"]
     threads: int
     window_latent_frames: int
@@ -276,7 +292,7 @@ class ResolvedSpec:
         plain["shots"] = [
             shot | {"guidance": list(shot["guidance"])} for shot in map(dict, plain["shots"])
         ]
-        return plain
+        return plain | {"accelerations": self.accelerations.recipe()}
 
 
 def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> ResolvedSpec:
@@ -292,12 +308,19 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
     overlap = _or(spec.overlap_latent_frames, min(geometry.overlap_latent_frames, window - 1))
     steps = _or(spec.steps, defaults.steps)
     shares = step_shares(spec, defaults)
+    asked = combined(spec.preset, spec.accelerations)
     problems = [
         *pyramid_problems(spec, defaults, steps, shares),
         *size_problems(width, height, geometry.size_multiple),
         *layout_problems(spec, window, overlap),
         *time_problems(spec, fps),
         *guidance_problems(spec, geometry.experts),
+        *acceleration_problems(
+            spec, asked, split_steps(steps, shares) if steps >= len(shares) else ()
+        ),
+        *image_problems(spec, geometry),
+        *refused_problems(spec, geometry),
+        *single_window_problems(spec, geometry, fps, len(shares)),
     ]
     if problems:
         raise bad_job(problems, spec._places)
@@ -314,6 +337,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),
         dtype=spec.dtype,
         preset=spec.preset,
+        accelerations=asked,
         numerics=spec.numerics,
         threads=spec.threads,
         window_latent_frames=window,
@@ -337,7 +361,7 @@ def _resolve_shots(
         guidance = _or(_or(shot.guidance, spec.guidance), defaults.guidance)
         shots.append(
             ResolvedShot(
-                prompt=shot.prompt,
+                prompt=_or(shot.prompt, ""),
                 negative_prompt=_or(_or(shot.negative, spec.negative), defaults.negative),
                 seed=_or(shot.seed, (spec.seed + index) % (MAX_SEED + 1)),
                 guidance=guidance * experts if len(guidance) == 1 else guidance,

@@ -1,14 +1,16 @@
-"""What can only be checked of a job once its model is known: size, windows, time, guidance."""
+"""What can only be checked of a job once its model is known: size, windows, time, guidance, what
+it starts from."""
 
 from __future__ import annotations
 
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from jobs.geometry import ModelGeometry
 from jobs.spec_errors import Path, Problem
 
 if TYPE_CHECKING:
-    from jobs.spec import JobSpec
+    from jobs.spec import JobSpec, Shot
 
 MAX_FILM_S = 24 * 3600
 MAX_SIZE_PX = 8192
@@ -72,3 +74,53 @@ def guidance_problems(spec: JobSpec, experts: int) -> list[Problem]:
         for path, values in given
         if values is not None and len(values) not in (1, experts)
     ]
+
+
+def image_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
+    problems = []
+    for index, shot in enumerate(spec.shots):
+        place: Path = ("shots", index)
+        if geometry.from_image and shot.image is None:
+            said = f"missing; {geometry.family} models start each shot from an image: give its path"
+            problems.append(Problem((*place, "image"), said))
+        if not geometry.from_image and shot.image is not None:
+            said = f"{geometry.family} models start from text alone; remove it, or name a model"
+            problems.append(Problem((*place, "image"), f"{said} that starts from an image"))
+            if shot.prompt is None:
+                said = "missing; say what the shot shows, for example prompt: a red kite"
+                problems.append(Problem((*place, "prompt"), said))
+    return problems
+
+
+def refused_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
+    """What the job or a shot says that this model has no use for."""
+    parts: list[tuple[Path, JobSpec | Shot]] = [((), spec)]
+    parts += [(("shots", index), shot) for index, shot in enumerate(spec.shots)]
+    return [
+        Problem((*place, name), f"{why}; remove it")
+        for place, part in parts
+        for name, why in geometry.refused
+        if name in (fields := type(part).model_fields)
+        and getattr(part, name) != fields[name].default
+    ]
+
+
+def single_window_problems(
+    spec: JobSpec, geometry: ModelGeometry, fps: int, stages: int
+) -> list[Problem]:
+    """A model that makes a shot as one window makes no longer ones, and nothing in stages."""
+    if not geometry.single_window:
+        return []
+    most, problems = geometry.pixel_frames(geometry.window_latent_frames), []
+    if stages > 1:
+        said = "this model makes each shot as one window, without a pyramid; say off or remove it"
+        problems.append(Problem(("pyramid",), said))
+    for index, shot in enumerate(spec.shots):
+        if shot.length(fps) > most:
+            name = "seconds" if shot.pixel_frames is None else "pixel_frames"
+            said = (
+                f"{shot.length(fps)} frames are too many: this model makes at most {most} in a "
+                f"shot, {most / fps:.3g} s at {fps} fps; shorten it, or make more shots"
+            )
+            problems.append(Problem(("shots", index, name), said))
+    return problems

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.errors import BadJob
 from jobs.spec import SHORTHAND, JobSpec, Output, Shot
 from jobs.spec_errors import Path, Places, Problem, bad_job, describe, explain, unknown
@@ -107,13 +108,27 @@ _FIXES = {
 }
 
 
+#: The parts of a job, by their place.
+_PARTS: dict[Path, type[Part]] = {
+    ("output",): Output,
+    ("audio",): Audio,
+    ("accelerations",): Accelerations,
+    ("accelerations", "adaptive"): Adaptive,
+    ("accelerations", "rehash"): Rehash,
+    ("accelerations", "slicing"): Slicing,
+    ("accelerations", "fast_attention"): FastAttention,
+}
+
+
 def _unknown_field(path: Path, data: Mapping[str, Any], places: Places) -> str:
     name = path[-1]
     if path[0] == "shots" and len(path) > 2:
         return unknown(name, Shot.model_fields)
-    parts: dict[object, type[Part]] = {"output": Output, "loras": Lora, "audio": Audio}
-    if path[0] in parts and len(path) > 1:
-        return unknown(name, parts[path[0]].model_fields)
+    if path[:-1] in _PARTS:
+        what = "acceleration" if path[:-1] == ("accelerations",) else "field"
+        return unknown(name, _PARTS[path[:-1]].model_fields, what)
+    if path[0] == "loras" and len(path) > 2:
+        return unknown(name, Lora.model_fields)
     if name in places.flags and "shots" in data:
         return "belongs to one shot, and this job file has a list of them; change it in the file"
     if name in SHORTHAND and "shots" in data:

@@ -6,13 +6,11 @@ a value that would change the film is then refused by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
-from jobs.accelerations import ACCELERATIONS
 from jobs.spec_checks import MAX_FILM_S
-from jobs.spec_errors import unknown
 from jobs.spec_part import FilePath, Part
 
 _T = TypeVar("_T")
@@ -33,28 +31,7 @@ def _refuse(value: _T) -> _T:
     return value
 
 
-def _none_to(empty: _T) -> BeforeValidator:
-    return BeforeValidator(lambda value: empty if value is None else value)
-
-
-def _known_accelerations(value: dict[str, Any]) -> dict[str, Any]:
-    for name in value:
-        if name not in ACCELERATIONS:
-            raise ValueError(f"{unknown(name, ACCELERATIONS, 'acceleration')}; all {NOT_BUILT}")
-    return value
-
-
-#: The first frame of a shot.
-Image = Annotated[FilePath | None, AfterValidator(_refuse)]
-
 #: How long two shots overlap; goes with ``transition: crossfade``.
 CrossfadeSeconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
-
-Accelerations = Annotated[
-    dict[str, dict[str, Any]],
-    _none_to({}),
-    AfterValidator(_known_accelerations),
-    AfterValidator(_refuse),
-]
 
 SoundTrack = Annotated[Audio | None, AfterValidator(_refuse)]

@@ -3,7 +3,7 @@
 A unit is a pure function of its inputs: whoever computes it, however often, gets the same
 arrays. Three kinds exist:
 
-``encode``  the embeddings of a shot's prompts
+``encode``  the embeddings of what a shot starts from: its prompts, or its image
 ``step``    one denoising step of a tile. The unit of step *s* first settles step *s - 1*: it
             blends the predictions of all tiles that cover its window and lets the scheduler
             step the range. Then, unless *s* is the stage's last, the model predicts.
@@ -13,8 +13,11 @@ arrays. Three kinds exist:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
+
+from jobs.images import ImageFile
 
 UnitKind = Literal["encode", "step", "decode"]
 
@@ -65,7 +68,7 @@ class ShotRender:
     guidance: tuple[float, ...]  # one per expert; 1.0 or less switches guidance off
     stage_steps: tuple[int, ...]  # of each stage, coarsest first; a single one is no pyramid
     stage_positions: bool  # whether rotary positions count the shot's latent frames, not a stage's
-    scheduler: str  # "auto" (as the model folder says), "unipc", "euler" or "dpm++"
+    scheduler: str  # "auto" (as the model folder says), or one that the family supports
     flow_shift: float | None  # None: as the model folder says
     text_tokens: int  # prompt embeddings are padded to this many tokens
     latent_frames: int  # of the whole shot
@@ -73,17 +76,24 @@ class ShotRender:
     latent_width: int
     pixel_frames: int  # of the whole shot, after trimming
     fps: int
+    image: ImageFile | None = None  # what the shot starts from
 
     @property
     def steps(self) -> int:
         """Denoising steps of all stages."""
         return sum(self.stage_steps)
 
+    @property
+    def shows(self) -> str:
+        """What a person knows the shot by: its prompt, or else its image."""
+        return self.prompt or (self.image.path if self.image else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeTask:
-    """Encode a shot's prompts. Inputs: none. Output arrays: ``cond`` and, with guidance,
-    ``uncond``, each [1, text_tokens, text_dim]."""
+    """Encode what a shot starts from. Inputs: none. Output arrays: as its family names them, such
+    as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]; of a model that
+    must know which tokens are padding, ``<name>.mask`` [1, text_tokens] too."""
 
     unit: Unit
     attempt: int
@@ -119,8 +129,9 @@ class StepTask:
 class DecodeTask:
     """Decode latent frames ``[start, stop)`` of a shot into a playable segment.
 
-    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)``.
-    ``owned`` gives the half-open latent range that each of them contributes. A worker that
+    Inputs: the finished latents of ``windows``, in order; they cover ``[warm_start, stop)`` and
+    what a decoder that is not causal sees of the frames after. ``owned`` gives the half-open latent
+    range that each of them contributes. A worker that
     holds the shot's live decoder context at ``start`` goes on from it; any other warms up from
     ``warm_start``. Both give the same bits.
 
@@ -152,3 +163,4 @@ class TaskReport:
     elapsed_s: float  # wall time until the device had finished
     output_bytes: int
     numerics: str  # digest of the worker's numerics class
+    engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted

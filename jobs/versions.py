@@ -7,7 +7,7 @@ store under their old recipes, and a job that was planned with it is refused, no
 from __future__ import annotations
 
 #: How a job becomes stages, windows, steps and pieces.
-PLANNER_VERSION = 2
+PLANNER_VERSION = 3
 
 #: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
 NOISE_VERSION = 1

@@ -7,14 +7,42 @@ import json
 import sys
 import tempfile
 import traceback
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from jobs import errors
+from jobs.spec import JobSpec
 from orchestrator import inspect_job, show
+from orchestrator.cli_options import (
+    DEFAULT_STORE,
+    AddressOption,
+    CalibrateDeviceOption,
+    DeltaOption,
+    Device,
+    DeviceOption,
+    FileArgument,
+    FpsOption,
+    ImageOption,
+    JsonOption,
+    LatentsOption,
+    LorasOption,
+    ModelOption,
+    NegativeOption,
+    OutOption,
+    PictureOption,
+    PlansOption,
+    PresetOption,
+    PromptOption,
+    SecondsOption,
+    SeedOption,
+    SizeOption,
+    StepsOption,
+    StoreOption,
+    TimeoutOption,
+    WorkersOption,
+)
 from orchestrator.export import save_latents as export_latents
 from orchestrator.prepare import (
     Prepared,
@@ -36,55 +64,6 @@ app = typer.Typer(
 #: What a command line that cannot be understood raises. Typer has carried a copy of Click of its
 #: own since it stopped using the package, so the class is found through one that Typer exports.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[2]
-
-DEFAULT_STORE = "~/.longtake"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-StoreOption = Annotated[
-    str, typer.Option("--store", metavar="URI", envvar="LONGTAKE_STORE", help="where jobs live")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, max=1024, help="default: one per GPU, or core")
-]
-AddressOption = Annotated[
-    str | None, typer.Option("--address", help="a Ray cluster to join; default: start one here")
-]
-DeviceOption = Annotated[Device, typer.Option("--device", help="what workers compute on")]
-TimeoutOption = Annotated[
-    float | None, typer.Option("--timeout", min=0.1, help="stop, resumable, after so many seconds")
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="the film; default: JOB.mp4")]
-LatentsOption = Annotated[
-    Path | None, typer.Option("--save-latents", help="also write the finished latents there")
-]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="what the film shows (one shot)")
-]
-NegativeOption = Annotated[str | None, typer.Option("--negative", help="what it must not show")]
-SecondsOption = Annotated[float | None, typer.Option("--seconds", help="how long it is")]
-SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="in pixels")]
-FpsOption = Annotated[int | None, typer.Option("--fps", help="frames per second")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="another one makes another film")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="'demo', 'demo-pyramid', a diffusers folder, or a Hugging Face id"
-    ),
-]
-LorasOption = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="PATH[=SCALE]", help="adapter; may be given several times"),
-]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="accelerations: exact")]
-FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
 
 def _say_version(wanted: bool) -> None:
@@ -116,11 +95,15 @@ def _loras(given: list[str] | None) -> list[dict[str, Any]] | None:
 
 
 def _prepare(file: Path | None, **flags: Any) -> Prepared:
+    return prepare(_spec(file, **flags))
+
+
+def _spec(file: Path | None, **flags: Any) -> JobSpec:
     from jobs.spec_file import load_spec, spec_from_flags
 
-    if file is None and flags["prompt"] is None:
+    if file is None and flags["prompt"] is None and flags.get("image") is None:
         raise errors.BadJob("give a job file, or --prompt and --seconds")
-    return prepare(load_spec(file, flags) if file else spec_from_flags(flags))
+    return load_spec(file, flags) if file else spec_from_flags(flags)
 
 
 @app.command("render")
@@ -128,6 +111,7 @@ def render_command(
     file: FileArgument = None,
     prompt: PromptOption = None,
     negative: NegativeOption = None,
+    image: ImageOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -150,8 +134,8 @@ def render_command(
     from orchestrator.render import check_out
 
     prepared = _prepare(
-        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, loras=_loras(lora), preset=preset,
+        file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
+        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
@@ -216,7 +200,8 @@ def _render(
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
-    ending = show.Ending(folder.id, store.root, out, plan, ended)
+    done = inspect_job.engaged_in(folder)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, done)
     if as_json:
         print(json.dumps(ending.as_json()))
     print(ending.text(), file=sys.stderr)
@@ -239,6 +224,7 @@ def plan_command(
     file: FileArgument = None,
     prompt: PromptOption = None,
     negative: NegativeOption = None,
+    image: ImageOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
     fps: FpsOption = None,
@@ -256,11 +242,50 @@ def plan_command(
 ) -> None:
     """Show how a film would be rendered, without rendering it."""
     prepared = _prepare(
-        file, prompt=prompt, negative=negative, seconds=seconds, size=size, fps=fps, seed=seed,
-        steps=steps, model=model, loras=_loras(lora), preset=preset,
+        file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
+        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
     )  # fmt: skip
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
+
+
+@app.command("calibrate")
+def calibrate_command(
+    file: FileArgument = None,
+    prompt: PromptOption = None,
+    seconds: SecondsOption = None,
+    size: SizeOption = None,
+    steps: StepsOption = None,
+    model: ModelOption = None,
+    delta: DeltaOption = 0.1,
+    plans: PlansOption = None,
+    picture: PictureOption = None,
+    device: CalibrateDeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Find how a model's attention can be cut short at a job's size and steps: its shots are what
+    that is tried on. Jobs with fast_attention then use it."""
+    from jobs.accelerations import Accelerations
+    from jobs.attention_plan import usual_folder
+    from orchestrator.calibrate import as_text, calibrate, draw
+
+    spec = _spec(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
+    plain = {"accelerations": Accelerations(), "preset": "exact"}
+    prepared = prepare(spec.model_copy(update=plain))
+    folder = plans or usual_folder()
+    report, plan = calibrate(
+        prepared, device, delta, folder, lambda said: print(said, file=sys.stderr)
+    )
+    if picture is not None:
+        draw(plan, picture)
+    print(json.dumps(report) if as_json else as_text(report))
+
+
+@app.command("presets")
+def presets_command(as_json: JsonOption = False) -> None:
+    """List the presets: what each switches on, and what was measured of it."""
+    rows = show.preset_rows()
+    print(json.dumps(rows) if as_json else show.preset_table(rows))
 
 
 @app.command("ls")

@@ -20,6 +20,7 @@ from jobs.journal import Journal
 from jobs.units import Unit
 from orchestrator import actors
 from orchestrator.cluster import Cluster, ClusterLost, install_root
+from orchestrator.engagement import engagement
 from orchestrator.events import (
     Command,
     DeleteResult,
@@ -264,6 +265,8 @@ class Driver:
         facts = report[1]
         key = (command.unit, command.attempt)
         self._numerics[key] = (facts.numerics, self._writer(command.worker))
+        if facts.engaged:
+            self._note(engagement(command.unit, facts.engaged))
         return UnitFinished(
             at_s=time.monotonic(),
             unit=command.unit,

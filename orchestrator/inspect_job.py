@@ -14,6 +14,7 @@ from jobs.journal import Journal
 from jobs.lease import is_held
 from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
+from orchestrator.engagement import engaged
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -53,6 +54,11 @@ def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
     return turns[-1] if turns else {}
 
 
+def engaged_in(folder: JobFolder) -> Counter[str]:
+    """What accelerations did in a job; nothing if its journal cannot be read."""
+    return engaged(_readable(folder))
+
+
 def film_path(folder: JobFolder) -> Path | None:
     """Where the film was last to be written."""
     paths = [r["path"] for r in _readable(folder) if r["type"] == "out"]
@@ -62,7 +68,7 @@ def film_path(folder: JobFolder) -> Path | None:
 def _readable(folder: JobFolder) -> list[dict[str, Any]]:
     try:
         return journal_records(folder)
-    except StoreError:
+    except (StoreError, CannotRunHere):
         return []
 
 
@@ -88,7 +94,7 @@ def _about(folder: JobFolder) -> dict[str, Any]:
     return {
         "id": folder.id,
         "state": state,
-        "title": plan.title or plan.shots[0].render.prompt,
+        "title": plan.title or plan.shots[0].render.shows,
         "seconds": plan.pixel_frames / plan.fps,
         "size": [plan.width_px, plan.height_px],
         "shots": len(plan.shots),
@@ -150,12 +156,13 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "pieces": len(pieces),
         "pieces_done": sum(record is not None for record in pieces),
         "playable": _playable(store, pieces),
+        "engaged": engaged(records),
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
         "message": last.get("message", ""),
         "out": str(film_path(folder) or ""),
-        "prompts": [shot.render.prompt for shot in plan.shots],
+        "prompts": [shot.render.shows for shot in plan.shots],
         "store": str(store.root),
     }
 

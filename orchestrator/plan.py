@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from jobs.geometry import ModelGeometry
+from jobs.accelerations import Accelerations
+from jobs.geometry import ModelGeometry, batch_border
+from jobs.images import ImageFile
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 
-#: A piece is never longer than this, so that no decoding call runs for long.
+#: A piece is never longer than this, but for the step to the next tile of a decoder that goes by
+#: tiles, so that no decoding call runs for long.
 MAX_PIECE_LATENT_FRAMES = 32
 
 
@@ -37,15 +40,18 @@ def lay_windows(latent_frames: int, window: int, overlap: int) -> tuple[Window, 
     return tuple(Window(i, start, start + window) for i, start in enumerate(starts))
 
 
-def lay_pieces(windows: tuple[Window, ...], latent_frames: int) -> tuple[tuple[int, int], ...]:
-    """Cut the shot where windows start: a piece then needs no window after its own."""
+def lay_pieces(
+    windows: tuple[Window, ...], latent_frames: int, border: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Cut the shot where windows start: a piece then needs no window after its own. Where the
+    autoencoder decodes batches, or goes by tiles, a cut is the last border of one up to there."""
     cuts = [window.start for window in windows] + [latent_frames]
-    pieces = []
+    edges = {0, latent_frames}
     for start, stop in itertools.pairwise(cuts):
         parts = -(-(stop - start) // MAX_PIECE_LATENT_FRAMES)
-        edges = [start + (stop - start) * i // parts for i in range(parts + 1)]
-        pieces += list(itertools.pairwise(edges))
-    return tuple(pieces)
+        inner = (start + (stop - start) * i // parts for i in range(parts))
+        edges |= {batch_border(frame, border) for frame in inner}
+    return tuple(itertools.pairwise(sorted(edges)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,7 @@ class Plan:
     geometry: ModelGeometry
     dtype: str
     preset: str
+    accelerations: Accelerations
     threads: int
     numerics: str  # "any" or "pinned"
     checkpoint_every: int  # steps between checkpoint lines
@@ -207,13 +214,18 @@ class Plan:
     def warm_start(self, unit: Unit) -> int:
         """The latent frame from which a decoder without context must start for a piece."""
         start, _ = self.shots[unit.shot].pieces[unit.index]
-        return max(0, start - self.decode_context)
+        return self.geometry.decode_border(max(0, start - self.decode_context))
+
+    def read_stop(self, unit: Unit) -> int:
+        """Where the latent frames end that a piece's pixels depend on."""
+        plan = self.shots[unit.shot]
+        ahead = plan.pieces[unit.index][1] + self.geometry.decode_ahead_latent_frames
+        return min(ahead, plan.render.latent_frames)
 
     def _decoded(self, unit: Unit) -> tuple[Window, ...]:
-        """The windows that own a part of a piece or of its warm-up."""
-        plan = self.shots[unit.shot]
-        stage = plan.stages[-1]
-        return stage.owners(self.warm_start(unit), plan.pieces[unit.index][1])
+        """The windows that own a part of a piece, of its warm-up or of what it looks ahead at."""
+        stage = self.shots[unit.shot].stages[-1]
+        return stage.owners(self.warm_start(unit), self.read_stop(unit))
 
     # -- what a worker is told
 
@@ -234,7 +246,7 @@ class Plan:
             stop=stop,
             warm_start=warm_start,
             windows=windows,
-            owned=stage.shares(warm_start, stop),
+            owned=stage.shares(warm_start, self.read_stop(unit)),
             codec=self.codec,
             quality=self.quality,
         )
@@ -280,10 +292,16 @@ class Plan:
     # -- sums
 
     @property
+    def images(self) -> tuple[ImageFile, ...]:
+        """What the shots start from, each once."""
+        given = (shot.render.image for shot in self.shots)
+        return tuple(dict.fromkeys(image for image in given if image is not None))
+
+    @property
     def live_bytes(self) -> int:
         """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
         stage, and each keeps the states of two checkpoint intervals. An output is latents,
-        prediction and history in float32."""
+        prediction and history in float32, and what looking back at latents takes."""
         largest = max(
             window.latent_frames * shot.render.latent_height * shot.render.latent_width
             for shot in self.shots
@@ -298,7 +316,8 @@ class Plan:
             )
             for shot in self.shots
         )
-        return largest * self.geometry.latent_channels * 4 * 5 * outputs
+        tensors = 7 if self.accelerations.adaptive else 5
+        return largest * self.geometry.latent_channels * 4 * tensors * outputs
 
     @property
     def pixel_frames(self) -> int:
@@ -306,10 +325,11 @@ class Plan:
 
     @property
     def model_calls(self) -> int:
-        """Forward passes of the denoiser, guidance counted."""
+        """Forward passes of the denoiser, guidance counted, if none is skipped."""
         total = 0
         for shot in self.shots:
-            branches = 2 if max(shot.render.guidance) > 1 else 1
+            twice = max(shot.render.guidance) > 1 and not self.geometry.embedded_guidance
+            branches = 2 if twice else 1
             total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 
@@ -325,18 +345,22 @@ def lay_shot(
     overlap: int,
     first_pixel_frame: int,
     first_alone: bool = True,
+    one_piece: bool = False,
+    piece_border: int = 1,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that a window holds much of the shot."""
+    that a window holds much of the shot. ``one_piece``: it is decoded all at once;
+    ``piece_border``: pieces begin at borders of batches of so many."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
     for stride, steps in zip(strides, render.stage_steps, strict=True):
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
         windows = lay_windows(frames, window, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
+    pieces = lay_pieces(stages[-1].windows, render.latent_frames, piece_border)
     return ShotPlan(
         render=render,
         stages=tuple(stages),
-        pieces=lay_pieces(stages[-1].windows, render.latent_frames),
+        pieces=((0, render.latent_frames),) if one_piece else pieces,
         first_pixel_frame=first_pixel_frame,
     )

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.accelerations import Accelerations
+from jobs.attention_plan import PlanKey, usual_folder
+from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from jobs.families.family import loaded_bytes
+from jobs.families.family import Diffusion, loaded_bytes
+from jobs.families.slicing_memory import sliced_bytes
+from jobs.geometry import ModelGeometry
+from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
-from jobs.model_scheduler import check_pyramid, choose_scheduler
+from jobs.model_scheduler import SCHEDULERS, check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
@@ -51,10 +58,65 @@ def prepare(spec: JobSpec) -> Prepared:
             check_pyramid(scheduler, config, diffusion)
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
+    if job.accelerations.fast_attention:
+        job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
+    if job.accelerations.adaptive and SCHEDULERS[diffusion][scheduler].adds_noise:
+        problems.append(_noisy(spec, scheduler, diffusion))
     if problems:
         raise bad_job(problems, spec._places)
-    return Prepared(spec=spec, model=model, plan=make_plan(job, model, loras))
+    plan = make_plan(job, model, loras, find_images(spec))
+    return Prepared(spec=spec, model=model, plan=plan)
+
+
+def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
+    """What each shot starts from; a path counts from the job file. Raises BadJob."""
+    folder = Path(spec._places.source).parent
+    found: list[ImageFile | None] = []
+    problems = []
+    for index, shot in enumerate(spec.shots):
+        try:
+            found.append(None if shot.image is None else find_image(shot.image, folder))
+        except BadJob as refusal:
+            problems.append(Problem(("shots", index, "image"), str(refusal)))
+    if problems:
+        raise bad_job(problems, spec._places)
+    return tuple(found)
+
+
+def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
+    """The job's accelerations with the plan of attention that is on file for it. Raises BadJob."""
+    asked = job.accelerations.fast_attention
+    assert asked is not None
+    folder = usual_folder() if asked.plans is None else Path(asked.plans).expanduser()
+    try:
+        plan = load_plan(folder, attention_key(job, model, scheduler))
+    except CannotRunHere as missing:
+        how = f"{missing}; longtake calibrate finds one"
+        raise bad_job([Problem(("accelerations", "fast_attention"), how)], spec._places) from None
+    found = asked.model_copy(update={"plan": plan})
+    return job.accelerations.model_copy(update={"fast_attention": found})
+
+
+def attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanKey:
+    """What a job's plan of attention is found by: its longest window and its schedule."""
+    return PlanKey(
+        model=model.identity,
+        latent_size=_largest_tile(job, model.geometry),
+        steps=job.steps,
+        scheduler=scheduler,
+        flow_shift=job.flow_shift,
+        guided=job.shots[0].guidance[0] > 1,
+    )
+
+
+def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
+    """Latents that get fresh noise at every step never change evenly."""
+    quiet = [name for name, each in SCHEDULERS[diffusion].items() if not each.adds_noise]
+    own = spec.accelerations.adaptive is not None
+    said = f"adaptive skips no step with scheduler {scheduler}, which adds noise at each; use "
+    place = ("accelerations", "adaptive") if own else ("preset",)
+    return Problem(place, f"{said}scheduler {' or '.join(quiet)}, or remove it")
 
 
 def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
@@ -80,18 +142,40 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     return [Problem(("window_latent_frames",), said)]
 
 
-def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = ()) -> Plan:
+def image_warnings(
+    images: Sequence[ImageFile | None], width_px: int, height_px: int
+) -> Iterator[str]:
+    """Models fit an image to the film's size, whatever its shape."""
+    for number, image in enumerate(images, 1):
+        if image is not None and image.is_stretched_to(width_px, height_px):
+            yield (
+                f"the image of shot {number}, {image.width_px}x{image.height_px} px, is stretched "
+                f"to {width_px}x{height_px}: crop it to that shape first"
+            )
+
+
+def make_plan(
+    job: ResolvedSpec,
+    model: ModelInfo,
+    loras: Sequence[LoraFile] = (),
+    images: Sequence[ImageFile | None] = (),
+) -> Plan:
+    """``images``: of each shot; none at all for a model that takes none."""
     geometry = model.geometry
     dtype = _auto_dtype(model) if job.dtype == "auto" else job.dtype
     shots = []
     first = 0
-    for shot in job.shots:
+    for shot, image in zip(job.shots, images or [None] * len(job.shots), strict=True):
         laid = lay_shot(
-            _render(shot, job, model),
+            _render(shot, job, model, image),
             window=job.window_latent_frames,
             overlap=job.overlap_latent_frames,
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
+            one_piece=geometry.single_window,
+            piece_border=max(
+                geometry.decode_batch_latent_frames, geometry.decode_stride_latent_frames
+            ),
         )
         shots.append(laid)
         first += shot.pixel_frames
@@ -102,6 +186,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = (
         geometry=geometry,
         dtype=dtype,
         preset=job.preset,
+        accelerations=job.accelerations,
         threads=job.threads,
         numerics=job.numerics,
         checkpoint_every=job.checkpoint_every,
@@ -114,7 +199,7 @@ def make_plan(job: ResolvedSpec, model: ModelInfo, loras: Sequence[LoraFile] = (
         tile_bytes=_tile_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
-        warnings=job.warnings,
+        warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
         loras=tuple(loras),
     )
 
@@ -125,7 +210,9 @@ def _auto_dtype(model: ModelInfo) -> str:
     return "float32" if small else "bfloat16"
 
 
-def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRender:
+def _render(
+    shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo, image: ImageFile | None
+) -> ShotRender:
     geometry = model.geometry
     return ShotRender(
         prompt=shot.prompt,
@@ -142,20 +229,28 @@ def _render(shot: ResolvedShot, job: ResolvedSpec, model: ModelInfo) -> ShotRend
         latent_width=job.width_px // geometry.spatial_scale,
         pixel_frames=shot.pixel_frames,
         fps=job.fps,
+        image=image,
     )
+
+
+def _largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
+    """Latent frames, height and width."""
+    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
+    scale = geometry.spatial_scale
+    frames = min(job.window_latent_frames, longest)
+    return frames, job.height_px // scale, job.width_px // scale
 
 
 def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
-    geometry = model.geometry
-    frames = min(
-        job.window_latent_frames,
-        max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots),
-    )
-    scale = geometry.spatial_scale
-    latent_size = (frames, job.height_px // scale, job.width_px // scale)
-    denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
-    pixel_frames = geometry.pixel_frames(frames)
+    geometry, slicing = model.geometry, job.accelerations.slicing
+    latent_size = _largest_tile(job, geometry)
+    if slicing is None:
+        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
+    else:
+        config = model.configs[model.family.denoiser]
+        denoise = sliced_bytes(config, latent_size, dtype, slicing.slices)
+    pixel_frames = geometry.pixel_frames(latent_size[0])
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     return max(denoise, decode)
 
@@ -194,7 +289,8 @@ def _check_versions(data: Mapping[str, Any]) -> None:
 
 
 def check_same_model(plan: Plan) -> None:
-    """Refuse to go on with other weights than the job began with. Raises BadJob, CannotRunHere."""
+    """Refuse to go on with other weights or images than the job began with. Raises BadJob,
+    CannotRunHere."""
     model, _ = with_loras(inspect_model(resolve_model(plan.model)), plan.loras)
     if model.identity != plan.model_identity:
         raise BadJob(
@@ -202,10 +298,15 @@ def check_same_model(plan: Plan) -> None:
             f"({plan.model_identity[:12]} then, {model.identity[:12]} now). Restore them to "
             "resume, or render again as a new job"
         )
+    for image in plan.images:
+        read_image(image)
 
 
 def new_job_id(spec: JobSpec) -> str:
-    """A readable name that no other job has: words of the title or prompt, and six hex digits."""
-    words = re.findall(r"[a-z0-9]+", (spec.title or spec.shots[0].prompt).lower())
+    """A readable name that no other job has: words of the title, prompt or image's name, and six
+    hex digits."""
+    shot = spec.shots[0]
+    said = spec.title or shot.prompt or Path(shot.image or "").stem
+    words = re.findall(r"[a-z0-9]+", said.lower())
     slug = "-".join(words)[:32].strip("-") or "film"
     return f"{slug}-{secrets.token_hex(3)}"

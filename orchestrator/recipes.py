@@ -43,7 +43,6 @@ class Recipes:
             "model": plan.model_identity,
             "family": plan.geometry.family,
             "dtype": plan.dtype,
-            "preset": plan.preset,
             "threads": plan.threads,
             "numerics": ["pinned", self._job] if plan.numerics == "pinned" else "any",
         }
@@ -51,11 +50,16 @@ class Recipes:
     def _prompts(self, shot: int) -> dict[str, Any]:
         render = self._plan.shots[shot].render
         guided = max(render.guidance) > 1
-        return self._base() | {
+        told: dict[str, Any] = {
             "prompt": render.prompt,
             "negative": render.negative_prompt if guided else None,
             "text_tokens": render.text_tokens,
         }
+        if render.image is not None:
+            # Fitted to the film's size, with noise of the shot; the model is told the frame rate.
+            size = [render.latent_height, render.latent_width]
+            told["image"] = [render.image.sha256, render.seed, size, render.fps]
+        return self._base() | told
 
     def _shot(self, shot: int) -> str:
         plan = self._plan.shots[shot]
@@ -68,6 +72,7 @@ class Recipes:
             self._prompts(shot)
             | {
                 "planner": self._plan.planner_version,
+                "accelerations": self._plan.accelerations.recipe(),
                 "noise": self._plan.noise_version,
                 "seed": render.seed,
                 "guidance": list(render.guidance),
@@ -77,6 +82,7 @@ class Recipes:
                 "layout": layout,
                 "stage_positions": render.stage_positions,
             }
+            | ({"fps": render.fps} if self._plan.geometry.time_in_seconds else {})
         )
 
     def _piece(self, unit: Unit) -> dict[str, Any]:

@@ -72,7 +72,9 @@ class Referee:
         shot = self.plan.shots[unit.shot]
         if unit.kind == "decode":
             start, stop = shot.pieces[unit.index]
-            frames = range(max(0, start - self.plan.decode_context), stop)
+            warm = self.plan.geometry.decode_border(max(0, start - self.plan.decode_context))
+            ahead = stop + self.plan.geometry.decode_ahead_latent_frames
+            frames = range(warm, min(ahead, shot.render.latent_frames))
             return self._last_of(unit.shot, len(shot.stages) - 1, frames)
         stage = shot.stages[unit.stage]
         found = [Unit("encode", unit.shot)] if unit.step < stage.steps else []

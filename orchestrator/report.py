@@ -21,6 +21,7 @@ from jobs.errors import BadJob
 from jobs.store import JobFolder
 from orchestrator import inspect_job
 from orchestrator.borders import borders, interiors, window_ranges
+from orchestrator.engagement import tile_steps
 from orchestrator.prepare import plan_from_json
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
@@ -38,7 +39,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         raise BadJob(f"job {folder.id} {where}; longtake resume {folder.id} writes it")
     seams = SeamMeter(borders(plan), interiors(plan))
     rows = [
-        Row(shot.render.prompt, first, first + shot.render.pixel_frames)
+        Row(shot.render.shows, first, first + shot.render.pixel_frames)
         for shot in plan.shots
         for first in [shot.first_pixel_frame]
     ]
@@ -62,6 +63,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         "seam_median": _median(ratios),
         "shots": shots,
         "time": _times(folder),
+        "tiles": tile_steps(inspect_job.journal_records(folder)),
     }
     return said | _fidelity(film, reference), sheet
 
@@ -82,6 +84,7 @@ def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Ima
         "seam_median": None,
         "shots": [_shot(row, drift, []) | {"stages": None}],
         "time": {},
+        "tiles": [],
     }
     return said | _fidelity(film, reference), sheet
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
@@ -53,6 +54,12 @@ frame {{ report.fidelity.worst_ssim_frame }}).{% endif %}</p>
 {% for shot in report.shots %}<tr><td>{{ shot.prompt }}</td>
 {% for axis in "Lab" %}<td>{{ "%+.2f" | format(shot.colours.mean_per_minute[axis].slope) }}</td>
 {% endfor %}<td>{{ "%.2f" | format(shot.colours.first_to_last) }}</td></tr>{% endfor %}</table>
+{% if tiles %}
+<h2>Steps</h2>
+<p>Each row is a window of a shot's stage. Dark ran the model in full, blue reused features of a key
+step, white skipped the model.</p>
+<img src="{{ tiles }}" alt="what each window did at each step">
+{% endif %}
 {% if report.time.parts %}
 <h2>Time</h2>
 <table><tr><th>part</th><th>seconds</th></tr>
@@ -83,6 +90,7 @@ def page(report: dict[str, Any], sheet: Image | None) -> str:
         seams=_seam_chart(report),
         colours=_colour_chart(report),
         fidelity=_fidelity_chart(report) if report["fidelity"] else None,
+        tiles=_tiles_chart(report["tiles"]) if report["tiles"] else None,
     )
 
 
@@ -119,6 +127,25 @@ def _fidelity_chart(report: dict[str, Any]) -> str:
     figure, axes = _figure("seconds", "SSIM")
     ssim = report["fidelity"]["frames_of"]["ssim"]
     axes.plot([n / report["fps"] for n in range(len(ssim))], ssim, linewidth=1)
+    return _drawn(figure)
+
+
+#: What a tile did at a step: as the numbers of its colour map.
+_DONE = {" ": 0, ".": 1, "r": 2, "x": 3}
+
+
+def _tiles_chart(tiles: list[dict[str, Any]]) -> str:
+    longest = max(len(tile["steps"]) for tile in tiles)
+    rows = [[_DONE[done] for done in tile["steps"].ljust(longest)] for tile in tiles]
+    figure = Figure(figsize=(9, min(40, 1.2 + 0.14 * len(rows))), layout="constrained")
+    axes = figure.subplots()
+    colours = ListedColormap(["#ddd", "white", "tab:blue", "#333"])
+    axes.pcolormesh(rows, cmap=colours, vmin=0, vmax=3, edgecolors="#ddd", linewidth=0.3)
+    firsts = [n for n, t in enumerate(tiles) if n == 0 or t["window"] < tiles[n - 1]["window"]]
+    names = [f"shot {tiles[n]['shot'] + 1} stage {tiles[n]['stage'] + 1}" for n in firsts]
+    axes.set_yticks([n + 0.5 for n in firsts], names)
+    axes.invert_yaxis()
+    axes.set_xlabel("step")
     return _drawn(figure)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs import errors
+from jobs.presets import PRESETS
 from jobs.units import Unit
+from orchestrator.engagement import engaged_lines
 from orchestrator.events import EndRender
 from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
@@ -39,6 +42,7 @@ class Ending:
     out: Path
     plan: Plan
     ended: EndRender
+    engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
 
     @property
     def exit_code(self) -> int:
@@ -55,16 +59,19 @@ class Ending:
             "store": str(self.store),
             "pixel_frames": self.plan.pixel_frames,
             "fps": self.plan.fps,
+            "engaged": dict(self.engaged),
         }
 
     def text(self) -> str:
         if self.ended.outcome == "done":
             seconds = self.plan.pixel_frames / self.plan.fps
-            return (
+            lines = [
                 f"{self.out}: {seconds:.1f} s, {self.plan.pixel_frames} frames of "
-                f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps\n"
-                f"next: {next_command('verify', self.job, self.store)}"
-            )
+                f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps",
+                *engaged_lines(self.plan.accelerations, self.engaged),
+                f"next: {next_command('verify', self.job, self.store)}",
+            ]
+            return "\n".join(lines)
         if self.ended.outcome == "conflict":
             return f"longtake: {self.ended.message}"
         return (
@@ -86,6 +93,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "seconds": plan.pixel_frames / plan.fps,
         "dtype": plan.dtype,
         "preset": plan.preset,
+        "accelerations": plan.accelerations.recipe(),
         "model_calls": plan.model_calls,
         "memory_model_bytes": plan.model_bytes,
         "memory_tile_bytes": plan.tile_bytes,
@@ -102,6 +110,8 @@ def _shot_report(shot: Any) -> dict[str, Any]:
     render = shot.render
     return {
         "prompt": render.prompt,
+        "image": None if render.image is None else render.image.path,
+        "shows": render.shows,
         "seed": render.seed,
         "seconds": render.pixel_frames / render.fps,
         "pixel_frames": render.pixel_frames,
@@ -136,6 +146,42 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
 
 
+def preset_rows() -> list[dict[str, Any]]:
+    """What ``longtake presets`` says."""
+    return [
+        {
+            "name": preset.name,
+            "description": preset.description,
+            "accelerations": preset.settings.recipe(),
+            "measured": {family: asdict(each) for family, each in preset.measured.items()},
+        }
+        for preset in PRESETS.values()
+    ]
+
+
+def preset_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        lines.append(f"{row['name']}: {row['description']}")
+        lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
+        lines += [
+            f"  {family}: {each['fewer_passes']:.1f}x fewer passes of the model, "
+            f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
+            f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
+            for family, each in row["measured"].items()
+        ]
+        if row["accelerations"] and not row["measured"]:
+            lines.append("  not measured yet")
+    return "\n".join(lines)
+
+
+def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        for name, settings in accelerations.items()
+    ]
+
+
 def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
     """The stages of a shot, if it has several: how much of it a window holds in each."""
     if len(shot["stages"]) == 1:
@@ -161,13 +207,15 @@ def plan_text(report: dict[str, Any]) -> str:
             f"  shot {number}: {shot['seconds']:.1f} s, "
             f"{_count(shot['latent_frames'], 'latent frame')} in {_count(len(windows), 'window')} "
             f"of {windows[0][1] - windows[0][0]}, {_count(shot['steps'], 'step')}, "
-            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['prompt'])}"
+            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['shows'])}"
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
+    lines += _settings_lines(report["accelerations"])
     mib = 2**20
     lines += [
-        f"model calls: {report['model_calls']}",
+        f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"
+        f"{report['model_calls']}",
         f"memory per worker: {report['memory_model_bytes'] / mib:,.0f} MiB model + "
         f"{report['memory_tile_bytes'] / mib:,.0f} MiB tile ({report['memory_basis']})",
         f"checkpoint every {report['checkpoint_every']} steps",

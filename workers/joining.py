@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from jobs.errors import BadJob, CannotRunHere
+from jobs.images import read_image
 from jobs.loras import with_loras
 from jobs.model_folder import inspect_model, resolve_model
 from workers.machine import host_name
@@ -19,7 +20,8 @@ from workers.worker import Worker
 
 def join(setup: WorkerSetup, identity: str) -> Worker:
     """A worker for this host. ``setup.model`` is as the person named it; ``identity`` is what
-    the plan was made for. Raises BadJob or CannotRunHere if this host has no such model."""
+    the plan was made for. Raises BadJob or CannotRunHere if this host has no such model, or lacks
+    an image."""
     folder = resolve_model(setup.model)
     try:
         found = with_loras(inspect_model(folder), setup.loras)[0].identity
@@ -30,6 +32,11 @@ def join(setup: WorkerSetup, identity: str) -> Worker:
             f"{host_name()} has other files in {folder} than the job was planned with "
             f"({found[:12]} there, {identity[:12]} planned); copy the model there again"
         )
+    for image in setup.images:
+        try:
+            read_image(image)
+        except BadJob as error:
+            raise CannotRunHere(f"{host_name()}: {error}; copy the image there again") from None
     return Worker(
         replace(setup, model=str(folder), device=_device(setup.device), log_dir=_log_dir(setup))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -51,11 +52,20 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         av=av.__version__,
         driver=_gpu_driver() if on_gpu else "",
         peft=importlib.metadata.version("peft") if setup.loras else "",
+        images=_image_libraries() if setup.images else "",
         attention=_AttentionBackendRegistry.get_active_backend()[0].value,
         slices=1,
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def _image_libraries() -> str:
+    """``pillow 13.0.0``; where torchvision is installed, transformers prepares images with it."""
+    found = [f"pillow {importlib.metadata.version('pillow')}"]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found.append(f"torchvision {importlib.metadata.version('torchvision')}")
+    return ", ".join(found)
 
 
 def _gpu_capability(device: str) -> str:

@@ -38,6 +38,17 @@ def jump_noise(shot: ShotRender, stage: int, frames: Iterable[int], channels: in
     return _noise(shot, frames, channels, "jump", stage)
 
 
+def image_noise(shot: ShotRender, height_px: int, width_px: int) -> torch.Tensor:
+    """Noise [1, 3, height, width] for the image that a shot starts from, pixel by pixel."""
+    drawn = frame_noise(shot.seed, 0, "image", 0, (3, height_px, width_px))
+    return torch.from_numpy(drawn).unsqueeze(0)
+
+
+def step_noise(shot: ShotRender, step: int, frames: Iterable[int], channels: int) -> torch.Tensor:
+    """Noise [1, C, T, H, W] that a scheduler adds after step ``step``, for these latent frames."""
+    return _noise(shot, frames, channels, "step", step)
+
+
 def _noise(
     shot: ShotRender, frames: Iterable[int], channels: int, purpose: str, step: int
 ) -> torch.Tensor:

@@ -3,12 +3,14 @@
 A diffusers scheduler keeps the tensors of its last steps inside itself. Here that state is taken
 out after every step and put back before the next, so a step is a pure function of
 (step index, prediction, latents, history). Every tensor of the state is per place ([1, C, T, H,
-W]), so slicing it by latent frames is exact; a scheduler or a setting for which that is not so,
-or that draws noise of its own, is refused by name: ``jobs.model_scheduler`` has the tables.
+W]), so slicing it by latent frames is exact; a scheduler or a setting for which that is not so is
+refused by name: ``jobs.model_scheduler`` has the tables. One that adds noise is handed what
+``workers.noise`` draws for these latent frames.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
@@ -38,7 +42,14 @@ from accel.pyramid import (
 )
 from jobs.errors import BadJob
 from jobs.families.family import Diffusion
-from jobs.model_scheduler import SCHEDULERS, choose_scheduler, folder_shift, overrides
+from jobs.model_scheduler import (
+    SCHEDULERS,
+    WITH_PYRAMID,
+    choose_scheduler,
+    folder_shift,
+    overrides,
+)
+from workers.cogvideox_dpm import KeyedCogVideoXDPMScheduler
 
 History = dict[str, torch.Tensor]
 
@@ -53,22 +64,31 @@ class SchedulerKind:
     counters: tuple[str, ...] = ()  # integers, the same for every place
 
 
-#: State that is not listed: ``_step_index`` is the step's argument; UniPC's ``timestep_list``
-#: is read only by a ``solver_p``, which is refused.
+#: By the name of diffusers' class. State that is not listed: ``_step_index`` is the step's
+#: argument; UniPC's ``timestep_list`` is read only by a ``solver_p``, which is refused.
 KINDS: dict[str, SchedulerKind] = {
-    "unipc": SchedulerKind(
-        cls=UniPCMultistepScheduler,
-        tensor_lists=("model_outputs",),
-        tensors=("last_sample",),
-        counters=("lower_order_nums", "this_order"),
-    ),
-    "euler": SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
-    "dpm++": SchedulerKind(
-        cls=DPMSolverMultistepScheduler,
-        tensor_lists=("model_outputs",),
-        counters=("lower_order_nums",),
-    ),
-    "ddim": SchedulerKind(cls=DDIMScheduler),
+    kind.cls.__name__: kind
+    for kind in (
+        SchedulerKind(
+            cls=UniPCMultistepScheduler,
+            tensor_lists=("model_outputs",),
+            tensors=("last_sample",),
+            counters=("lower_order_nums", "this_order"),
+        ),
+        SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
+        SchedulerKind(
+            cls=DPMSolverMultistepScheduler,
+            tensor_lists=("model_outputs",),
+            counters=("lower_order_nums",),
+        ),
+        SchedulerKind(cls=DDIMScheduler),
+        SchedulerKind(cls=CogVideoXDDIMScheduler),
+        SchedulerKind(cls=EulerDiscreteScheduler),
+    )
+} | {
+    "CogVideoXDPMScheduler": SchedulerKind(
+        cls=KeyedCogVideoXDPMScheduler, tensors=("old_pred_original_sample",)
+    )
 }
 
 
@@ -94,11 +114,11 @@ def build(
     """
     name = choose_scheduler(name, config, diffusion)
     changes = overrides(name, config, diffusion)
-    key = SCHEDULERS[diffusion][name].shift_key
+    settings = SCHEDULERS[diffusion][name]
     shift = flow_shift if flow_shift is not None else folder_shift(config, diffusion)
-    if shift is not None and key is not None:
-        changes[key] = shift
-    return name, KINDS[name].cls.from_config(dict(config), **changes)
+    if shift is not None and settings.shift_key is not None:
+        changes[settings.shift_key] = shift
+    return name, KINDS[settings.class_name].cls.from_config(dict(config), **changes)
 
 
 class RangeStepper:
@@ -113,12 +133,30 @@ class RangeStepper:
         flow_shift: float | None = None,
         device: torch.device | str = "cpu",
         diffusion: Diffusion = "flow",
+        places: int = 0,
+        even_sigmas: bool = False,
     ) -> None:
-        """``stage_steps`` are the steps of all stages, of which this is number ``stage``."""
+        """``stage_steps`` are the steps of all stages, of which this is number ``stage``;
+        ``places`` is T * H * W of a window, which some schedules depend on.
+
+        ``even_sigmas``: the noise levels, before the shift, go evenly from 1 to 0. A scheduler that
+        cannot be told so has its own, which are near.
+        """
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
-        self._kind = KINDS[self.name]
+        settings = SCHEDULERS[diffusion][self.name]
+        self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
         steps = stage_steps[stage]
-        self._scheduler.set_timesteps(steps, device=device)
+        told = inspect.signature(self._scheduler.set_timesteps).parameters
+        levels = {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]} if even_sigmas else {}
+        if not levels.keys() <= told.keys():
+            levels = {}
+        if diffusion == "flow_by_size":
+            set_by_size(self._scheduler, steps, places, device)
+        else:
+            self._scheduler.set_timesteps(steps, device=device, **levels)
+        if hasattr(self._scheduler, "is_scale_input_called"):
+            self._scheduler.is_scale_input_called = True  # by whichever worker predicted
+        assert len(stage_steps) == 1 or diffusion in WITH_PYRAMID, "check_pyramid refuses it"
         path: NoisePath = FlowPath()
         if diffusion == "variance":
             path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())
@@ -138,9 +176,22 @@ class RangeStepper:
         counts_levels = len(stages) > 1 and isinstance(self._scheduler, DDIMScheduler)
         self._names = range(steps)[::-1] if counts_levels else self.timesteps
 
+    @property
+    def adds_noise(self) -> bool:
+        return self._adds_noise
+
     def sigma(self, step_index: int) -> float:
-        """Of a flow scheduler."""
+        """Of a flow or EDM scheduler."""
         return float(self._scheduler.sigmas[step_index])
+
+    def start(self, noise: torch.Tensor) -> torch.Tensor:
+        """The latents of step 0, from standard normal noise."""
+        return noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
+
+    def scale_input(self, latents: torch.Tensor, step_index: int) -> torch.Tensor:
+        """What an EDM model sees of latents (Karras et al. 2022, eq. 7: c_in)."""
+        self._restore(step_index, {})
+        return self._scheduler.scale_model_input(latents, self.timesteps[step_index])
 
     def step_range(
         self,
@@ -148,14 +199,16 @@ class RangeStepper:
         prediction: torch.Tensor,
         latents: torch.Tensor,
         history: Mapping[str, torch.Tensor],
+        noise: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, History]:
         """Latents [1, C, T, H, W] of step ``step_index + 1``, and the history to go on from.
 
-        ``history`` is what the step before returned for the same range; empty for step 0.
+        ``history`` is what the step before returned for the same range; empty for step 0. A
+        scheduler that ``adds_noise`` needs ``noise`` of the latents' shape.
         """
         self._restore(step_index, history)
-        name = self._names[step_index]
-        latents = self._scheduler.step(prediction, name, latents, return_dict=False)[0]
+        name, extra = self._names[step_index], {"noise": noise} if self.adds_noise else {}
+        latents = self._scheduler.step(prediction, name, latents, return_dict=False, **extra)[0]
         kept = self._extract()
         self._restore(0, {})  # hold no tensors between calls
         return latents, kept
@@ -204,6 +257,20 @@ class RangeStepper:
         for name in self._kind.counters:
             history[name] = torch.tensor([getattr(scheduler, name)])
         return history
+
+
+def set_by_size(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, places: int, device: Any
+) -> None:
+    """As LTXPipeline sets its schedule: even times from 1 to 1 / steps, shifted by e^mu, where mu
+    grows evenly with the latent places of a window. (That noise must grow with resolution: Esser
+    et al. 2024, arXiv 2403.03206, section 5.3.2.)"""
+    assert places > 0, "the schedule depends on it"
+    config = scheduler.config
+    low, high = config.base_image_seq_len, config.max_image_seq_len
+    slope = (config.max_shift - config.base_shift) / (high - low)
+    mu = places * slope + (config.base_shift - slope * low)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
 
 
 def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:

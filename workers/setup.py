@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jobs.accelerations import Accelerations
+from jobs.images import ImageFile
 from jobs.loras import LoraFile
 
 
@@ -15,9 +17,10 @@ class WorkerSetup:
     model: str  # path of a diffusers folder
     family: str = "wan"
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights
+    images: tuple[ImageFile, ...] = ()  # that shots start from
     dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
     device: str = "cpu"  # or "cuda:0"
     threads: int = 1  # CPU threads; part of the numerics class
-    accelerations: str = "exact"  # a preset of accel.compose
+    accelerations: Accelerations = field(default_factory=Accelerations)
     log_dir: str | None = None  # where the worker's own account of its work goes
     deterministic: bool = True

@@ -7,7 +7,7 @@ import json
 import os
 import time
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,18 +16,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from accel import compose
+from accel import adaptive, compose, slicing
 from accel.handle import TileStep
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
 from jobs.pyramid import firsts
-from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, TaskReport, Unit
+from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.families import open_family
-from workers.noise import initial_noise, jump_noise
+from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.tiles import assemble, blend
@@ -48,8 +48,8 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
-        self._accelerations = compose.preset(setup.accelerations)
         self._applied: compose.Applied | None = None
+        self._decoder_sliced = False
         machine.configure(setup)
         self._family = open_family(
             setup.family,
@@ -74,10 +74,10 @@ class Worker:
 
     def run(self, task: Task, inputs: Sequence[Bundle]) -> tuple[TaskReport, Bundle]:
         """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed."""
-        begun = time.perf_counter()
+        begun, engaged = time.perf_counter(), Counter[str]()
         with _blame(task.unit, self.setup):
             fault_point("worker.before_unit", str(task.unit))
-            output = self._dispatch(task, inputs)
+            output = self._dispatch(task, inputs, engaged)
             machine.synchronise(self.setup.device)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
@@ -89,14 +89,15 @@ class Worker:
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
             numerics=self._numerics.digest(),
+            engaged=dict(engaged),
         )
         return report, output
 
-    def _dispatch(self, task: Task, inputs: Sequence[Bundle]) -> Bundle:
+    def _dispatch(self, task: Task, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
         if isinstance(task, EncodeTask):
             return self._encode(task)
         if isinstance(task, StepTask):
-            return self._step(task, inputs)
+            return self._step(task, inputs, engaged)
         return self._decode(task, inputs)
 
     def _encode(self, task: EncodeTask) -> Bundle:
@@ -105,32 +106,45 @@ class Worker:
             _check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
         return to_bundle(embeddings)
 
-    def _step(self, task: StepTask, inputs: Sequence[Bundle]) -> Bundle:
+    def _step(self, task: StepTask, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
         unit, shot = task.unit, task.shot
         predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
         _check_inputs(task, before)
-        stepper = self._stepper(shot, unit.stage)
+        stepper = self._stepper(task)
         if unit.step == 0:
             latents, history = self._start(task, before, stepper), {}
         else:
             latents, history = self._settle(task, before, stepper)
             _check_finite(latents, "the latents", unit, self.setup.dtype)
+        latents = self._family.kept(latents)
         output = {"latents": latents}
         if predicts:
-            tile = self._tile_step(task, before)
-            output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
+            own = before[task.covering.index(task.window)] if unit.step > 0 else None
+            tile = self._tile_step(task, own, engaged)
+            if own is not None and self._skips(tile, latents, own):
+                output["prediction"] = to_tensor(own, "prediction", self.setup.device)
+            else:
+                output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
 
-    def _tile_step(self, task: StepTask, before: Sequence[Bundle]) -> TileStep:
+    def _tile_step(self, task: StepTask, own: Bundle | None, engaged: Counter[str]) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""
-        unit, carried = task.unit, {}
-        if unit.step > 0:
-            own = before[task.covering.index(task.window)]
-            carried = to_tensors(own, ACCEL, self.setup.device)
-        return TileStep(unit=unit, steps=task.shot.stage_steps[unit.stage], carried=carried)
+        return TileStep(
+            unit=task.unit,
+            steps=task.shot.stage_steps[task.unit.stage],
+            carried=to_tensors(own, ACCEL, self.setup.device) if own is not None else {},
+            engaged=engaged,
+        )
+
+    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle) -> bool:
+        config = self.setup.accelerations.adaptive
+        if config is None:
+            return False
+        before = to_tensor(own, "latents", self.setup.device)
+        return adaptive.skips(config, tile, latents, before)
 
     def _start(
         self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
@@ -140,7 +154,7 @@ class Worker:
         alone, stride = self._family.first_alone, stepper.stride
         if task.unit.stage == 0:
             frames = firsts(window.start, window.stop, stride, first_alone=alone)
-            return initial_noise(shot, frames, channels).to(self.setup.device)
+            return stepper.start(initial_noise(shot, frames, channels).to(self.setup.device))
         pieces = [
             (parent.start, to_tensor(bundle, "latents", self.setup.device))
             for parent, bundle in zip(task.parents, parents, strict=True)
@@ -171,7 +185,12 @@ class Worker:
             blend(task.window, task.covering, predictions),
             to_tensor(own, "latents", device),
             to_tensors(own, "history.", device),
+            self._step_noise(task) if stepper.adds_noise else None,
         )
+
+    def _step_noise(self, task: StepTask) -> torch.Tensor:
+        frames, channels = range(task.window.start, task.window.stop), self._family.latent_channels
+        return step_noise(task.shot, task.unit.step - 1, frames, channels).to(self.setup.device)
 
     def _predict(
         self,
@@ -200,12 +219,13 @@ class Worker:
             ],
             task.owned,
         )
-        assert latents.shape[2] == task.stop - task.warm_start, "owned must be [warm_start, stop)"
+        assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
+        self._attach_to_decoder()
         frames = self._family.decode(
             task.unit.shot, task.shot, latents, task.warm_start, task.start
         )
-        first = _first_pixel_frame(task, len(frames))
-        frames = frames[: task.shot.pixel_frames - first]
+        first, stop = self._family.geometry.pixel_range(task.start, task.stop)
+        frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
         return Bundle.of(
             {"segment": np.frombuffer(segment, dtype=np.uint8)},
@@ -217,13 +237,25 @@ class Worker:
             },
         )
 
+    def _attach_to_decoder(self) -> None:
+        """Slicing is for decoders that take all their frames at once, too."""
+        sliced, vae = self.setup.accelerations.slicing, self._family.vae
+        if sliced and not self._decoder_sliced and type(vae).__name__ in slicing.MODELS:
+            slicing.apply(vae, sliced)
+            self._decoder_sliced = True
+
     def _attach(self) -> compose.Applied:
         if self._applied is None:
-            self._applied = compose.apply(self._family.denoiser, self._accelerations)
+            self._applied = compose.apply(
+                self._family.denoiser, compose.attached(self.setup.accelerations)
+            )
         return self._applied
 
-    def _stepper(self, shot: ShotRender, stage: int) -> RangeStepper:
-        key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift)
+    def _stepper(self, task: StepTask) -> RangeStepper:
+        """All windows of a stage have the same length, hence the same schedule."""
+        shot, stage = task.shot, task.unit.stage
+        places = task.window.latent_frames * shot.latent_height * shot.latent_width
+        key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift, places)
         if key not in self._steppers:
             self._steppers[key] = RangeStepper(
                 shot.scheduler,
@@ -233,6 +265,8 @@ class Worker:
                 shot.flow_shift,
                 self.setup.device,
                 self._family.diffusion,
+                places,
+                self._family.even_sigmas,
             )
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
@@ -301,16 +335,6 @@ def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> No
     else:
         fix = "the model's weights or the guidance may be at fault: try a lower guidance"
     raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
-
-
-def _first_pixel_frame(task: DecodeTask, pixel_frames: int) -> int:
-    """Where the piece begins in the shot. The shot's first latent frame gives one pixel frame,
-    every other gives r: so the piece itself tells r."""
-    if task.start == 0:
-        return 0
-    r, rest = divmod(pixel_frames, task.stop - task.start)
-    assert rest == 0, "every latent frame but the shot's first decodes to r pixel frames"
-    return 1 + r * (task.start - 1)
 
 
 def _sha256(frame: np.ndarray) -> str:

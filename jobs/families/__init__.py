@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
+from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
+from jobs.families.hunyuan_video import HunyuanVideo
+from jobs.families.ltx import LTX
+from jobs.families.svd import SVD
 from jobs.families.wan import Wan
 
-FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in (Wan(), AnimateDiff())}
+_ALL = (Wan(), AnimateDiff(), CogVideoX(), LTX(), HunyuanVideo(), SVD())
+
+FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in _ALL}
 
 
 def family_of(index: Config) -> FamilyFacts:

@@ -16,8 +16,11 @@ Config = Mapping[str, Any]
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
-#: How a family's models mix noise in: flow matching, or keeping the variance (DDPM, DDIM).
-Diffusion = Literal["flow", "variance"]
+#: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), that with
+#: the whole schedule's ratio of signal to noise shifted (CogVideoX), or adding it to what stays as
+#: it is (EDM, Karras et al. 2022). In "flow_by_size" the shift of flow matching grows with the
+#: latent places that the model sees at once (LTX-Video).
+Diffusion = Literal["flow", "variance", "snr_shifted", "flow_by_size", "edm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +110,12 @@ VAE_BYTES = 4
 def loaded_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
     """Estimate of the weights held at once, in the larger of a worker's two phases.
 
-    A worker holds the denoiser from its start. While it encodes prompts it holds the text encoder
-    too, and frees it; after that comes the VAE.
+    A worker holds the denoiser from its start. While it encodes what shots start from, it holds
+    the encoders too, and frees them; after that comes the VAE. An image needs the VAE at once.
     """
     width = DTYPE_BYTES[dtype]
-    encoding = parameters["text_encoder"] * width
+    encoders = set(family.components) - {family.denoiser, "vae"}
+    encoding = sum(parameters[each] for each in encoders) * width
     decoding = parameters["vae"] * VAE_BYTES
-    return parameters[family.denoiser] * width + max(encoding, decoding)
+    both = encoding + decoding if "image_encoder" in encoders else max(encoding, decoding)
+    return parameters[family.denoiser] * width + both

@@ -1,4 +1,4 @@
-"""Presets, and the order in which accelerations attach and leave."""
+"""The order in which accelerations attach and leave."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from accel.compose import PRESETS, apply, preset
+from accel.compose import apply, attached
 from accel.handle import Acceleration, TileStep
-from jobs.accelerations import PRESETS as NAMES
-from jobs.accelerations import built_presets
-from jobs.errors import BadJob
+from jobs.accelerations import Accelerations
 from jobs.units import Unit
 
 TILE = TileStep(unit=Unit("step", 0))
@@ -62,26 +60,10 @@ def loud(name: str, log: list[str], fails: bool = False) -> Acceleration:
     return Acceleration(name=name, config=Loud(name, log, fails), apply=attach)
 
 
-def test_every_preset_that_is_called_built_is() -> None:
-    assert tuple(PRESETS) == built_presets()
-    assert preset("exact") == ()
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in PRESETS])
-def test_a_preset_that_is_not_built_is_refused(name: str) -> None:
-    with pytest.raises(BadJob, match=f"'{name}' is not built yet; available: exact"):
-        preset(name)
-
-
-def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(BadJob, match="'turbo' is unknown; available: exact"):
-        preset("turbo")
-
-
 def test_nothing_applied_changes_nothing() -> None:
     model, x = small_model(), torch.randn(3, 4)
     before, expected = structure(model), model(x)
-    applied = apply(model, preset("exact"))
+    applied = apply(model, attached(Accelerations()))
     with applied.run(TILE, "cond"):
         assert torch.equal(model(x), expected)
     assert structure(model) == before

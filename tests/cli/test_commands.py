@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from jobs.files import seal
+from jobs.presets import PRESETS
 from jobs.store import Store
 from orchestrator.prepare import plan_to_json, prepare
 from tests.cli.conftest import Desk, refusal
 from tests.ray.harness import LONGTAKE, Ran, environment
 from tests.ray.harness import longtake as console
 
-COMMANDS = ("render", "resume", "plan", "ls", "show", "verify", "report")
+COMMANDS = ("render", "resume", "plan", "calibrate", "presets", "ls", "show", "verify", "report")
 
 
 def command(desk: Desk, name: str, *args: object) -> Ran:
@@ -30,10 +31,13 @@ def command(desk: Desk, name: str, *args: object) -> Ran:
 
 def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
     needed = {
-        "render": "[file] --prompt --negative --seconds --size --fps --seed --steps --model "
-        "--preset --workers --store --out --save-latents --address --timeout --json",
+        "render": "[file] --prompt --negative --image --seconds --size --fps --seed --steps "
+        "--model --preset --workers --store --out --save-latents --address --timeout --json",
         "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
-        "plan": "[file] --prompt --seconds --size --steps --model --workers --json",
+        "plan": "[file] --prompt --image --seconds --size --steps --model --workers --json",
+        "calibrate": "[file] --prompt --seconds --size --steps --model --delta --plans --picture "
+        "--device --json",
+        "presets": "--json",
         "ls": "--store --json",
         "show": "job --store --json",
         "verify": "job --store --json",
@@ -60,7 +64,7 @@ def test_an_unknown_flag(desk: Desk, name: str) -> None:
 def test_an_unknown_command(desk: Desk) -> None:
     said = refusal(desk.run("rendre", "film.yaml"), 2)
     assert "No such command 'rendre'" in said
-    assert "valid: render, resume, plan, ls, show, verify" in said
+    assert "valid: render, resume, plan, calibrate, presets, ls, show, verify" in said
 
 
 def test_no_command_is_help(desk: Desk) -> None:
@@ -329,3 +333,15 @@ def test_a_prompt_in_any_script(desk: Desk) -> None:
         "--size", "64x64", "--json",
     )  # fmt: skip
     assert json.loads(ran.out)["shots"][0]["prompt"] == "красный змей 🪁"
+
+
+def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
+    ran = desk.run("presets")
+    assert ran.code == 0
+    assert [line.split(":")[0] for line in ran.out.splitlines() if line[0] != " "] == list(PRESETS)
+    assert "adaptive: threshold 0.4" in ran.out and "fewer passes of the model" in ran.out
+    rows = desk.run("presets", "--json").json()
+    assert rows[0] == {
+        "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
+        "measured": {},
+    }  # fmt: skip

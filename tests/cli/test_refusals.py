@@ -85,16 +85,13 @@ BAD_FIELDS = [
     ({"size": "big"}, "size: needs width and height in px"),
     ({"size": "[60, 64]"}, "film.yaml:4:1: size: 60x64 does not fit: width and height must be "
      "multiples of 16 px for this model; the nearest: 48x64 or 64x64"),
+    ({"image": "a.png"}, "image: wan models start from text alone; remove it, or name a model"),
     # not built
-    ({"image": "a.png"}, "image: not built yet; remove it"),
     ({"loras": "[{path: a}]"}, "loras: a is no file here; give an adapter's file or folder"),
     ({"audio": "{file: a.wav}"}, "audio: not built yet; remove it"),
     ({"regions": "2"}, "regions: more than 1 is not built yet; remove it"),
     ({"pyramid": "5"}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),
     ({"pyramid": "3", "steps": "2"}, "steps: 2 steps are too few for a pyramid of 3 stages"),
-    ({"accelerations": "{rehash: {}}"}, "accelerations: not built yet; remove it"),
-    ({"preset": "balanced"}, "preset: 'balanced' is not built yet; use exact"),
-    ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
     ({"model_fps": "4", "fps": "8"}, "model_fps: a model_fps other than fps (8) is not built yet"),
 ]  # fmt: skip
 
@@ -117,7 +114,7 @@ SHOTS = "model: {model}\nshots:\n- prompt: a\n  seconds: 2\n- prompt: b\n  secon
         ("  start_s: -1", "shots[2].start_s: must be at least 0, got -1"),
         ("  transition: crossfade", "shots[2].transition: 'crossfade' is not built yet; use 'cut'"),
         ("  crossfade_s: 1", "shots[2].crossfade_s: not built yet; remove it"),
-        ("  image: a.png", "shots[2].image: not built yet; remove it"),
+        ("  image: a.png", "shots[2].image: wan models start from text alone; remove it"),
         ("  lenght: 3", "shots[2].lenght: unknown field 'lenght'"),
         ("  pixel_frames: 3", "shots[2].seconds: give seconds or pixel_frames, not both"),
         ("prompt: c", "prompt: stands at the top beside shots; move it into a shot"),
@@ -187,7 +184,6 @@ GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--step
         ("--steps", "-1", "--steps: must be at least 1, got -1"),
         ("--steps", "5000", "--steps: must be at most 1000"),
         ("--seed", "-1", "--seed: must be at least 0"),
-        ("--preset", "balanced", "--preset: 'balanced' is not built yet; use exact"),
         ("--preset", "x", "--preset: unknown value 'x'; valid: exact, balanced, fast"),
         ("--prompt", "  ", "--prompt: must not be empty; say what the shot shows"),
         ("--workers", "0", "Invalid value for '--workers'"),

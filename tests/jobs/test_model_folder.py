@@ -121,8 +121,8 @@ def test_a_broken_config_is_named(model, name, text):
     [
         (
             "model_index.json",
-            {"_class_name": "LTXPipeline"},
-            "'LTXPipeline' is not built; built: Wan",
+            {"_class_name": "MochiPipeline"},
+            "'MochiPipeline' is not built; built: Wan",
         ),
         ("model_index.json", {"_class_name": ["a"]}, "is not built; built: Wan"),
         ("model_index.json", {"boundary_ratio": 0.9}, "two experts (transformer_2) are not built"),

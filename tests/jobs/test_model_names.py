@@ -123,7 +123,7 @@ def test_an_id_is_fetched_without_code_and_only_if_built(model, monkeypatch):
     assert asked[0] == ("org/name-1.3B", "v1", ["model_index.json"])
     assert asked[1] == ("org/name-1.3B", "v1", download_patterns(Wan()))
     assert all(each.endswith((".json", ".safetensors", ".txt", ".model")) for each in asked[1][2])
-    edit(model, "model_index.json", _class_name="LTXPipeline")
+    edit(model, "model_index.json", _class_name="MochiPipeline")
     with pytest.raises(CannotRunHere, match="not built"):
         resolve_model("org/name")
     assert len(asked) == 3

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.errors import BadJob
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
-from jobs.spec import JobSpec, resolve
+from jobs.model_scheduler import VALID
+from jobs.presets import PRESETS
+from jobs.spec import JobSpec, SchedulerName, resolve
 from jobs.spec_file import parse_spec, spec_from_flags
 
 GEOMETRY = ModelGeometry(
@@ -151,11 +157,8 @@ def test_mistakes_are_named(fields, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image": "a.png"}, "image: not built yet; remove it"),
         ({"audio": {"file": "a.wav"}}, "audio: not built yet; remove it"),
-        ({"accelerations": {"rehash": {}}}, "accelerations: not built yet; remove it"),
         ({"regions": 2}, "regions: more than 1 is not built yet"),
-        ({"preset": "fast"}, "preset: 'fast' is not built yet; use exact"),
         ({"fps": 16, "model_fps": 8}, "model_fps: a model_fps other than fps (16) is not built"),
     ],
 )
@@ -185,9 +188,16 @@ HASH = "0123456789abcdef" * 4
         ({"audio": {"file": "a", "offset_s": -1}}, "audio.offset_s: must be at least 0, got -1"),
         ({"audio": {"file": "a", "offset": 1}}, "unknown field 'offset'; did you mean 'offset_s'"),
         ({"image": 3}, "image: needs text, got 3"),
-        ({"accelerations": {"rehash": {"every": 2}}}, "accelerations: not built yet; remove it"),
-        ({"accelerations": {"rehsh": {}}}, "did you mean 'rehash'? valid: slicing, rehash, adap"),
-        ({"accelerations": {"rehsh": {}}}, "fast_attention; all not built yet; remove it"),
+        ({"accelerations": {"rehsh": {}}}, "did you mean 'rehash'? valid: slicing, ad"),
+        ({"accelerations": {"adaptive": {"treshold": 1.0}}}, "did you mean 'threshold'? valid: th"),
+        (
+            {"accelerations": {"adaptive": {"first": 1}}},
+            "adaptive.first: must be at least 3, got 1",
+        ),
+        (
+            {"accelerations": {"adaptive": {"form": "l2"}}},
+            "form: unknown value 'l2'; valid: tensor",
+        ),
         ({"accelerations": {"rehash": 2}}, "accelerations.rehash: needs a mapping of names"),
         ({"accelerations": "rehash"}, "accelerations: needs a mapping of names"),
     ],
@@ -201,7 +211,6 @@ def test_what_comes_later_has_its_form_already(fields, message):
     ("shot", "message"),
     [
         ({"image": 3}, "shots[1].image: needs text"),
-        ({"image": "a.png"}, "shots[1].image: not built yet; remove it"),
         ({"crossfade_s": 1}, "shots[1].crossfade_s: not built yet; remove it (it goes with tr"),
         ({"crossfade_s": 0}, "shots[1].crossfade_s: must be more than 0"),
         ({"crossfade_s": "1"}, "shots[1].crossfade_s: needs a number"),
@@ -236,6 +245,56 @@ def test_all_mistakes_are_listed_at_once():
 def test_thousands_of_mistakes_are_cut_short():
     message = refusal(job, **{f"x{i}": 1 for i in range(500)})
     assert "500 problems" in message and "and 470 more" in message
+
+
+FROM_IMAGE = replace(
+    GEOMETRY,
+    family="svd",
+    temporal_scale=1,
+    window_latent_frames=14,
+    overlap_latent_frames=0,
+    from_image=True,
+    single_window=True,
+    refused=(("prompt", "it reads no text"), ("loras", "none are built")),
+)
+
+
+def image_job(**fields):
+    return parse_spec({"image": "a.png", "pixel_frames": 14} | fields)
+
+
+def test_a_model_that_starts_from_an_image_needs_one_and_no_prompt():
+    film = resolve(image_job(pyramid="off"), FROM_IMAGE, DEFAULTS)
+    assert film.shots[0].prompt == ""
+    assert "shots[1].image: missing; svd models" in refusal(
+        resolve, parse_spec({"shots": [{"prompt": "a", "pixel_frames": 1}]}), FROM_IMAGE, DEFAULTS
+    )
+
+
+def test_a_model_that_starts_from_text_takes_no_image():
+    both = refusal(solved, image_job())
+    assert "image: wan models start from text alone; remove it" in both
+    assert "prompt: missing; say what the shot shows" in both
+    assert "prompt" not in refusal(solved, image_job(prompt="a kite")).partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": "a kite"}, "prompt: it reads no text; remove it"),
+        ({"loras": [{"path": "a"}]}, "loras: none are built; remove it"),
+        ({"pyramid": 2}, "pyramid: this model makes each shot as one window"),
+        ({"pixel_frames": 15}, "pixel_frames: 15 frames are too many: this model makes at most 14"),
+        ({"pixel_frames": None, "seconds": 2, "fps": 8}, "at most 14 in a shot, 1.75 s at 8 fps"),
+        ({"image": None, "prompt": " "}, "prompt: must not be empty"),
+    ],
+)
+def test_what_a_model_of_one_window_has_no_use_for(fields, says):
+    def both():
+        resolve(image_job(**fields), FROM_IMAGE, DEFAULTS)
+
+    assert says in refusal(both)
+    assert refusal(both).count("\n") == 0, "one mistake, one line"
 
 
 def test_a_missing_prompt_or_length_says_so():
@@ -297,3 +356,76 @@ def test_flags_are_named_as_flags():
 def test_flags_that_were_not_given_count_for_nothing():
     flags = {"prompt": "a kite", "seconds": 5, "fps": None, "codec": "ffv1", "size": "64x32"}
     assert spec_from_flags(flags) == job(output={"codec": "ffv1"}, size=[64, 32])
+
+
+def test_an_acceleration_that_could_do_nothing_is_refused():
+    asked = {"accelerations": {"adaptive": {"first": 3, "last": 1}}}
+    said = refusal(solved, job(steps=4, **asked))
+    assert "accelerations.adaptive: has nothing to skip: steps are 4, and 4 of a stage" in said
+    assert solved(job(steps=5, **asked)).accelerations.adaptive is not None
+    said = refusal(solved, job(steps=12, pyramid=3, **asked))
+    assert "the stages' steps are 4-4-4, and 4 of a stage always run (first + last)" in said
+
+
+@pytest.mark.parametrize(
+    ("rehash", "fields", "message"),
+    [
+        ({}, {}, "accelerations.rehash: needs key_steps or every, and not both"),
+        ({"every": 2, "key_steps": [[0]]}, {}, "needs key_steps or every, and not both"),
+        ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
+        ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
+        ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
+        ({"key_steps": [[1, 2]]}, {"steps": 4}, "every one of the 4 steps is a key step; give mo"),
+        ({"every": 2}, {"steps": 2}, "every one of the 2 steps is a key step; give more steps"),
+        ({"key_step": [[1]]}, {}, "unknown field 'key_step'; did you mean 'key_steps'? valid: key"),
+    ],
+)
+def test_key_steps_that_cannot_be(rehash, fields, message):
+    asked = {"accelerations": {"rehash": rehash}, **fields}
+    assert message in refusal(lambda: solved(job(**asked)))
+
+
+def test_key_steps_can_be_every_so_many():
+    assert solved(job(steps=4, accelerations={"rehash": {"every": 2}})).accelerations.rehash
+
+
+def test_a_preset_is_settings_and_a_jobs_own_take_their_place():
+    own = {"adaptive": {"threshold": 0.5}}
+    assert solved(job(steps=20)).accelerations == Accelerations()
+    balanced = solved(job(steps=20, preset="balanced")).accelerations
+    assert balanced == PRESETS["balanced"].settings != Accelerations()
+    mixed = solved(job(steps=20, preset="balanced", accelerations=own)).accelerations
+    assert mixed == Accelerations(adaptive=Adaptive(threshold=0.5))
+    added = solved(job(steps=20, preset="fast", accelerations={"rehash": {"every": 2}}))
+    assert added.accelerations.adaptive == PRESETS["fast"].settings.adaptive
+    assert added.accelerations.rehash == Rehash(every=2)
+
+
+def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
+    said = refusal(solved, job(steps=4, preset="fast"))
+    assert said.startswith("preset: has nothing to skip: steps are 4")
+
+
+def test_a_job_can_name_every_scheduler_that_is_supported():
+    assert set(get_args(SchedulerName)) == set(VALID)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"rehash": {"every": 2}, "slicing": {"slices": 4}}, "rehash: does not go with slicing"),
+        ({"adaptive": {}, "fast_attention": {}}, "fast_attention: does not go with adaptive yet: "),
+        ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
+        ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
+        ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
+        ({"slicing": {}}, "accelerations.slicing.slices: missing"),
+    ],
+)
+def test_what_does_not_go_together(asked, message):
+    assert message in refusal(lambda: solved(job(steps=12, accelerations=asked)))
+
+
+def test_a_plan_of_attention_is_for_one_stage():
+    asked = {"fast_attention": {}}
+    said = refusal(lambda: solved(job(steps=12, pyramid=2, accelerations=asked)))
+    assert "fast_attention: plans of attention are for renders without a pyramid yet" in said

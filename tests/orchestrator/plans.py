@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from jobs.accelerations import Accelerations
 from jobs.geometry import ModelGeometry
 from jobs.units import ShotRender, Unit
 from orchestrator.plan import Plan, ShotPlan, lay_shot
@@ -83,6 +84,7 @@ def make_plan(
         geometry=GEOMETRY,
         dtype="float32",
         preset="exact",
+        accelerations=Accelerations(),
         threads=1,
         numerics=numerics,
         checkpoint_every=checkpoint_every,

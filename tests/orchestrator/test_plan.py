@@ -57,6 +57,48 @@ def test_pieces_partition_the_shot_and_need_no_later_window(layout: tuple[int, i
         assert all(w.start >= stop for w in windows[owner + 1 :])
 
 
+@given(layouts(), st.integers(2, 3))
+@settings(max_examples=300, deadline=None)
+def test_pieces_are_made_of_whole_batches(layout: tuple[int, int, int], batch: int) -> None:
+    """Of an autoencoder that decodes so many latent frames together, and one more at first."""
+    latent_frames, window, overlap = layout
+    latent_frames += -(latent_frames - 1) % batch
+    windows = lay_windows(latent_frames, window, overlap)
+    pieces = lay_pieces(windows, latent_frames, batch)
+    assert list(itertools.chain(*(range(*piece) for piece in pieces))) == list(range(latent_frames))
+    borders = {0, *range(1 + batch, latent_frames, batch)}
+    for start, stop in pieces:
+        assert start in borders and (stop in borders or stop == latent_frames)
+        assert stop - start <= MAX_PIECE_LATENT_FRAMES + batch
+    for window_start in (window.start for window in windows):
+        last = max(border for border in borders if border <= window_start)
+        assert last in {start for start, _ in pieces}, "no piece waits for a later window"
+
+
+@given(layouts(), st.integers(2, 5))
+@settings(max_examples=300, deadline=None)
+def test_pieces_of_a_decoder_that_goes_by_tiles(layout: tuple[int, int, int], stride: int) -> None:
+    """Tile k's own frames begin behind k * stride; the first tile's with the shot."""
+    latent_frames, window, overlap = layout
+    pieces = lay_pieces(lay_windows(latent_frames, window, overlap), latent_frames, stride)
+    assert list(itertools.chain(*(range(*piece) for piece in pieces))) == list(range(latent_frames))
+    assert pieces[0][0] == 0
+    for start, stop in pieces[1:]:
+        assert start > stride and start % stride == 1 % stride
+        assert 0 < stop - start <= MAX_PIECE_LATENT_FRAMES + stride
+
+
+def test_what_a_piece_depends_on_before_and_behind_it() -> None:
+    geometry = replace(GEOMETRY, decode_ahead_latent_frames=2, decode_context_latent_frames=4)
+    plan = replace(make_plan(20), geometry=geometry, decode_context=4)
+    for goal in plan.goals():
+        task = plan.task(goal, 1)
+        assert isinstance(task, DecodeTask)
+        assert task.warm_start == max(0, task.start - 4)
+        assert (task.owned[0][0], task.owned[-1][1]) == (task.warm_start, min(20, task.stop + 2))
+    assert len(list(plan.goals())) > 2, "pieces in the middle too"
+
+
 @pytest.mark.parametrize("overlap", [-1, 6, 7])
 def test_an_impossible_overlap_is_refused(overlap: int) -> None:
     with pytest.raises(ValueError, match="overlap"):
@@ -72,6 +114,30 @@ def test_the_rounding_rule(pixel_frames: int, scale: int) -> None:
     assert count == 1 or geometry.pixel_frames(count - 1) < pixel_frames
 
 
+@given(st.integers(1, 5000), st.integers(1, 16), st.integers(2, 4))
+def test_a_shot_is_made_of_whole_batches(pixel_frames: int, scale: int, batch: int) -> None:
+    geometry = replace(GEOMETRY, temporal_scale=scale, decode_batch_latent_frames=batch)
+    count = geometry.latent_frames(pixel_frames)
+    assert (count - 1) % batch == 0
+    assert geometry.pixel_frames(count) >= pixel_frames
+    assert count == 1 or geometry.pixel_frames(count - batch) < pixel_frames
+
+
+def test_a_warm_up_begins_with_a_whole_batch() -> None:
+    plan = make_plan(21, window=7, overlap=2, decode_context=4)
+    geometry = replace(GEOMETRY, decode_batch_latent_frames=2)
+    pieces = ((0, 5), (5, 9), (9, 21))
+    plan = replace(plan, geometry=geometry, shots=(replace(plan.shots[0], pieces=pieces),))
+    assert [plan.warm_start(Unit("decode", 0, index=i)) for i in range(3)] == [0, 0, 5]
+    assert [plan.task(Unit("decode", 0, index=i), 1).owned[0][0] for i in range(3)] == [0, 0, 5]
+
+
+def test_borders_of_batches() -> None:
+    found = [replace(GEOMETRY, decode_batch_latent_frames=2).decode_border(n) for n in range(8)]
+    assert found == [0, 0, 0, 3, 3, 5, 5, 7]
+    assert [GEOMETRY.decode_border(n) for n in range(4)] == [0, 1, 2, 3]
+
+
 def test_pixel_ranges_join_without_gap() -> None:
     ranges = [GEOMETRY.pixel_range(a, b) for a, b in [(0, 3), (3, 4), (4, 9)]]
     assert ranges == [(0, 9), (9, 13), (13, 33)]
@@ -80,12 +146,17 @@ def test_pixel_ranges_join_without_gap() -> None:
 stage_steps = st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple)
 
 
-@given(layouts(), stage_steps, st.integers(0, 20))
+decoders = st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 3))
+
+
+@given(layouts(), stage_steps, decoders)
 @settings(max_examples=60, deadline=None)
 def test_inputs_and_tasks_agree(
-    layout: tuple[int, int, int], steps: tuple[int, ...], context: int
+    layout: tuple[int, int, int], steps: tuple[int, ...], decoder: tuple[int, int, int]
 ) -> None:
+    """Whatever a decoder sees of the frames before and after, and however many at a time."""
     latent_frames, window, overlap = layout
+    context, ahead, batch = decoder
     plan = make_plan(
         min(latent_frames, 120),
         window=window,
@@ -93,6 +164,10 @@ def test_inputs_and_tasks_agree(
         stage_steps=steps,
         decode_context=context,
     )
+    geometry = replace(GEOMETRY, decode_ahead_latent_frames=ahead, decode_batch_latent_frames=batch)
+    windows, count = plan.shots[0].stages[-1].windows, plan.shots[0].render.latent_frames
+    shot = replace(plan.shots[0], pieces=lay_pieces(windows, count, batch))
+    plan = replace(plan, geometry=geometry, shots=(shot,))
     referee = Referee(plan, {})
     units = list(plan.units())
     assert len(set(units)) == len(units)
@@ -117,7 +192,7 @@ def test_inputs_and_tasks_agree(
         elif isinstance(task, DecodeTask):
             assert [name.index for name in inputs] == [w.index for w in task.windows]
             assert task.owned[0][0] <= task.warm_start <= task.start < task.stop
-            assert task.stop <= task.owned[-1][1]
+            assert task.owned[-1][1] == min(task.stop + ahead, count)
             assert all(a[1] == b[0] for a, b in itertools.pairwise(task.owned))
         else:
             assert isinstance(task, EncodeTask)

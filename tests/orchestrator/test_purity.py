@@ -39,7 +39,9 @@ LAYERS = {
     "orchestrator": {"jobs"},
     "training": {"jobs", "accel", "workers"},
 }
-AROUND_THE_DRIVER = {"actors", "driver", "render", "verify", "report", "report_page", "export"}
+AROUND_THE_DRIVER = {
+    "actors", "driver", "render", "verify", "report", "report_page", "export", "calibrate",
+}  # fmt: skip
 
 #: What decides: these have no clock, no files and no random numbers either.
 DECIDING = ("plan", "units", "state", "roster", "placement", "events", "records", "lanes")

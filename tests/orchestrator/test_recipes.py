@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.images import ImageFile
 from jobs.units import Unit
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
@@ -39,7 +40,6 @@ def test_what_the_bits_do_not_depend_on(changes: dict[str, object]) -> None:
     [
         {"model_identity": "1" * 64},
         {"dtype": "bfloat16"},
-        {"preset": "fast"},
         {"threads": 2},
         {"numerics": "pinned"},
     ],
@@ -60,6 +60,18 @@ def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) 
         assert same == (unit.kind != "decode")
 
 
+def test_a_model_that_counts_seconds_denoises_another_film_at_another_rate() -> None:
+    plan = two_shots()
+    seconds = replace(plan, geometry=replace(plan.geometry, time_in_seconds=True))
+    faster = tuple(replace(shot, render=replace(shot.render, fps=99)) for shot in plan.shots)
+    for before, same in ((plan, True), (seconds, False)):
+        after = replace(before, shots=faster)
+        for unit in before.units():
+            if unit.kind == "step":
+                keys = {Recipes(each, "a-1").key(unit) for each in (before, after)}
+                assert (len(keys) == 1) == same
+
+
 def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = two_shots()
     piece, step = Unit("decode", 0), Unit("step", 0)
@@ -67,6 +79,39 @@ def test_a_new_encoder_writes_every_piece_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("orchestrator.recipes.ENCODER_VERSION", 2)
     after = [Recipes(plan, "a-1").key(piece), Recipes(plan, "a-1").key(step), film_key(plan)]
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, False]
+
+
+def with_image(**changes: object) -> Plan:
+    """Of two shots the first starts from an image."""
+    plan = two_shots()
+    image = ImageFile("/a.png", "1" * 64, 32, 16)
+    render = replace(plan.shots[0].render, **{"image": image} | changes)
+    return replace(plan, shots=(replace(plan.shots[0], render=render), plan.shots[1]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": None},
+        {"image": ImageFile("/a.png", "2" * 64, 32, 16)},
+        {"seed": 99},
+        {"latent_height": 2},
+        {"fps": 99},
+    ],
+)
+def test_an_image_is_part_of_its_shot_and_of_no_other(changes: dict[str, object]) -> None:
+    """With all that it is encoded with: the film's size, the shot's noise, the frame rate."""
+    before, after = with_image(), with_image(**changes)
+    assert film_key(before) != film_key(after)
+    for unit in before.units():
+        same = Recipes(before, "a-1").key(unit) == Recipes(after, "a-1").key(unit)
+        assert same == (unit.shot == 1), unit
+
+
+def test_where_an_image_lies_is_no_matter() -> None:
+    moved = with_image(image=ImageFile("/elsewhere/a.png", "1" * 64, 32, 16))
+    assert film_key(with_image()) == film_key(moved)
+    assert with_image().images == (ImageFile("/a.png", "1" * 64, 32, 16),)
 
 
 def test_the_order_of_shots_is_part_of_a_film() -> None:

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from jobs.errors import BadJob
+from jobs.journal import Journal
+from jobs.units import Unit
 from orchestrator.borders import borders
+from orchestrator.engagement import engagement
 from orchestrator.report import report_file, report_job
 from orchestrator.report_page import page
 from tests.orchestrator.test_verify import Finished, finished
@@ -104,3 +107,16 @@ def test_the_page_holds_everything_and_runs_nothing(tmp_path: Path) -> None:
     assert "http" not in told, "nothing is loaded from elsewhere"
     for part in ("Fidelity", "every frame is equal", "Window borders", "Colours"):
         assert part in told
+
+
+def test_what_the_tiles_did_is_drawn(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    assert "<h2>Steps</h2>" not in page(*report_job(job.folder, None))
+    journal = Journal.open(job.folder, "driver-2")
+    journal.begin_epoch()
+    counts = [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
+    units = [Unit("step", 0, index=1, step=step) for step in range(2)]
+    journal.append([engagement(*each) for each in zip(units, counts, strict=True)])
+    said, sheet = report_job(job.folder, None)
+    assert said["tiles"] == [{"shot": 0, "stage": 0, "window": 1, "steps": "x."}]
+    assert "<h2>Steps</h2>" in page(said, sheet)

@@ -17,7 +17,7 @@ from jobs.loras import LORA_FILE, with_loras
 from jobs.model_folder import inspect_model
 from jobs.spec_lora import Lora
 from tests.workers.tiny_animatediff import write_tiny_animatediff
-from workers.families import open_family
+from workers.families import FAMILIES, open_family
 from workers.joining import join
 from workers.setup import WorkerSetup
 
@@ -40,10 +40,10 @@ def write_lora(family: str, model: Path, out: Path, seed: int = 0) -> Path:
         if "lora" in name:
             torch.nn.init.normal_(weight, std=0.3)
     weights = get_peft_model_state_dict(denoiser)
-    if family == "wan":
-        WanPipeline.save_lora_weights(out, transformer_lora_layers=weights)
-    else:
+    if family == "animatediff":
         AnimateDiffPipeline.save_lora_weights(out, unet_lora_layers=weights)
+    else:
+        FAMILIES[family].pipeline.save_lora_weights(out, transformer_lora_layers=weights)
     return out / LORA_FILE
 
 

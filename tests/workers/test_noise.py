@@ -9,7 +9,7 @@ import torch
 
 from jobs.versions import NOISE_VERSION
 from tests.workers.tiny import tiny_shot
-from workers.noise import frame_noise, initial_noise
+from workers.noise import frame_noise, image_noise, initial_noise
 
 SHAPE = (4, 8, 8)
 
@@ -47,3 +47,12 @@ def test_version_1_never_changes() -> None:
     assert NOISE_VERSION == 1
     digest = hashlib.sha256(frame_noise(7, 3, "initial", 0, SHAPE).tobytes()).hexdigest()
     assert digest == "d9a3bd96ff7be1005fa1dbc6e6fb6ff6d2c053c16a41f0f441f3b1159a772dbb"
+
+
+def test_an_images_noise_is_its_own() -> None:
+    shot = tiny_shot()
+    height, width = shot.latent_height, shot.latent_width
+    noise, initial = image_noise(shot, height, width), initial_noise(shot, [0], 3)[:, :, 0]
+    assert noise.shape == initial.shape == (1, 3, height, width)
+    assert not torch.equal(noise, initial)
+    assert torch.equal(noise, image_noise(shot, height, width))

@@ -5,14 +5,27 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UniPCMultistepScheduler
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from accel.pyramid import VariancePath, lay_stages
 from jobs.errors import BadJob
-from jobs.model_scheduler import SCHEDULERS
+from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid
+from jobs.spec import SchedulerName
+from tests.workers.tiny_svd import SCHEDULER as SVD_SCHEDULER
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
 
 CONFIG = json.loads(
@@ -25,9 +38,33 @@ DDIM_CONFIG = json.loads(
         beta_schedule="linear", clip_sample=False, steps_offset=1, timestep_spacing="linspace"
     ).to_json_string()
 )
-CONFIGS = {"flow": CONFIG, "variance": DDIM_CONFIG}
+EDM_CONFIG = json.loads(EulerDiscreteScheduler(**SVD_SCHEDULER).to_json_string())
+#: CogVideoX-2b's, whose scheduler starts from nothing but noise.
+COGVIDEOX_CONFIG = json.loads(
+    CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    ).to_json_string()
+)
+#: LTX-Video's, whose shift grows with what the model sees.
+LTX_CONFIG = json.loads(
+    FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        shift_terminal=0.1,
+    ).to_json_string()
+)
+CONFIGS = {
+    "flow": CONFIG,
+    "variance": DDIM_CONFIG,
+    "snr_shifted": COGVIDEOX_CONFIG,
+    "edm": EDM_CONFIG,
+    "flow_by_size": LTX_CONFIG,
+}
+PLACES = 165  # latent places of the tests' latents
 SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
-#: Of both kinds of diffusion.
+#: Of all kinds of diffusion.
 SUPPORTED = [(diffusion, name) for diffusion, table in SCHEDULERS.items() for name in table]
 each_scheduler = pytest.mark.parametrize(("diffusion", "name"), SUPPORTED)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -40,6 +77,13 @@ def predictions_of(steps: int, dtype: torch.dtype) -> list[torch.Tensor]:
 
 def start() -> torch.Tensor:
     return torch.randn(1, 4, 11, 3, 5, generator=torch.Generator().manual_seed(9))
+
+
+def noise_of(stepper: RangeStepper, step: int, a: int = 0, b: int = 11) -> torch.Tensor | None:
+    """What a scheduler that adds noise is handed for some frames."""
+    if not stepper.adds_noise:
+        return None
+    return torch.randn(1, 4, 11, 3, 5, generator=torch.Generator().manual_seed(step))[:, :, a:b]
 
 
 def sliced(history: dict[str, torch.Tensor], a: int, b: int) -> dict[str, torch.Tensor]:
@@ -63,19 +107,33 @@ DPM_THIRD_ORDER = {
 )  # fmt: skip
 def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype) -> None:
     steps = 8
-    stepper = RangeStepper(name, config, (steps,), diffusion=diffusion)
+    stepper = RangeStepper(name, config, (steps,), diffusion=diffusion, places=PLACES)
     plain = build(name, config, None, diffusion)[1]
-    plain.set_timesteps(steps)
+    if diffusion == "flow_by_size":
+        mu = calculate_shift(PLACES, 1024, 4096, 0.95, 2.05)
+        plain.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    else:
+        plain.set_timesteps(steps)
     if hasattr(plain, "set_begin_index"):
         plain.set_begin_index(0)
     whole, history, theirs = start(), {}, start()
     for i, prediction in enumerate(predictions_of(steps, dtype)):
         parts = [
-            stepper.step_range(i, prediction[:, :, a:b], whole[:, :, a:b], sliced(history, a, b))
+            stepper.step_range(
+                i,
+                prediction[:, :, a:b],
+                whole[:, :, a:b],
+                sliced(history, a, b),
+                noise_of(stepper, i, a, b),
+            )
             for a, b in reversed(SLICES)
         ][::-1]
-        whole, history = stepper.step_range(i, prediction, whole, history)
-        theirs = plain.step(prediction, plain.timesteps[i], theirs, return_dict=False)[0]
+        noise = noise_of(stepper, i)
+        whole, history = stepper.step_range(i, prediction, whole, history, noise)
+        if noise is None:  # another test has those that add it
+            theirs = plain.step(prediction, plain.timesteps[i], theirs, return_dict=False)[0]
+        else:
+            theirs = whole
         assert whole.dtype == theirs.dtype
         assert torch.equal(whole, theirs), f"step {i} is not diffusers'"
         assert torch.equal(torch.cat([latents for latents, _ in parts], dim=2), whole), i
@@ -88,14 +146,16 @@ def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype
 @each_scheduler
 def test_nothing_hides_between_calls(diffusion: str, name: str) -> None:
     """A step gives the same after the stepper was used for something else in between."""
-    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion, places=PLACES)
     runs = []
     for disturb in (False, True):
         latents, history = start(), {}
         for i, prediction in enumerate(predictions_of(6, torch.float32)):
             if disturb:
-                stepper.step_range(5 - i, prediction.flip(0) * 3, latents.neg(), {})
-            latents, history = stepper.step_range(i, prediction, latents, history)
+                noise = noise_of(stepper, 5 - i)
+                stepper.step_range(5 - i, prediction.flip(0) * 3, latents.neg(), {}, noise)
+            noise = noise_of(stepper, i)
+            latents, history = stepper.step_range(i, prediction, latents, history, noise)
         runs.append(latents)
     assert torch.equal(*runs)
 
@@ -103,12 +163,64 @@ def test_nothing_hides_between_calls(diffusion: str, name: str) -> None:
 @each_scheduler
 def test_history_matters(diffusion: str, name: str) -> None:
     """Unless a scheduler has none; so that the tests above compare something."""
-    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion)
+    stepper = RangeStepper(name, CONFIGS[diffusion], (6,), diffusion=diffusion, places=PLACES)
     first, second = predictions_of(2, torch.float32)
-    latents, history = stepper.step_range(0, first, start(), {})
-    with_history = stepper.step_range(1, second, latents, history)[0]
-    without = stepper.step_range(1, second, latents, {})[0]
-    assert torch.equal(with_history, without) == (name in ("euler", "ddim"))
+    noises = [noise_of(stepper, step) for step in range(3)]
+    latents, history = stepper.step_range(0, first, start(), {}, noises[0])
+    # Once more: after a start from nothing but noise, what was before has no part in a step.
+    latents, history = stepper.step_range(1, first, latents, history, noises[1])
+    with_history = stepper.step_range(2, second, latents, history, noises[2])[0]
+    without = stepper.step_range(2, second, latents, {}, noises[2])[0]
+    assert torch.equal(with_history, without) == (name in ("euler", "ddim", "cogvideox-ddim"))
+
+
+@each_dtype
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+@pytest.mark.parametrize("steps", [8, 6])  # that divide the trained times, and that do not
+def test_noise_that_is_handed_in_is_all_that_differs(
+    dtype, prediction_type: str, steps: int, monkeypatch
+) -> None:
+    """CogVideoX's stochastic scheduler, as its pipeline calls it, with the noise that ours gets in
+    the place of the noise that it draws. 5b's settings."""
+    config = COGVIDEOX_CONFIG | {
+        "_class_name": "CogVideoXDPMScheduler",
+        "prediction_type": prediction_type,
+        "snr_shift_scale": 1.0,
+        "rescale_betas_zero_snr": prediction_type == "v_prediction",
+    }
+    stepper = RangeStepper("auto", config, (steps,), diffusion="snr_shifted")
+    assert stepper.name == "cogvideox-dpm" and stepper.adds_noise
+    plain = CogVideoXDPMScheduler.from_config(config)
+    plain.set_timesteps(steps)
+    ours, theirs, history, old = start().to(dtype), start().to(dtype), {}, None
+    for i, prediction in enumerate(predictions_of(steps, torch.float32)):
+        noise = noise_of(stepper, i)
+        ours, history = stepper.step_range(i, prediction, ours, history, noise)
+        drawn = lambda shape, dtype, noise=noise, **k: noise.to(dtype)  # noqa: E731
+        monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", drawn)
+        back = plain.timesteps[i - 1] if i else None
+        theirs, old = plain.step(prediction, old, plain.timesteps[i], back, theirs)
+        assert torch.equal(ours, theirs), f"step {i} is not diffusers'"
+        ours, theirs = ours.to(dtype), theirs.to(dtype)
+    assert torch.isfinite(ours).all() and ours.float().std() > 0.1
+
+
+def test_noise_is_added_at_every_step_but_the_last() -> None:
+    config = COGVIDEOX_CONFIG | {"_class_name": "CogVideoXDPMScheduler"}
+    stepper = RangeStepper("auto", config, (8,), diffusion="snr_shifted")
+    latents, history = start(), {}
+    for i, prediction in enumerate(predictions_of(8, torch.float32)):
+        noise = noise_of(stepper, i)
+        other = stepper.step_range(i, prediction, latents, history, noise.neg())[0]
+        latents, history = stepper.step_range(i, prediction, latents, history, noise)
+        assert torch.equal(latents, other) == (i == 7)
+
+
+def test_a_shifted_schedule_has_no_pyramid() -> None:
+    with pytest.raises(BadJob, match=r"cogvideox-ddim has no pyramid.*use pyramid: off"):
+        check_pyramid("cogvideox-ddim", COGVIDEOX_CONFIG, "snr_shifted")
+    with pytest.raises(BadJob, match=r"ddim is not for this.*auto, cogvideox-ddim, cogvideox-dpm"):
+        build("ddim", COGVIDEOX_CONFIG, diffusion="snr_shifted")
 
 
 @pytest.mark.parametrize("name", SCHEDULERS["flow"])
@@ -157,16 +269,16 @@ def test_what_cannot_be_sliced_is_refused_by_name(name: str, changes: dict, says
 def test_the_tables_are_those_of_diffusers(diffusion: str, name: str) -> None:
     """A setting that diffusers' class has, and that some scheduler is refused for, is looked at."""
     table = SCHEDULERS[diffusion]
-    assert table.keys() <= KINDS.keys()
     settings = table[name]
-    assert settings.class_name == KINDS[name].cls.__name__
-    known = set(inspect.signature(KINDS[name].cls.__init__).parameters)
+    kind = KINDS[settings.class_name]
+    assert settings.class_name in {each.__name__ for each in kind.cls.__mro__}
+    known = set(inspect.signature(kind.cls.__init__).parameters)
     refused = {setting for each in table.values() for setting in each.allowed}
     if name == "dpm++":
         refused -= {"solver_order"}  # its third order does not sum by a matrix product
     assert set(settings.allowed) == refused & known
     assert settings.shift_key in known if diffusion == "flow" else settings.shift_key is None
-    assert set(settings.fixed) <= known
+    assert {*settings.fixed, *settings.unsaid} <= known
 
 
 @each_scheduler
@@ -207,9 +319,32 @@ def test_more_steps_than_trained_times_are_refused() -> None:
         RangeStepper("dpm++", DDIM_CONFIG, (400, 1, 1), 0, diffusion="variance")
 
 
+def test_a_job_can_name_every_scheduler() -> None:
+    assert set(get_args(SchedulerName)) == set(VALID)
+
+
 def test_a_refusal_says_which_values_are_valid() -> None:
     with pytest.raises(BadJob, match=r"solver_order=3 .*valid: 1 or 2, or name .*: euler, dpm"):
         build("unipc", CONFIG | {"solver_order": 3}, None)
+
+
+def test_an_edm_schedule_starts_and_sees_as_diffusers_says() -> None:
+    """Noise starts at sqrt(sigma_max^2 + 1); a model sees x / sqrt(sigma^2 + 1)."""
+    stepper = RangeStepper("auto", EDM_CONFIG, (5,), diffusion="edm")
+    noise = start()
+    assert torch.equal(stepper.start(noise), noise * (torch.tensor(700.0) ** 2 + 1) ** 0.5)
+    for step in (3, 0):
+        sigma = torch.tensor(stepper.sigma(step))
+        assert torch.equal(stepper.scale_input(noise, step), noise / (sigma**2 + 1) ** 0.5)
+    assert stepper.sigma(0) == pytest.approx(700) and stepper.sigma(4) == pytest.approx(0.002)
+    assert torch.equal(RangeStepper("auto", CONFIG, (5,)).start(noise), noise)
+
+
+def test_euler_that_a_job_names_for_an_edm_model_has_its_levels() -> None:
+    other = {"_class_name": "EDMEulerScheduler", "sigma_max": 80.0}
+    config = build("euler", other, diffusion="edm")[1].config
+    assert (config.sigma_max, config.sigma_min, config.use_karras_sigmas) == (80.0, 0.002, True)
+    assert (config.prediction_type, config.timestep_type) == ("v_prediction", "continuous")
 
 
 def test_config_is_read_from_the_folder(tmp_path: Path) -> None:

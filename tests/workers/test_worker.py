@@ -23,6 +23,7 @@ from jobs.units import DecodeTask, ShotRender, Unit, Window
 from tests.workers.test_conformance import WINDOWS, load_pipeline, run_pipeline
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
 from workers.bundles import to_bundle, to_tensor
+from workers.decoding import DecodeLane
 from workers.families import wan
 from workers.video import iter_frames
 from workers.worker import Worker
@@ -89,10 +90,8 @@ def test_a_decode_goes_on_from_its_live_context(tiny_wan: Path, monkeypatch) -> 
     done = render_windows(worker, shot, WINDOWS)
     run_decode(worker, decode_task(shot, 0, 3, 0), done)
     decoded = []
-    plain = wan.DecodeLane._decode_frame
-    monkeypatch.setattr(
-        wan.DecodeLane, "_decode_frame", lambda *a: (decoded.append(1), plain(*a))[1]
-    )
+    plain = DecodeLane.decode_batch
+    monkeypatch.setattr(DecodeLane, "decode_batch", lambda *a: (decoded.append(1), plain(*a))[1])
     run_decode(worker, decode_task(shot, 3, 7, 0), done)
     assert len(decoded) == 4
     run_decode(worker, decode_task(shot, 3, 7, 0), done)
@@ -147,14 +146,14 @@ def test_the_text_encoder_is_loaded_once_and_freed_before_the_first_step(
     tiny_wan: Path, monkeypatch
 ) -> None:
     held = []
-    plain = wan.WanFamily._load_text_pipeline
+    plain = wan.WanFamily._load_encoders
 
     def load(family):
         pipeline = plain(family)
         held.append(weakref.ref(pipeline.text_encoder))
         return pipeline
 
-    monkeypatch.setattr(wan.WanFamily, "_load_text_pipeline", load)
+    monkeypatch.setattr(wan.WanFamily, "_load_encoders", load)
     gc.disable()  # the next collection may be minutes away
     try:
         worker, shot = tiny_worker(tiny_wan), tiny_shot()
@@ -241,8 +240,10 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"accelerations": "fast"}, "'fast' is not built yet; available: exact"),
-        ({"family": "sora"}, "unknown model family 'sora'; valid: animatediff, wan"),
+        (
+            {"family": "sora"},
+            "'sora'; valid: animatediff, cogvideox, hunyuan-video, ltx, svd, wan",
+        ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
 )

@@ -6,8 +6,12 @@ from collections.abc import Callable, Sequence
 
 from jobs.errors import BadJob
 from workers.families.animatediff import AnimateDiffFamily
+from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
+from workers.families.hunyuan_video import HunyuanVideoFamily
 from workers.families.loras import Adapter
+from workers.families.ltx import LTXFamily
+from workers.families.svd import SVDFamily
 from workers.families.wan import WanFamily
 
 __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
@@ -15,6 +19,10 @@ __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
 FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
     "animatediff": AnimateDiffFamily,
+    "svd": SVDFamily,
+    "cogvideox": CogVideoXFamily,
+    "ltx": LTXFamily,
+    "hunyuan-video": HunyuanVideoFamily,
 }
 
 

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
 
-from jobs.errors import BadJob
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, guided
+from workers.families.folder import FolderFamily, Parts, check_length, guided
 from workers.schedulers import RangeStepper
 
 
@@ -43,7 +42,8 @@ class AnimateDiffFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        _check_length(pipeline.tokenizer, shot.prompt, shot.negative_prompt)
+        tokenizer = pipeline.tokenizer
+        check_length(tokenizer, tokenizer.model_max_length, shot.prompt, shot.negative_prompt)
         return pipeline.encode_prompt(
             shot.prompt, self._device, 1, guided(shot), shot.negative_prompt
         )
@@ -88,14 +88,3 @@ class AnimateDiffFamily(FolderFamily):
         scaled = 1 / vae.config.scaling_factor * frames.to(vae.device, vae.dtype)
         pixels = [vae.decode(each[None]).sample for each in scaled.unbind(1)]
         return to_rgb8(torch.stack(pixels, dim=2))
-
-
-def _check_length(tokenizer: Any, *prompts: str) -> None:
-    """CLIP reads so many tokens; diffusers would leave out the rest of a longer prompt."""
-    for prompt in prompts:
-        tokens = len(tokenizer(prompt, truncation=False).input_ids)
-        if tokens > tokenizer.model_max_length:
-            raise BadJob(
-                f"prompt {prompt[:40]!r}... has {tokens} tokens, and this model reads "
-                f"{tokenizer.model_max_length}; shorten it"
-            )

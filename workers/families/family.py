@@ -11,6 +11,7 @@ import torch
 
 from accel.handle import Branch
 from jobs.families.family import Diffusion
+from jobs.geometry import ModelGeometry
 from jobs.units import ShotRender
 from workers.schedulers import RangeStepper
 
@@ -25,14 +26,21 @@ class ModelFamily(Protocol):
     with ``CannotRunHere`` before any weight loads.
     """
 
+    geometry: ModelGeometry
     latent_channels: int
     first_alone: bool  # whether the first latent frame holds fewer pixel frames than all others
     scheduler_config: Mapping[str, Any]
     diffusion: Diffusion
+    even_sigmas: bool  # whether the pipeline spreads a flow's steps from 1 to 0 by itself
 
     @property
     def denoiser(self) -> torch.nn.Module:
         """The model that accelerations attach to."""
+        ...
+
+    @property
+    def vae(self) -> torch.nn.Module:
+        """The autoencoder that decodes."""
         ...
 
     def loaded_bytes(self) -> int:
@@ -40,7 +48,12 @@ class ModelFamily(Protocol):
         ...
 
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
-        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        """What `predict` needs of the shot's prompts or image, by names of the family's own: such
+        as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""
+        ...
+
+    def kept(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the dtype that the family's pipeline keeps them in between steps."""
         ...
 
     def predict(
@@ -59,5 +72,5 @@ class ModelFamily(Protocol):
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
         """RGB uint8 [F, H, W, 3] of the latent frames from ``start``; ``latents`` begin at
-        ``warm_start``."""
+        ``warm_start``. Those of frames that were only looked ahead at may follow."""
         ...

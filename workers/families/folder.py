@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
 from jobs.families import FAMILIES, family_of
 from jobs.families.family import Diffusion
 from jobs.units import ShotRender
@@ -24,14 +24,18 @@ from workers.schedulers import read_scheduler_config
 Parts = Mapping[str, tuple[str, ...]]
 
 
-class FolderFamily(ABC):
+class FolderModel(ABC):
     """One folder on one device. Raises CannotRunHere at once for one that cannot be rendered."""
 
     name: ClassVar[str]
-    pipeline: ClassVar[type]  # diffusers', of which nothing is ever called but what encodes text
+    pipeline: ClassVar[type]  # diffusers', of which nothing is ever called but what encodes
     denoiser_kind: ClassVar[Any]
     vae_kind: ClassVar[Any]
     parts: ClassVar[Parts]
+    #: Whether the pipeline rounds latents to the denoiser's dtype after each step. Where it does
+    #: not, they stay as the scheduler gives them.
+    rounds_latents: ClassVar[bool] = False
+    even_sigmas: ClassVar[bool] = False  # whether the pipeline spreads a flow's steps from 1 to 0
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
         self._folder, self._loras = Path(folder), loras
@@ -45,11 +49,12 @@ class FolderFamily(ABC):
         configs = {
             part: read_json(self._folder / part / "config.json") for part in facts.components
         }
-        geometry = facts.geometry(configs, facts.defaults)
+        self.geometry = facts.geometry(configs, facts.defaults)
         self.diffusion: Diffusion = facts.diffusion
-        self.latent_channels, self.first_alone = geometry.latent_channels, geometry.first_alone
+        self.latent_channels = self.geometry.latent_channels
+        self.first_alone = self.geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
-        self._text: Any = None  # from the first prompt to whatever comes after
+        self._text: Any = None  # from the first shot's encoding to whatever comes after
 
     @cached_property
     def denoiser(self) -> Any:
@@ -70,22 +75,23 @@ class FolderFamily(ABC):
 
     @torch.no_grad()
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
-        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        """What `predict` needs of the shot's prompts or image, by name, in the model's dtype."""
         if self._text is None:
-            self._text = self._load_text_pipeline()
-        cond, uncond = self.encode_prompts(self._text, shot)
-        embeddings = {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
+            self._text = self._load_encoders()
+        embeddings = self.embed(self._text, shot)
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
 
     @abstractmethod
-    def encode_prompts(
-        self, pipeline: Any, shot: ShotRender
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Embeddings of the prompt and, with guidance, of the negative one."""
+    def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
+        """``pipeline`` is diffusers', with nothing but what encodes."""
+
+    def kept(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents in the dtype that the family's pipeline keeps them in between steps."""
+        return latents.to(self._dtype) if self.rounds_latents else latents
 
     def free_text(self) -> None:
-        """All prompts come first: the text encoder, often the largest part of a model, is loaded
-        once for them, and is in nobody's way afterwards."""
+        """All shots are encoded first: the encoders, often the largest part of a model, are loaded
+        once for them, and are in nobody's way afterwards."""
         if self._text is not None:
             self._text = None
             empty_cache(self._device)
@@ -93,17 +99,16 @@ class FolderFamily(ABC):
     def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
         return load_part(cls, self._folder, part, self._device, **dtype)
 
-    def _load_text_pipeline(self) -> Any:
-        """Diffusers' pipeline with nothing but what encodes a prompt."""
-        tokenizer, encoder = (
-            getattr(transformers, self._classes[part]) for part in ("tokenizer", "text_encoder")
-        )
-        parts = {
-            "tokenizer": tokenizer.from_pretrained(
-                self._folder / "tokenizer", local_files_only=True
-            ),
-            "text_encoder": self._load(encoder, "text_encoder", dtype=self._dtype),
-        }
+    def _load_encoders(self) -> Any:
+        """Diffusers' pipeline with nothing but what encodes: encoders, and the tokenizers and the
+        like that have no weights."""
+        facts, parts = FAMILIES[self.name], {}
+        for part in self.parts.keys() - {facts.denoiser, "vae"}:
+            cls = getattr(transformers, self._classes[part])
+            if part in facts.components:
+                parts[part] = self._load(cls, part, dtype=self._dtype)
+            else:
+                parts[part] = cls.from_pretrained(self._folder / part, local_files_only=True)
         needed = {
             name: None
             for name, parameter in inspect.signature(self.pipeline).parameters.items()
@@ -112,5 +117,32 @@ class FolderFamily(ABC):
         return self.pipeline(**(needed | parts))
 
 
+class FolderFamily(FolderModel):
+    """A family whose shots start from their prompts."""
+
+    def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
+        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]."""
+        cond, uncond = self.encode_prompts(pipeline, shot)
+        return {"cond": cond} if uncond is None else {"cond": cond, "uncond": uncond}
+
+    @abstractmethod
+    def encode_prompts(
+        self, pipeline: Any, shot: ShotRender
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Embeddings of the prompt and, with guidance, of the negative one."""
+
+
 def guided(shot: ShotRender) -> bool:
     return shot.guidance[0] > 1.0
+
+
+def check_length(tokenizer: Any, most: int, *prompts: str) -> None:
+    """An encoder reads so many tokens; diffusers would leave out the rest of a longer prompt.
+    Raises BadJob."""
+    for prompt in prompts:
+        tokens = len(tokenizer(prompt, truncation=False).input_ids)
+        if tokens > most:
+            raise BadJob(
+                f"prompt {prompt[:40]!r}... has {tokens} tokens, and this model reads {most}; "
+                "shorten it"
+            )

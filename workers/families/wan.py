@@ -6,7 +6,6 @@ The arithmetic, and its order, is that of ``WanPipeline.__call__``: tests compar
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,14 +15,12 @@ from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from accel.positions import stage_positions
 from jobs.units import ShotRender
-from workers.decoding import DecodeLane, decode_piece, to_rgb8
+from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import FolderFamily, Parts, guided
 from workers.families.loras import Adapter
+from workers.lanes import LaneKeeper
 from workers.schedulers import RangeStepper
-
-#: A decoder's context can be as large as the VAE's weights, so only a few shots keep theirs.
-LANES_KEPT = 2
 
 
 class WanFamily(FolderFamily):
@@ -47,7 +44,7 @@ class WanFamily(FolderFamily):
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
         super().__init__(folder, dtype, device, loras)
-        self._lanes: OrderedDict[int, DecodeLane] = OrderedDict()
+        self._lanes = LaneKeeper()
 
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
@@ -99,15 +96,15 @@ class WanFamily(FolderFamily):
         self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
     ) -> np.ndarray:
         self.free_text()
-        # Taken out first: a context that an error has left half advanced must not be met again.
-        lane = self._lanes.pop(shot_index, None)
-        while len(self._lanes) >= LANES_KEPT:
-            self._lanes.popitem(last=False)
         pixels, lane = decode_piece(
-            self.vae, latents, warm_start=warm_start, start=start, lane=lane
+            self.vae,
+            latents,
+            warm_start=warm_start,
+            start=start,
+            lane=self._lanes.take(shot_index),
         )
         if lane.position < shot.latent_frames:
-            self._lanes[shot_index] = lane
+            self._lanes.keep(shot_index, lane)
         return to_rgb8(pixels)
 
 

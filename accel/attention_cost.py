@@ -1,0 +1,66 @@
+"""What an attention plan costs: multiplications, and memory that goes with the tile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accel.windowed import Geometry, dense_flops, window_flops
+from jobs.attention_plan import AttentionPlan, is_full, is_windowed, shares_branches
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """A model's self-attention: the geometry of its tokens, and its size."""
+
+    geometry: Geometry
+    heads: int
+    head_dim: int
+
+    @property
+    def dense(self) -> int:
+        """FLOPs of one layer and branch in full."""
+        return dense_flops(self.geometry.tokens, self.heads, self.head_dim)
+
+    @property
+    def window(self) -> int:
+        """FLOPs of one layer and branch in blocks; what masks hide is in it."""
+        return window_flops(self.geometry, self.heads, self.head_dim)
+
+
+def plan_flops(plan: AttentionPlan, attention: Attention, *, guided: bool) -> list[int]:
+    """FLOPs of all layers' attention by step, without their projections. A full step that leaves
+    a residual is charged for the window attention that it takes."""
+    return [_step_flops(plan, step, attention, guided) for step in range(plan.steps)]
+
+
+def _step_flops(plan: AttentionPlan, step: int, attention: Attention, guided: bool) -> int:
+    kept, flops = plan.kept_after(step), 0
+    for layer, strategy in enumerate(plan.rows[step]):
+        for branch in ("cond", "uncond") if guided else ("cond",):
+            if branch == "uncond" and shares_branches(strategy):
+                continue
+            if is_full(strategy):
+                leaves = ("residual", layer, branch) in kept
+                flops += attention.dense + (attention.window if leaves else 0)
+            elif is_windowed(strategy):
+                flops += attention.window
+    return flops
+
+
+def full_flops(plan: AttentionPlan, attention: Attention, *, guided: bool) -> list[int]:
+    """The same without the plan."""
+    return [attention.dense * plan.layers * (2 if guided else 1)] * plan.steps
+
+
+def kept_bytes(
+    plan: AttentionPlan, attention: Attention, element_bytes: int, *, guided: bool
+) -> list[int]:
+    """What a tile carries after each step, for attention that gives as many channels as its heads
+    have. Text has outputs and no residuals."""
+    channels = attention.heads * attention.head_dim * element_bytes
+    tokens = {"residual": attention.geometry.grid_tokens, "output": attention.geometry.tokens}
+    owners = ("cond", "uncond") if guided else ("cond",)
+    return [
+        sum(tokens[kind] * channels for kind, _, owner in plan.kept_after(step) if owner in owners)
+        for step in range(plan.steps)
+    ]

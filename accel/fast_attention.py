@@ -1,0 +1,245 @@
+"""DiTFastAttn (arXiv 2406.08552): self-attention that is windowed, or shared over steps and
+guidance branches, as a plan says for each layer and step (``jobs.attention_plan``).
+
+Window attention with residual sharing: a full step r keeps R = full - window, a later step k gives
+window_k + R. The residual is that of the heads, before the output projection; text of a joint
+attention is never windowed, so that it has none. What is shared is an attention's output, after the
+projection.
+
+Unlike the authors' code: a window is a box of the video's grid, not a run of tokens in raster
+order, and a residual that both branches share is kept once. A model without a plan's windows and
+shares, all ``full``, computes bit for bit as it does alone.
+
+The layers' own code runs unchanged: only torch's ``scaled_dot_product_attention`` in them is
+replaced, where a plan asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from accel.attention_core import Core, Residual, Windowed, second_half
+from accel.attention_models import VideoTransformer, check_layers, video_transformer
+from accel.handle import Branch, TileStep
+from accel.windowed import Geometry
+from jobs.attention_plan import AttentionPlan, Extent, is_windowed, shares_branches
+from jobs.errors import CannotRunHere
+
+NAME = "fast_attention"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FastAttention:
+    """A plan for each stage of a pyramid, coarsest first; a single one is no pyramid."""
+
+    stages: tuple[AttentionPlan, ...]
+
+
+def apply(model: torch.nn.Module, config: FastAttention) -> FastAttentionHandle:
+    """Attach to a model. Raises CannotRunHere where the plans do not fit its layers."""
+    kind = video_transformer(model)
+    layers = kind.layers(model)
+    check_layers(layers)
+    for stage, plan in enumerate(config.stages):
+        if plan.layers != len(layers):
+            raise CannotRunHere(
+                f"the attention plan of stage {stage} has {plan.layers} layers, this "
+                f"{type(model).__name__} has {len(layers)}: search a plan for this model"
+            )
+    return FastAttentionHandle(model, kind, config)
+
+
+class FastAttentionHandle:
+    """Fast attention in one model. The model runs inside ``run`` alone."""
+
+    def __init__(
+        self, model: torch.nn.Module, kind: VideoTransformer, config: FastAttention
+    ) -> None:
+        self._kind, self._stages = kind, config.stages
+        self._pass: _Pass | None = None
+        self._undo: list[Callable[[], None]] = []
+        for number, layer in enumerate(kind.layers(model)):
+            self._undo.append(_replace_forward(layer, partial(self._layer, number, layer.forward)))
+        hook = model.register_forward_pre_hook(self._enter_model, with_kwargs=True)
+        self._undo.append(hook.remove)
+
+    @contextmanager
+    def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
+        assert self._pass is None, "one pass at a time"
+        self._pass = _Pass(self._plan(tile), tile, branch, self._kind)
+        try:
+            yield
+            self._pass.finish()
+        finally:
+            self._pass = None
+
+    def remove(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _plan(self, tile: TileStep) -> AttentionPlan:
+        stage, stages = tile.unit.stage, self._stages
+        if stage >= len(stages):
+            raise CannotRunHere(f"{tile.unit}: there are attention plans for {len(stages)} stages")
+        if stages[stage].steps != tile.steps:
+            raise CannotRunHere(
+                f"{tile.unit}: the attention plan has {stages[stage].steps} steps, the job "
+                f"{tile.steps}: search a plan for so many steps"
+            )
+        return stages[stage]
+
+    def _enter_model(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        current = self._current()
+        if args:
+            given = {**given, "hidden_states": args[0]}
+        current.grid = self._kind.grid(model, given)
+
+    def _layer(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._current().attend(number, partial(plain, *args, **kwargs))
+
+    def _current(self) -> _Pass:
+        if self._pass is None:  # a model that computes in full without a word is worse than none
+            raise CannotRunHere("fast attention is attached, and the model runs outside a tile")
+        return self._pass
+
+
+class _Pass:
+    """One pass of a tile and branch through the model."""
+
+    def __init__(
+        self, plan: AttentionPlan, tile: TileStep, branch: Branch, kind: VideoTransformer
+    ) -> None:
+        self.grid: Extent | None = None
+        self._plan, self._tile, self._branch, self._kind = plan, tile, branch, kind
+        self._step = tile.unit.step
+        # Branches that run as one batch are guided by the batch's own state.
+        self._kept = {key[:2] for key in plan.kept_after(self._step) if key[2] == branch}
+        self._reached: list[int] = []
+
+    def attend(self, layer: int, plain: partial[Any]) -> Any:
+        """What the layer gives, as the plan says; ``plain`` computes it in full."""
+        self._reached.append(layer)
+        strategy = self._plan.rows[self._step][layer]
+        shares = shares_branches(strategy)
+        if strategy == "share_steps":
+            self._count("share_steps")
+            outputs = self._read("output", layer)
+        elif shares and self._branch == "uncond":
+            self._count("share_branches")
+            outputs = self._from_cond(layer)
+        else:
+            outputs = self._compute(layer, plain)
+            if shares and self._branch == "cond":
+                self._tile.shared.update(self._named("output", layer, "cond", outputs))
+        if ("output", layer) in self._kept:
+            self._tile.kept.update(self._named("output", layer, self._branch, outputs))
+        return outputs if self._kind.outputs > 1 else outputs[0]
+
+    def finish(self) -> None:
+        """Hand on what later steps read and this one has not renewed."""
+        missed = set(range(self._plan.layers)) - set(self._reached)
+        if missed or len(self._reached) != self._plan.layers:
+            raise CannotRunHere(
+                f"{self._tile.unit}: of {self._plan.layers} layers with fast attention the model "
+                f"called {self._reached}; each is to be called once"
+            )
+        for kind, layer in self._kept:
+            names = self._names(kind, layer, self._branch)
+            if not self._tile.kept.keys() >= set(names):
+                self._tile.kept.update({name: self._carried(name) for name in names})
+
+    # -- computing
+
+    def _compute(self, layer: int, plain: partial[Any]) -> tuple[torch.Tensor, ...]:
+        half = self._branch == "both" and shares_branches(self._plan.rows[self._step][layer])
+        if half:
+            self._count("share_branches")
+            plain = second_half(plain)
+        core = self._core(layer)
+        with core or nullcontext():
+            outputs = plain()
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        if len(outputs) != self._kind.outputs or (core and core.calls != 1):
+            raise CannotRunHere(
+                f"{self._tile.unit}, layer {layer}: its attention did not go through torch's "
+                f"scaled_dot_product_attention once; set the attention backend 'native'"
+            )
+        if isinstance(core, Residual):
+            found = self._named("residual", layer, self._branch, (core.residual,))
+            self._tile.kept.update(found)
+        return tuple(torch.cat([x, x]) for x in outputs) if half else outputs
+
+    def _core(self, layer: int) -> Core | None:
+        """What stands in for the attention between all tokens; None if nothing is to."""
+        if is_windowed(self._plan.rows[self._step][layer]):
+            self._count("window")
+            return Windowed(self.geometry, self._read("residual", layer)[0])
+        return Residual(self.geometry) if ("residual", layer) in self._kept else None
+
+    def geometry(self, tokens: int) -> Geometry:
+        """Of a layer that attends over so many tokens."""
+        assert self.grid is not None, "the model's forward comes before its layers'"
+        frames, rows, columns = self.grid
+        text = tokens - frames * rows * columns
+        if text < 0 or (text > 0) != (self._kind.text != "none"):
+            raise CannotRunHere(
+                f"{self._tile.unit}: attention over {tokens} tokens does not fit a grid of "
+                f"{self.grid}; text is to come {self._kind.text}"
+            )
+        return Geometry(self.grid, self._plan.window, text, self._kind.text == "first")
+
+    # -- what is remembered
+
+    def _read(self, kind: Any, layer: int) -> tuple[torch.Tensor, ...]:
+        owner = self._plan.reads(kind, self._step, layer, self._branch)
+        assert owner is not None, "a plan's step reads what it was checked to"
+        return tuple(self._carried(name) for name in self._names(kind, layer, owner))
+
+    def _carried(self, name: str) -> torch.Tensor:
+        if name not in self._tile.carried:
+            raise CannotRunHere(
+                f"{self._tile.unit} came without '{name}', which its attention plan reads: the "
+                "step before ran by another plan. Render this stage from its first step"
+            )
+        return self._tile.carried[name]
+
+    def _from_cond(self, layer: int) -> tuple[torch.Tensor, ...]:
+        names = self._names("output", layer, "cond")
+        if not self._tile.shared.keys() >= set(names):
+            raise CannotRunHere(
+                f"{self._tile.unit}, layer {layer}: the conditional branch of this step is to run "
+                "before the unconditional one, which shares its attention"
+            )
+        return tuple(self._tile.shared.pop(name) for name in names)
+
+    def _named(
+        self, kind: str, layer: int, branch: Branch, tensors: tuple[torch.Tensor, ...]
+    ) -> dict[str, torch.Tensor]:
+        return dict(zip(self._names(kind, layer, branch), tensors, strict=True))
+
+    def _names(self, kind: str, layer: int, branch: Branch) -> list[str]:
+        parts = self._kind.outputs if kind == "output" else 1
+        return [f"{NAME}.{branch}.{kind}.{layer}.{part}" for part in range(parts)]
+
+    def _count(self, what: str) -> None:
+        self._tile.engaged[f"{NAME}.{what}"] += 1
+
+
+def _replace_forward(layer: torch.nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Replace a module's forward; returns what puts it back."""
+    before = vars(layer).get("forward")
+    layer.forward = forward
+
+    def undo() -> None:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+    return undo

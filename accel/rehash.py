@@ -1,0 +1,183 @@
+"""Step Rehash: deep features of a key step serve the steps after it (Streamlined Inference,
+arXiv 2411.01171, section 3.3).
+
+A UNet's key step keeps what enters the last layer of its last up-block, before that is joined with
+its skip connection; that skip is what ``conv_in`` makes of the latents. So the steps after it run
+``conv_in``, that one layer and ``conv_out``, and nothing else. A transformer's key step keeps what
+all blocks but the first add to the tokens; the steps after it run the first block alone. (A
+first-block cache keeps the same, but asks the first block at every step whether it may; here the
+steps are known beforehand, from a profile: no step pays for a change that is seen too late, and
+planning knows what each costs.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from accel.handle import Branch, TileStep
+from accel.wrapping import Wrapped
+from jobs.accelerations import Rehash
+from jobs.errors import CannotRunHere
+
+
+def apply(model: torch.nn.Module, config: Rehash) -> RehashHandle:
+    """Attach to a UNet for video or a transformer of equal blocks. Raises CannotRunHere."""
+    handle = RehashHandle(config)
+    if hasattr(model, "up_blocks"):
+        handle.wrapped = _wrap_unet(model, handle)
+    elif isinstance(getattr(model, "blocks", None), torch.nn.ModuleList):
+        handle.wrapped = _wrap_transformer(model, handle)
+    else:
+        raise CannotRunHere(
+            f"rehash: {type(model).__name__} has neither up_blocks nor blocks; it fits UNets for "
+            "video and transformers of one kind of block"
+        )
+    return handle
+
+
+@dataclass
+class RehashHandle:
+    """Step Rehash on one model. Counts ``rehash.key`` and ``rehash.reused`` passes."""
+
+    config: Rehash
+    wrapped: list[Wrapped] = field(default_factory=list)
+    _reused: torch.Tensor | None = None  # the feature that stands in, in a step that is no key
+    _found: torch.Tensor | None = None  # the feature that a key step makes
+
+    @contextmanager
+    def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
+        name = f"rehash.{branch}.feature"
+        key = tile.unit.step in self.config.keys(tile.unit.stage, tile.steps)
+        self._reused = None if key else tile.carried.get(name)  # one that is lost is made again
+        tile.engaged["rehash.key" if self._reused is None else "rehash.reused"] += 1
+        try:
+            yield
+            feature = self._found if self._reused is None else self._reused
+            assert feature is not None, "the model was not called"
+            if tile.unit.step + 1 < tile.steps:
+                tile.kept[name] = feature
+        finally:
+            self._reused = self._found = None
+
+    def remove(self) -> None:
+        for wrapped in reversed(self.wrapped):
+            wrapped.remove()
+        self.wrapped = []
+
+    # -- what the wrapped modules ask
+
+    def skip(self, stand_in: Callable[..., Any]) -> Callable[..., Any]:
+        """Around a module that a step which is no key leaves out."""
+
+        def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs) if self._reused is None else stand_in(*args, **kwargs)
+
+        return around
+
+    def keep(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the module whose output is the feature."""
+        as_tuple = not kwargs.get("return_dict", True)
+        if self._reused is not None:
+            return (self._reused,) if as_tuple else self._reused
+        out = forward(*args, **kwargs)
+        self._found = out[0] if as_tuple else out
+        return out
+
+    def enter(self, forward: Callable[..., Any], tokens: torch.Tensor, *args: Any) -> Any:
+        """Around the first of the blocks that are left out."""
+        if self._reused is not None:
+            return tokens + self._reused
+        self._entered = tokens
+        return forward(tokens, *args)
+
+    def leave(self, forward: Callable[..., Any], tokens: torch.Tensor, *args: Any) -> Any:
+        """Around the last of them."""
+        if self._reused is not None:
+            return tokens
+        out = forward(tokens, *args)
+        self._found = out - self._entered
+        del self._entered
+        return out
+
+
+# -- UNets
+
+
+def _wrap_unet(unet: Any, handle: RehashHandle) -> list[Wrapped]:
+    last = unet.up_blocks[-1]
+    layers = _layers(last)
+    if len(layers) < 2 or last.upsamplers is not None:
+        raise CannotRunHere(
+            f"rehash: the last up-block of {type(unet).__name__} has {len(layers)} layers and "
+            f"{'an' if last.upsamplers else 'no'} upsampler; it needs two layers or more, and none"
+        )
+    left_out = [*unet.up_blocks[:-1], *([unet.mid_block] if unet.mid_block is not None else [])]
+    left_out += [module for layer in layers[:-2] for module in layer] + layers[-2][:-1]
+    wrapped = [Wrapped(module, handle.skip(_first)) for module in left_out]
+    for block in unet.down_blocks:
+        skips = len(block.resnets) + len(block.downsamplers or ())
+        wrapped.append(Wrapped(block, handle.skip(_with_skips(skips))))
+    return [*wrapped, Wrapped(layers[-2][-1], handle.keep)]
+
+
+def _layers(block: Any) -> list[list[torch.nn.Module]]:
+    """The modules of each layer of an up-block, in the order in which they run."""
+    kinds = [getattr(block, name, None) for name in ("resnets", "attentions", "motion_modules")]
+    return [list(layer) for layer in zip(*(kind for kind in kinds if kind), strict=True)]
+
+
+def _first(*args: Any, **kwargs: Any) -> Any:
+    """Whatever goes in comes out: it stands in for what nobody will read."""
+    tensor = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_tensor"))
+    return tensor if kwargs.get("return_dict", True) else (tensor,)
+
+
+def _with_skips(count: int) -> Callable[..., Any]:
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        tensor = _first(*args, **kwargs)
+        return tensor, (tensor,) * count
+
+    return stand_in
+
+
+# -- transformers
+
+
+def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
+    blocks = list(model.blocks)
+    if len(blocks) < 3:
+        raise CannotRunHere(f"rehash: {len(blocks)} blocks are too few; it needs three or more")
+    entering, *between, leaving = blocks[1:]
+    return [
+        Wrapped(entering, handle.enter),
+        *(Wrapped(block, handle.skip(_first)) for block in between),
+        Wrapped(leaving, handle.leave),
+    ]
+
+
+# -- which steps are key steps
+
+
+def key_steps(similarity_SS: NDArray[np.floating[Any]], threshold: float) -> tuple[int, ...]:
+    """The greedy choice of the paper's algorithm 1: a step is a key step if its features are less
+    like those of the key step before it than ``threshold``; the first and the last step are."""
+    steps, keys = len(similarity_SS), [0]
+    for step in range(1, steps):
+        if similarity_SS[step, keys[-1]] < threshold:
+            keys.append(step)
+    return tuple(keys) if keys[-1] == steps - 1 else (*keys, steps - 1)
+
+
+def similarity(features: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """Cosine similarity [S, S] of the features of S steps."""
+    rows = torch.stack([each.flatten().double() for each in features])
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    found: NDArray[np.float64] = (rows @ rows.T).numpy()
+    return found

@@ -1,0 +1,32 @@
+"""Standing in front of a module's ``forward``, and leaving it as it was found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+#: Gets the forward that it stands before, and the call's own arguments.
+Around = Callable[..., Any]
+
+
+class Wrapped:
+    """A module whose calls go through ``around(forward, *args, **kwargs)``, until removed."""
+
+    def __init__(self, module: torch.nn.Module, around: Around) -> None:
+        self._module = module
+        self._before = vars(module).get("forward")  # of another technique, which is not ours
+        plain = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return around(plain, *args, **kwargs)
+
+        module.forward = forward  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Techniques leave in the reverse of the order in which they came."""
+        if self._before is None:
+            del self._module.forward
+        else:
+            self._module.forward = self._before  # type: ignore[method-assign]

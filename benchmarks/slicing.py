@@ -1,0 +1,223 @@
+"""What slicing saves in memory, at the sizes of the Streamlined Inference paper, and its time.
+
+    python -m benchmarks.slicing
+
+Peaks are counted tensor by tensor (``accel.memory``) on fake tensors of the real shapes, in float16
+with guidance, so that no weights and no card are needed; workspaces inside operators and the
+allocator's rounding are not in them. Stock is diffusers as it comes: all weights loaded, attention
+by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
+The time is a small UNet's on one thread of this CPU, which says little of a card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+    WanTransformer3DModel,
+)
+from torch._subclasses import FakeTensorMode
+
+from accel.memory import TensorAccounting, held_bytes
+from accel.slicing import apply
+from benchmarks.common import write_result
+from jobs.accelerations import Slicing
+from jobs.families.slicing_memory import sliced_bytes
+
+SIZES = {"576x1024": (72, 128), "512x512": (64, 64)}  # px, and the latents' size
+DECODER_WIDTHS = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A model that runs, by itself, while the others are loaded."""
+
+    name: str
+    model: Any
+    forward: Callable[[], Any]
+    latent_size: tuple[int, int, int]
+    branches: int
+
+    def predicted(self, slices: int) -> int:
+        """What the memory model makes of its activations, in bytes."""
+        config = {**self.model.config, "_class_name": type(self.model).__name__}
+        size, branches = self.latent_size, self.branches
+        return sliced_bytes(config, size, "float16", slices, branches=branches)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    weights: dict[str, int]  # bytes
+    phases: tuple[Phase, ...]
+
+
+def animatediff(height: int, width: int, frames: int = 16) -> Pipeline:
+    """Stable Diffusion 1.5 with the motion modules v1-5-2."""
+    unet = UNetMotionModel(cross_attention_dim=768, num_attention_heads=8, motion_max_seq_length=32)
+    vae = AutoencoderKL(up_block_types=("UpDecoderBlock2D",) * 4, **DECODER_WIDTHS)
+    text_encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+        )
+    )
+    x, text = torch.empty(2, 4, frames, height, width), torch.empty(2 * frames, 77, 768)
+    z, t = torch.empty(frames, 4, height, width), torch.tensor([5, 5])
+    return _pipeline(
+        {"unet": unet, "vae": vae, "text_encoder": text_encoder},
+        (frames, height, width),
+        unet=lambda: unet(x, t, encoder_hidden_states=text),
+        vae=lambda: vae.decode(z),
+    )
+
+
+def svd(height: int, width: int, frames: int = 14) -> Pipeline:
+    """Stable Video Diffusion."""
+    unet = UNetSpatioTemporalConditionModel(num_frames=frames)
+    vae = AutoencoderKLTemporalDecoder(**DECODER_WIDTHS)
+    image_encoder = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            patch_size=14,
+            projection_dim=1024,
+        )
+    )
+    x, image = torch.empty(2, frames, 8, height, width), torch.empty(2, 1, 1024)
+    z, t, ids = torch.empty(frames, 4, height, width), torch.tensor([5, 5]), torch.empty(2, 3)
+    return _pipeline(
+        {"unet": unet, "vae": vae, "image_encoder": image_encoder},
+        (frames, height, width),
+        unet=lambda: unet(x, t, image, ids),
+        vae=lambda: vae.decode(z, num_frames=frames),
+    )
+
+
+def wan(height: int, width: int, frames: int = 21) -> Pipeline:
+    """Wan 2.1 1.3B's transformer, one guidance branch; its decoder goes frame by frame anyway."""
+    model = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+    x, text = torch.empty(1, 16, frames, height, width), torch.empty(1, 512, 4096)
+    forward = {"transformer": lambda: model(x, torch.tensor([5]), text)}
+    return _pipeline({"transformer": model}, (frames, height, width), branches=1, **forward)
+
+
+def _pipeline(
+    models: dict[str, Any],
+    latent_size: tuple[int, int, int],
+    *,
+    branches: int = 2,
+    **forwards: Callable[[], Any],
+) -> Pipeline:
+    phases = tuple(
+        Phase(name, models[name].eval(), run, latent_size, branches)
+        for name, run in forwards.items()
+    )
+    return Pipeline({name: held_bytes(model) for name, model in models.items()}, phases)
+
+
+def activations(phase: Phase) -> int:
+    with TensorAccounting() as memory:
+        phase.forward()
+    return memory.peak_bytes
+
+
+def sliced_activations(phase: Phase, slices: int) -> int:
+    handle = apply(phase.model, Slicing(slices=slices))
+    try:
+        return activations(phase)
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]:
+    """Bytes; ``peak`` has all weights in it, and ``ratio`` is that of the peaks."""
+    torch.set_default_dtype(torch.float16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pipeline = make()
+        rows = {"stock": {phase.name: activations(phase) for phase in pipeline.phases}}
+        for count in slices:
+            rows[str(count)] = {p.name: sliced_activations(p, count) for p in pipeline.phases}
+    torch.set_default_dtype(torch.float32)
+    predicted = {
+        str(count): {phase.name: phase.predicted(count) for phase in pipeline.phases}
+        for count in slices
+    }
+    weights = sum(pipeline.weights.values())
+    stock = weights + max(rows["stock"].values())
+    return {
+        "weights_bytes": pipeline.weights,
+        "by_slices": {
+            name: {
+                "activations_bytes": row,
+                "peak_bytes": weights + max(row.values()),
+                "ratio": round((weights + max(row.values())) / stock, 3),
+            }
+            for name, row in rows.items()
+        },
+        "predicted_activations_bytes": predicted,
+    }
+
+
+@torch.no_grad()
+def time_ratios(slices: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Processor seconds of a small AnimateDiff UNet's pass in float32, on one thread, stock and
+    sliced taking turns."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = UNetMotionModel(
+        block_out_channels=(64, 128, 128),
+        down_block_types=("CrossAttnDownBlockMotion",) * 2 + ("DownBlockMotion",),
+        up_block_types=("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * 2,
+        cross_attention_dim=64,
+        num_attention_heads=4,
+        motion_num_attention_heads=4,
+    ).eval()
+    x, text = torch.randn(2, 4, 16, 32, 32), torch.randn(32, 77, 64)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for count in (None, *slices):
+            handle = apply(model, Slicing(slices=count)) if count else None
+            start = time.process_time()
+            model(x, 5, encoder_hidden_states=text)
+            seconds.setdefault(str(count or "stock"), []).append(time.process_time() - start)
+            if handle is not None:
+                handle.remove()
+    middle = {name: median(times) for name, times in seconds.items()}
+    ratios = {name: round(middle[name] / middle["stock"], 3) for name in middle}
+    return {"median_s": middle, "ratio": ratios, "repeats": repeats}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--slices", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    figures: dict[str, Any] = {"weights": "none: fake tensors, and random ones for the time"}
+    for name, make in {"animatediff": animatediff, "svd": svd}.items():
+        for size, (height, width) in SIZES.items():
+            found = peaks(lambda m=make, h=height, w=width: m(h, w), options.slices)
+            figures[f"{name} {size}"] = found
+    figures["wan 1.3B 480x832"] = peaks(lambda: wan(60, 104), options.slices)
+    figures["time"] = time_ratios(options.slices, options.repeats)
+    write_result("slicing", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""LTX-Video, text to video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.errors import CannotRunHere
+from jobs.families.family import (
+    DTYPE_BYTES,
+    VAE_BYTES,
+    Config,
+    Diffusion,
+    ModelDefaults,
+    Shapes,
+    require,
+)
+from jobs.geometry import ModelGeometry
+
+#: LTX-Video's pipeline refuses a width or height that is not a multiple of this, in pixels.
+_SIZE_MULTIPLE_PX = 32
+
+#: What diffusers' autoencoder has where its config does not say: the first release's layout.
+_VAE: dict[str, Any] = {
+    "decoder_block_out_channels": (128, 256, 512, 512),
+    "decoder_layers_per_block": (4, 3, 3, 3, 4),
+    "decoder_spatio_temporal_scaling": (True, True, True, False),
+    "decoder_inject_noise": (False,),
+    "upsample_factor": (1, 1, 1, 1),
+    "patch_size": 4,
+    "patch_size_t": 1,
+    "decoder_causal": False,
+}
+
+#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward, and
+#: rotary positions in float32.
+_TOKEN_COPIES = 24
+
+#: A frame far from a film's ends.
+_FAR = 1 << 20
+
+#: Live copies of a decoder level's features while a residual block runs.
+_LEVEL_COPIES = 4
+
+#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
+_PIXEL_BYTES = 16
+
+
+class LTX:
+    """`LTXPipeline`: a transformer over single latent places, an autoencoder that decodes without
+    being causal, T5 with a mask over its padding.
+
+    Decoding is conditioned on time 0, and adds no noise, as the pipeline does by default."""
+
+    name = "ltx"
+    pipeline = "LTXPipeline"
+    denoiser = "transformer"
+    components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
+    tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
+    diffusion: Diffusion = "flow_by_size"
+    fixed_text = False
+    defaults = ModelDefaults(
+        size=(704, 480),
+        fps=25,
+        steps=50,
+        guidance=(3.0,),
+        text_tokens=128,
+        window_latent_frames=21,
+        overlap_latent_frames=5,
+    )
+
+    def refuse(self, index: Config) -> None:
+        pass  # image to video and conditions have pipelines of other names
+
+    def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
+        transformer, vae, text = (
+            configs["transformer"],
+            filled(configs["vae"]),
+            configs["text_encoder"],
+        )
+        names = ("in_channels", "num_attention_heads", "attention_head_dim", "caption_channels")
+        require(transformer, "transformer/config.json", names)
+        require(vae, "vae/config.json", ("latent_channels",))
+        require(text, "text_encoder/config.json", ("d_model",))
+        _check_built(transformer, vae)
+        _check_fit(transformer, vae, text)
+        if defaults.flow_shift is not None:
+            raise CannotRunHere("longtake.json: flow_shift: this family's grows with the size")
+        if defaults.stage_positions or len(defaults.pyramid_steps) > 1:
+            raise CannotRunHere(
+                "longtake.json: pyramid_steps and stage_positions: a pyramid is not built for "
+                "this family"
+            )
+        space, time = _scales(vae)
+        before, after = decode_reach(vae)
+        return ModelGeometry(
+            family=self.name,
+            latent_channels=transformer["in_channels"],
+            spatial_scale=space,
+            temporal_scale=time,
+            size_multiple=math.lcm(_SIZE_MULTIPLE_PX, space),
+            window_latent_frames=defaults.window_latent_frames,
+            overlap_latent_frames=defaults.overlap_latent_frames,
+            decode_context_latent_frames=before,
+            experts=1,
+            text_tokens=defaults.text_tokens,
+            text_dim=transformer["caption_channels"],
+            decode_ahead_latent_frames=after,
+            time_in_seconds=True,
+        )
+
+    def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:
+        return {}
+
+    def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
+        """Positions are computed for whatever length a window has, counted from its start."""
+        return 1 << 20
+
+    def denoise_bytes(
+        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+    ) -> int:
+        """Attention is counted as fused: its matrix is never held."""
+        transformer = configs["transformer"]
+        features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+        branches = 2  # both guidance branches at once
+        return int(
+            branches * math.prod(latent_size) * features * _TOKEN_COPIES * DTYPE_BYTES[dtype]
+        )
+
+    def decode_bytes(
+        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
+    ) -> int:
+        """A piece is decoded at once; of what it sees before and after, each block of the decoder
+        gets only what matters from there on."""
+        vae = filled(configs["vae"])
+        space, _ = _scales(vae)
+        area, widest = (height_px // space) * (width_px // space), 0
+        seen = seen_frames(vae, _FAR, _FAR + pixel_frames - 1)
+        for level, (first, last) in zip(_levels(vae), seen[1:], strict=False):
+            frames = last - first + 1
+            widest = max(widest, frames * area * max(level.entering, level.width))
+            if level.doubles:
+                frames, area = 2 * frames - 1, 4 * area
+            widest = max(widest, frames * area * level.width)
+        pixels = pixel_frames * height_px * width_px * 3
+        return int(_LEVEL_COPIES * widest * VAE_BYTES + pixels * _PIXEL_BYTES)
+
+
+def filled(vae: Config) -> dict[str, Any]:
+    """An autoencoder's config, with what diffusers has where it does not say."""
+    return _VAE | {name: value for name, value in vae.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A block of the decoder: channels that enter and leave, whether it doubles the resolution in
+    time, height and width, and its residual blocks after that."""
+
+    entering: int
+    width: int
+    doubles: bool
+    resnets: int
+
+
+def _levels(vae: Config) -> list[_Level]:
+    """The decoder's blocks in the order of decoding."""
+    widths = [*reversed(vae["decoder_block_out_channels"])]
+    factors = [*reversed(vae["upsample_factor"])]
+    doubles = [*reversed(vae["decoder_spatio_temporal_scaling"])]
+    resnets = [*reversed(vae["decoder_layers_per_block"])][1:]  # the first are the middle block's
+    levels, entering = [], widths[0]
+    for width, factor, doubling, count in zip(widths, factors, doubles, resnets, strict=True):
+        levels.append(_Level(entering // factor, width // factor, doubling, count))
+        entering = width // factor
+    return levels
+
+
+def _scales(vae: Config) -> tuple[int, int]:
+    """Pixels per latent place in space and in time, as the decoder's layers make them."""
+    doubled = 2 ** sum(level.doubles for level in _levels(vae))
+    return vae["patch_size"] * doubled, doubled
+
+
+def decode_reach(vae: Config) -> tuple[int, int]:
+    """Latent frames before and after a piece that its pixels depend on.
+
+    Key insight: walk back from the piece's first and last pixel frame. Each convolution of width 3
+    reads one frame to either side (two before, if causal); at a doubling, frame f comes from frame
+    ceil(f / 2) below, since the first frame is not doubled.
+    """
+    place, r = _FAR, _scales(filled(vae))[1]
+    before, after = seen_frames(vae, r * (place - 1) + 1, r * place)[0]
+    return place - before, after - place
+
+
+def seen_frames(vae: Config, first_px: int, last_px: int) -> list[tuple[int, int]]:
+    """The first and the last frame that pixel frames ``first_px`` to ``last_px`` depend on: of the
+    latents, of what enters each block of the decoder in turn, and of what enters its last
+    convolution. Counted from the film's start, and not cut off at its ends."""
+    vae = filled(vae)
+    back, forth = (2, 0) if vae["decoder_causal"] else (1, 1)
+    firsts, lasts = (
+        _frames_below(vae, frame, reach) for frame, reach in ((first_px, -back), (last_px, forth))
+    )
+    return list(zip(firsts, lasts, strict=True))
+
+
+def _frames_below(vae: Config, pixel_frame: int, reach: int) -> list[int]:
+    """The farthest frames that a pixel frame depends on, ``reach`` a convolution."""
+    frames = [pixel_frame + reach]  # conv_out
+    for level in reversed(_levels(vae)):
+        frame = frames[0] + 2 * level.resnets * reach
+        if level.doubles:
+            frame = -(-frame // 2) + reach
+        if level.entering != level.width:
+            frame += 2 * reach
+        frames.insert(0, frame)
+    middle = vae["decoder_layers_per_block"][-1]
+    return [frames[0] + (2 * middle + 1) * reach, *frames]
+
+
+def _check_built(transformer: Config, vae: Config) -> None:
+    """Raise CannotRunHere for a kind of LTX-Video that is not built."""
+    for part, config, names in (
+        ("transformer", transformer, ("patch_size", "patch_size_t")),
+        ("vae", vae, ("patch_size_t",)),
+    ):
+        for name in names:
+            if (config.get(name) or 1) != 1:
+                raise CannotRunHere(f"{part}: {name} {config[name]} is not built; it must be 1")
+    if any(vae["decoder_inject_noise"]):
+        raise CannotRunHere(
+            "vae: decoder_inject_noise is not built: the decoder would draw noise of its own, "
+            "other for every piece; it must be all false"
+        )
+
+
+def _check_fit(transformer: Config, vae: Config, text: Config) -> None:
+    channels = transformer["in_channels"]
+    out_channels = transformer.get("out_channels") or channels
+    if not channels == out_channels == vae["latent_channels"]:
+        raise CannotRunHere(
+            f"transformer and vae do not fit: the transformer takes {channels} latent channels "
+            f"and gives {out_channels}, the vae has {vae['latent_channels']}. Models that take "
+            "more than noise and text (image to video, inpainting) are not built yet"
+        )
+    if text["d_model"] != transformer["caption_channels"]:
+        raise CannotRunHere(
+            f"text_encoder and transformer do not fit: d_model is {text['d_model']}, "
+            f"caption_channels is {transformer['caption_channels']}"
+        )
+    width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
+    if (transformer.get("cross_attention_dim") or 2048) != width:
+        raise CannotRunHere(
+            f"transformer: cross_attention_dim is {transformer.get('cross_attention_dim')}, but "
+            f"num_attention_heads * attention_head_dim is {width}"
+        )
+    _check_decoder(vae)
+
+
+def _check_decoder(vae: Config) -> None:
+    """The decoder's lists fit each other, and its scales are those that the config says."""
+    levels = len(vae["decoder_block_out_channels"])
+    for name, count in (
+        ("decoder_spatio_temporal_scaling", levels),
+        ("upsample_factor", levels),
+        ("decoder_layers_per_block", levels + 1),
+    ):
+        if len(vae[name]) != count:
+            raise CannotRunHere(f"vae: {name} must have {count} values, not {len(vae[name])}")
+    made = dict(zip(("spatial", "temporal"), _scales(vae), strict=True))
+    doubled = 2 ** sum(vae.get("spatio_temporal_scaling") or (True, True, True, False))
+    encoder = {"spatial": vae["patch_size"] * doubled, "temporal": doubled}
+    for name, value in made.items():
+        said = vae.get(f"{name}_compression_ratio") or encoder[name]
+        if said != value:
+            raise CannotRunHere(
+                f"vae: {name}_compression_ratio is {said}, but the decoder's layers make {value}"
+            )

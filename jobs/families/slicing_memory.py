@@ -1,0 +1,227 @@
+"""How much memory a sliced model needs, from its config alone. Pure.
+
+Every group of operators that slicing cuts (``accel.slicing``) holds some features whole and makes
+intermediates that shrink with the slices; a model's peak is that of its worst group. Sizes are in
+elements, of all guidance branches together. Counted are tensors, as ``accel.memory`` does: weights
+come on top, and the allocator's rounding and workspaces inside operators.
+
+What a slice's intermediates come to, in copies of its features, is read off diffusers' blocks: at
+the product in a gated feed-forward live the projection to eight times the width, its two halves'
+results, and four or five copies of what stands before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jobs.errors import CannotRunHere
+from jobs.families.family import DTYPE_BYTES, Config
+
+#: Copies of its features that live inside a slice, by what the group computes.
+_SPATIAL_TRANSFORMER = 21
+_MOTION_MODULE = 20
+_TEMPORAL_RESNET = 10
+_DECODER_RESNET = 4
+_PICTURE_DECODER = 6
+_LTX_TOKENS = 11
+_JOINT_TOKENS = 10
+_HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-forward has no more
+
+#: Tensors of a layer's size that its temporal operators hold: input and output, and in Stable Video
+#: Diffusion's transformer the features between.
+_IN_AND_OUT = 2
+_TRANSFORMER_WHOLE = 3
+
+#: Text tokens that Wan's pipelines give it.
+_WAN_TEXT_TOKENS = 512
+
+#: More slices than this are never looked for: a frame or a few tokens each.
+_MOST_SLICES = 1024
+
+Size = tuple[int, int, int]  # latent frames, height, width
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group of operators that runs slice by slice, or, with no ``lengths``, whole."""
+
+    held: float  # elements that live whole
+    inside: float  # elements of the intermediates, if it ran in one slice
+    share: float = 1.0  # of the slices, as ``accel.slicing`` gives them by size
+    lengths: tuple[int, ...] = ()  # of the axes that are cut
+
+    def elements(self, slices: int) -> float:
+        count = math.ceil(slices * self.share)
+        slice_lengths = (math.ceil(length / count) / length for length in self.lengths)
+        return self.held + self.inside * max(slice_lengths, default=1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """A UNet's levels, finest first: their features' elements, shares, and axes."""
+
+    sizes: list[float]
+    shares: list[float]
+    lengths: list[tuple[int, int]]  # frames of all branches, positions
+    layers: int
+    attends: list[bool]
+
+
+def _levels(config: Config, batch_frames: int, positions: int) -> _Levels:
+    widths = config["block_out_channels"]
+    layers = config["layers_per_block"]
+    relative = [width / 4**level for level, width in enumerate(widths)]
+    return _Levels(
+        sizes=[batch_frames * positions * each for each in relative],
+        shares=[each / max(relative) for each in relative],
+        lengths=[(batch_frames, max(1, positions // 4**level)) for level in range(len(widths))],
+        layers=layers if isinstance(layers, int) else max(layers),
+        attends=["CrossAttn" in kind for kind in config.get("down_block_types", ())],
+    )
+
+
+def _unet(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """Skip connections gather on the way down and go on the way up; a block's input lives as long
+    as the block."""
+    frames, height, width = latent_size
+    levels = _levels(config, branches * frames, height * width)
+    sizes, last = levels.sizes, len(levels.sizes) - 1
+    motion = config["_class_name"] == "UNetMotionModel"
+
+    def group(held: float, level: int, attends: bool) -> Group:
+        whole = _TRANSFORMER_WHOLE if attends and not motion else _IN_AND_OUT
+        inside = _SPATIAL_TRANSFORMER if attends else _MOTION_MODULE
+        if not (attends or motion):
+            inside = _TEMPORAL_RESNET
+        where = levels.shares[level], levels.lengths[level]
+        return Group(held + whole * sizes[level], inside * sizes[level], *where)
+
+    skips = [sizes[0]]
+    for level, size in enumerate(sizes):
+        for _ in range(levels.layers):
+            yield group(sum(skips), level, levels.attends[level])
+            skips.append(size)
+        if level < last:
+            skips.append(size / 4)
+    yield group(sum(skips), last, True)
+    before = sizes[last]
+    for level in range(last, -1, -1):
+        yield group(sum(skips) + before, level, levels.attends[level])
+        del skips[-(levels.layers + 1) :]
+        before = sizes[level]
+
+
+def _wan(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """A block holds its input and output, keys and values, the text with its keys and values, and
+    every token's rotary embedding. In half precision its slices are computed in float32 between
+    its large products; and the last norm, which is not cut, holds its input once as it is and twice
+    in float32."""
+    frames, height, width = latent_size
+    _, patch_height, patch_width = config["patch_size"]
+    tokens = frames * (height // patch_height) * (width // patch_width)
+    features = config["num_attention_heads"] * config["attention_head_dim"]
+    size = branches * tokens * features
+    half = DTYPE_BYTES[dtype] < 4
+    rotary = 2 * tokens * config["attention_head_dim"] * (2 if half else 1)
+    text = branches * _WAN_TEXT_TOKENS * features
+    inside = branches * tokens * (2 * config["ffn_dim"] + 2 * features)
+    inside = max(_HALF_TOKENS * size, inside) if half else inside
+    yield Group(4 * size + rotary + 3 * text, inside, lengths=(tokens,))
+    if half:
+        yield Group(5 * size + rotary + text, 0)
+
+
+def _ltx(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
+    frames, height, width = latent_size
+    patch, patch_frames = config["patch_size"], config["patch_size_t"]
+    tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
+    size = tokens * config["num_attention_heads"] * config["attention_head_dim"]
+    rotary = 2 * size * (4 / DTYPE_BYTES[dtype])
+    yield Group(4 * size + rotary, _LTX_TOKENS * size, lengths=(tokens // branches,))
+
+
+def _cogvideox(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """As Wan's block, of video and text as one sequence."""
+    frames, height, width = latent_size
+    patch, patch_frames = config["patch_size"], config.get("patch_size_t") or 1
+    tokens = (frames // patch_frames) * (height // patch) * (width // patch)
+    features = branches * config["num_attention_heads"] * config["attention_head_dim"]
+    held = 4 * features * (tokens + config["max_text_seq_length"])
+    yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
+
+
+def _temporal_decoder(
+    config: Config, latent_size: Size, branches: int, dtype: str
+) -> Iterator[Group]:
+    """The finest level, after the input that it upsamples."""
+    frames, height, width = latent_size
+    widths = config["block_out_channels"]
+    scale = 4 ** (len(widths) - 1)
+    levels = _levels(config, frames, height * width * scale)
+    for level, size in enumerate(levels.sizes):
+        before = levels.sizes[min(level + 1, len(widths) - 1)]
+        held = before + _IN_AND_OUT * size
+        where = levels.shares[level], levels.lengths[level]
+        yield Group(held, _DECODER_RESNET * size, *where)
+
+
+def _decoder(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """From end to end one group over frames."""
+    frames, height, width = latent_size
+    widths = config["block_out_channels"]
+    pixels = frames * height * width * 4 ** (len(widths) - 1)
+    # what comes up from the level below has its width, at this level's size
+    wide = max(max(widths[level : level + 2]) / 4**level for level in range(len(widths)))
+    colours = pixels * config.get("out_channels", 3)
+    yield Group(colours, _PICTURE_DECODER / 2 * wide * pixels, lengths=(frames,))
+
+
+_GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
+    "AutoencoderKL": _decoder,
+    "AutoencoderKLTemporalDecoder": _temporal_decoder,
+    "CogVideoXTransformer3DModel": _cogvideox,
+    "LTXVideoTransformer3DModel": _ltx,
+    "UNetMotionModel": _unet,
+    "UNetSpatioTemporalConditionModel": _unet,
+    "WanTransformer3DModel": _wan,
+}
+
+
+def sliced_bytes(
+    config: Config,
+    latent_size: Size,
+    dtype: str,
+    slices: int,
+    *,
+    branches: int = 2,
+    weights_bytes: int = 0,
+) -> int:
+    """Estimate of a model's peak while it runs in ``slices`` (2 or more): its weights and what it
+    makes. ``config`` is its config.json, ``latent_size`` (frames, height, width) of a tile;
+    ``branches`` go through it as one batch. Raises CannotRunHere for a model that slicing does not
+    know."""
+    groups = _GROUPS.get(config["_class_name"])
+    if groups is None:
+        raise CannotRunHere(
+            f"slicing does not know {config['_class_name']}; it knows: {', '.join(sorted(_GROUPS))}"
+        )
+    found = groups(config, latent_size, branches, dtype)
+    elements = max(group.elements(slices) for group in found)
+    return weights_bytes + int(elements * DTYPE_BYTES[dtype])
+
+
+def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int:
+    """The fewest slices, 2 or more, whose peak fits into a byte budget. ``peak_bytes`` gives it for
+    a number of slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where
+    none fits."""
+    for count in range(2, _MOST_SLICES + 1):
+        if peak_bytes(count) <= budget_bytes:
+            return count
+    least = peak_bytes(_MOST_SLICES)
+    raise CannotRunHere(
+        f"slicing cannot bring the model under {budget_bytes} bytes: it needs {least} in the "
+        f"thinnest slices, {least - budget_bytes} more; use a smaller size or a larger device"
+    )

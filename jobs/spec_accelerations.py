@@ -1,0 +1,62 @@
+"""What a job's accelerations ask of the rest of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jobs.accelerations import CONFLICTS, Accelerations, Adaptive, Rehash
+from jobs.spec_errors import Path, Problem
+
+if TYPE_CHECKING:
+    from jobs.spec import JobSpec
+
+
+def acceleration_problems(
+    spec: JobSpec, asked: Accelerations, stage_steps: tuple[int, ...]
+) -> list[Problem]:
+    """An acceleration that was asked for and could not do anything. ``asked`` has the preset's."""
+    if not stage_steps:
+        return []
+    problems = [
+        Problem(_place(spec, second), f"does not go with {first} yet: {why}; remove one of them")
+        for (first, second), why in CONFLICTS.items()
+        if getattr(asked, first) is not None and getattr(asked, second) is not None
+    ]
+    if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
+        problems.append(Problem(_place(spec, "adaptive"), said))
+    if asked.rehash and (said := _rehash_problem(asked.rehash, stage_steps)):
+        problems.append(Problem(_place(spec, "rehash"), said))
+    if asked.fast_attention and len(stage_steps) > 1:
+        said = "plans of attention are for renders without a pyramid yet; say pyramid: off"
+        problems.append(Problem(_place(spec, "fast_attention"), said))
+    return problems
+
+
+def _place(spec: JobSpec, name: str) -> Path:
+    own = getattr(spec.accelerations, name) is not None
+    return ("accelerations", name) if own else ("preset",)
+
+
+def _adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
+    always = adaptive.first + adaptive.last
+    if max(stage_steps) > always:
+        return ""
+    stages = "the stages' steps are " if len(stage_steps) > 1 else "steps are "
+    shown = "-".join(map(str, stage_steps))
+    return (
+        f"has nothing to skip: {stages}{shown}, and {always} of a stage always run (first + last); "
+        "give more steps, or remove it"
+    )
+
+
+def _rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
+    stages = len(stage_steps)
+    if rehash.key_steps is not None and len(rehash.key_steps) != stages:
+        there = "is one stage" if stages == 1 else f"are {stages} stages"
+        return f"key_steps has {len(rehash.key_steps)} lists, but there {there}; give one for each"
+    if any(len(rehash.keys(stage, n)) < n for stage, n in enumerate(stage_steps)):
+        return ""
+    return (
+        f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; give more "
+        "steps, or remove it"
+    )

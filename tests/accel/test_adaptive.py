@@ -1,0 +1,97 @@
+"""AdaptiveDiffusion's decisions, fixed by scripted latents."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from accel.adaptive import changes_evenly, skips
+from accel.handle import TileStep
+from jobs.accelerations import Adaptive
+from jobs.units import Unit
+
+OFF = 1e-9  # a threshold that asks for the model at any change of pace
+
+
+def trace(*values: float | tuple[float, ...]) -> list[torch.Tensor]:
+    """Latents [1, C, 1, 1, 1] of a step each, oldest first."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [torch.tensor(row).view(1, -1, 1, 1, 1) for row in rows]
+
+
+def decide(config: Adaptive, latents: list[torch.Tensor]) -> str:
+    """ "x" where the model runs and "." where a tile skips, going through the steps of a stage."""
+    said, carried = "", {}
+    for step, now in enumerate(latents):
+        tile = TileStep(unit=Unit("step", 0, step=step), steps=len(latents), carried=carried)
+        skip = skips(config, tile, now, latents[step - 1] if step else None)
+        assert tile.engaged == {"adaptive.skipped" if skip else "adaptive.computed": 1}
+        said += "." if skip else "x"
+        carried = tile.kept
+    return said
+
+
+@pytest.mark.parametrize("form", ["tensor", "scalar"])
+def test_what_moves_evenly_is_skipped_between_the_protected_ends(form: str) -> None:
+    even = trace(*range(12))
+    assert decide(Adaptive(form=form, most_skips=99), even) == "xxx........x"
+    assert decide(Adaptive(form=form, most_skips=99, first=5, last=3), even) == "xxxxx....xxx"
+    assert decide(Adaptive(form=form, most_skips=99, last=0), even) == "xxx........."
+
+
+@pytest.mark.parametrize(
+    ("most", "said"), [(1, "xxx.x.x.x.xx"), (2, "xxx..x..x..x"), (4, "xxx....x...x")]
+)
+def test_no_more_than_so_many_skips_in_a_row(most: int, said: str) -> None:
+    """What the released code reads otherwise: there a first row may be one longer."""
+    assert decide(Adaptive(most_skips=most), trace(*range(12))) == said
+
+
+def test_the_papers_condition_to_the_letter() -> None:
+    """x = s^3: d_s = 3s^2 - 3s + 1, and its second difference is 6: at step s the ratio is
+    6 / d_(s-1)."""
+    ratio = 6 / (3 * 4**2 - 3 * 4 + 1)  # at step 5
+    cubes = trace(*(float(s**3) for s in range(9)))
+    assert changes_evenly(Adaptive(threshold=ratio * 1.001), cubes[5:1:-1])
+    assert not changes_evenly(Adaptive(threshold=ratio * 0.999), cubes[5:1:-1])
+    assert decide(Adaptive(threshold=ratio * 1.001, most_skips=9, last=0), cubes) == "xxxxx...."
+
+
+def test_the_released_codes_condition_to_the_letter() -> None:
+    """Half of the same difference, of the changes' mean sizes: half the ratio in one dimension."""
+    ratio = 3 / (3 * 4**2 - 3 * 4 + 1)
+    cubes = trace(*(float(s**3) for s in range(9)))
+    assert changes_evenly(Adaptive(form="scalar", threshold=ratio * 1.001), cubes[5:1:-1])
+    assert not changes_evenly(Adaptive(form="scalar", threshold=ratio * 0.999), cubes[5:1:-1])
+
+
+def test_only_the_tensor_form_sees_a_change_of_direction() -> None:
+    circle = trace(*((math.cos(s), math.sin(s)) for s in range(8)))
+    turns = Adaptive(threshold=0.3, most_skips=99)
+    assert decide(turns, circle) == "xxxxxxxx"
+    steps = trace((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 1.0), (2.0, 2.0), (2.0, 3.0))
+    assert decide(turns.model_copy(update={"form": "scalar"}), steps) == "xxx..x"
+    assert decide(turns, steps) == "xxxxxx"
+
+
+def test_nothing_that_changes_at_all_passes_a_tiny_threshold() -> None:
+    noise = list(torch.randn(10, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert decide(Adaptive(threshold=OFF), noise) == "x" * 10
+
+
+def test_a_stage_begins_with_no_past() -> None:
+    """The step after a jump carries nothing, whatever its number in the shot."""
+    tile = TileStep(unit=Unit("step", 0, stage=1, step=0), steps=9)
+    assert not skips(Adaptive(threshold=100.0), tile, torch.ones(1, 1, 1, 1, 1), None)
+    assert set(tile.kept) == {"adaptive.skips"}
+
+
+@pytest.mark.parametrize(
+    "bad", [{"threshold": 0.0}, {"first": 2}, {"most_skips": 0}, {"last": -1}, {"form": "norm"}]
+)
+def test_settings_that_cannot_be(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Adaptive(**bad)  # type: ignore[arg-type]

@@ -1,0 +1,193 @@
+"""Step Rehash: what a key step keeps is enough for its own step, and for nothing else's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNetMotionModel, UNetSpatioTemporalConditionModel, WanTransformer3DModel
+
+from accel.handle import TileStep
+from accel.rehash import apply, key_steps, similarity
+from jobs.accelerations import Rehash
+from jobs.errors import CannotRunHere
+from jobs.units import Unit
+from tests.accel.test_compose import structure
+from tests.workers.tiny_animatediff import tiny_unet
+
+
+def wan(layers: int = 5) -> WanTransformer3DModel:
+    torch.manual_seed(1)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4,
+        out_channels=4, text_dim=8, freq_dim=16, ffn_dim=32, num_layers=layers,
+        rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+
+
+def svd() -> UNetSpatioTemporalConditionModel:
+    torch.manual_seed(1)
+    return UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=8, layers_per_block=1, num_attention_heads=(2, 4), num_frames=3,
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=24,
+    ).eval()  # fmt: skip
+
+
+MODELS = {"wan": wan, "animatediff": tiny_unet, "svd": svd}
+
+
+def inputs(model: torch.nn.Module, seed: int = 0) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    if isinstance(model, WanTransformer3DModel):
+        return {
+            "hidden_states": torch.randn(1, 4, 3, 4, 4), "timestep": torch.tensor([500 - seed]),
+            "encoder_hidden_states": torch.randn(1, 6, 8),
+        }  # fmt: skip
+    if isinstance(model, UNetMotionModel):
+        return {
+            "sample": torch.randn(2, 4, 3, 8, 8), "timestep": torch.tensor(500 - seed),
+            "encoder_hidden_states": torch.randn(6, 5, 16),
+        }  # fmt: skip
+    return {
+        "sample": torch.randn(1, 3, 8, 8, 8), "timestep": torch.tensor(0.5 - seed / 100),
+        "encoder_hidden_states": torch.randn(1, 1, 8),
+        "added_time_ids": torch.tensor([[6.0, 127.0, 0.02]]),
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def forward(model: torch.nn.Module, **given: Any) -> torch.Tensor:
+    return model(**given, return_dict=False)[0]
+
+
+def tile(step: int, before: TileStep | None = None, steps: int = 9) -> TileStep:
+    carried = before.kept if before else {}
+    return TileStep(unit=Unit("step", 0, step=step), steps=steps, carried=carried)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_key_step_is_the_model_and_its_features_are_enough_for_its_own_input(kind: str) -> None:
+    model = MODELS[kind]()
+    given = inputs(model)
+    full = forward(model, **given)
+    handle = apply(model, Rehash(every=2))
+    first, second = tile(0), None
+    with handle.run(first, "cond"):
+        assert torch.equal(forward(model, **given), full)
+    second = tile(1, first)
+    with handle.run(second, "cond"):
+        again = forward(model, **given)
+    # A transformer's tokens come back as tokens + (result - tokens): rounded, not equal.
+    torch.testing.assert_close(again, full, rtol=0, atol=1e-5 if kind == "wan" else 0)
+    assert (first.engaged, second.engaged) == ({"rehash.key": 1}, {"rehash.reused": 1})
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_between_runs_the_ends_of_the_model_and_nothing_else(kind: str) -> None:
+    model = MODELS[kind]()
+    handle = apply(model, Rehash(key_steps=((0,),)))
+    first, second = tile(0), None
+    with handle.run(first, "cond"):
+        before = forward(model, **inputs(model))
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    second = tile(1, first)
+    with handle.run(second, "cond"):
+        after = forward(model, **inputs(model, seed=1))
+    assert not torch.allclose(before, after, atol=1e-3), "it sees the step's own latents"
+    parts = {".".join(name.split(".")[:2]) for name in ran}
+    if kind == "wan":
+        assert {part for part in parts if "blocks" in part} == {"blocks.0"}
+    else:
+        assert not {part for part in parts if part.startswith(("down", "mid", "up_blocks.0"))}
+        ends = [name for name in ran if name.startswith("up_blocks.1")]
+        assert ends and all(name.split(".")[3] == "1" for name in ends), "the last layer"
+
+
+def test_a_feature_belongs_to_its_branch_and_a_lost_one_is_made_again() -> None:
+    model = wan()
+    handle = apply(model, Rehash(every=4))
+    first = tile(0)
+    with handle.run(first, "cond"):
+        forward(model, **inputs(model))
+    second = tile(1, first)
+    with handle.run(second, "uncond"):
+        plain = forward(model, **inputs(model, seed=1))
+    assert second.engaged == {"rehash.key": 1}
+    handle.remove()
+    assert torch.equal(plain, forward(model, **inputs(model, seed=1)))
+
+
+def test_nothing_is_kept_for_a_step_that_does_not_come() -> None:
+    model = wan()
+    handle = apply(model, Rehash(every=2))
+    last = tile(8)
+    with handle.run(last, "cond"):
+        forward(model, **inputs(model))
+    assert last.kept == {} and last.engaged == {"rehash.key": 1}
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    model = wan()
+    handle = apply(model, Rehash(every=2))
+    with pytest.raises(RuntimeError), handle.run(tile(0), "cond"):
+        forward(model, **inputs(model))
+        raise RuntimeError
+    with pytest.raises(AssertionError, match="not called"), handle.run(tile(1), "cond"):
+        pass
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_it_leaves_the_model_as_it_was(kind: str) -> None:
+    model = MODELS[kind]()
+    before = structure(model)
+    apply(model, Rehash(every=2)).remove()
+    assert structure(model) == before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (torch.nn.Linear(2, 2), "Linear has neither up_blocks nor blocks"),
+        (wan(2), "2 blocks are too few"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(model: torch.nn.Module, said: str) -> None:
+    with pytest.raises(CannotRunHere, match=said):
+        apply(model, Rehash(every=2))
+
+
+def test_the_papers_greedy_choice() -> None:
+    """Each step is compared with the key step before it, not with its neighbour."""
+    s = np.array([
+        [1.0, 0.99, 0.96, 0.90, 0.80, 0.7],
+        [0.99, 1.0, 0.99, 0.96, 0.90, 0.8],
+        [0.96, 0.99, 1.0, 0.99, 0.96, 0.9],
+        [0.90, 0.96, 0.99, 1.0, 0.99, 0.96],
+        [0.80, 0.90, 0.96, 0.99, 1.0, 0.99],
+        [0.70, 0.80, 0.90, 0.96, 0.99, 1.0],
+    ])  # fmt: skip
+    assert key_steps(s, 0.95) == (0, 3, 5)
+    assert key_steps(s, 0.985) == (0, 2, 4, 5)
+    assert key_steps(s, 1.0) == (0, 1, 2, 3, 4, 5)
+    assert key_steps(s, 0.0) == (0, 5)
+
+
+def test_similarity_is_the_cosine() -> None:
+    a, b = torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 4.0]])
+    assert similarity([a, b, 2 * b]).round(6).tolist() == [
+        [1, 0.6, 0.6], [0.6, 1, 1], [0.6, 1, 1],
+    ]  # fmt: skip
+
+
+def test_key_steps_of_a_stage() -> None:
+    assert Rehash(every=3).keys(0, 8) == {0, 3, 6, 7}
+    assert Rehash(key_steps=((2,), (1, 3))).keys(1, 6) == {0, 1, 3, 5}

@@ -1,0 +1,233 @@
+"""The memory model of slicing against what the accounting measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+    WanTransformer3DModel,
+)
+from torch._subclasses import FakeTensorMode
+
+from accel.memory import TensorAccounting, held_bytes
+from accel.slicing import MODELS, apply
+from jobs.accelerations import Slicing
+from jobs.errors import CannotRunHere
+from jobs.families.slicing_memory import _GROUPS, fewest_slices, sliced_bytes
+
+TOLERANCE = 0.15
+FRAMES = 6
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[], torch.nn.Module]
+    forward: Callable[[torch.nn.Module, int, int], Any]
+    branches: int = 2
+
+
+def motion(widths: tuple[int, ...], layers: int) -> Case:
+    attending = len(widths) - 1
+    return Case(
+        lambda: UNetMotionModel(
+            block_out_channels=widths,
+            layers_per_block=layers,
+            down_block_types=("CrossAttnDownBlockMotion",) * attending + ("DownBlockMotion",),
+            up_block_types=("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * attending,
+            cross_attention_dim=16,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+        ),
+        lambda model, height, width: model(
+            torch.empty(2, 4, FRAMES, height, width),
+            torch.tensor([5, 5]),
+            torch.empty(2 * FRAMES, 3, 16),
+        ),
+    )
+
+
+def svd(widths: tuple[int, ...], layers: int) -> Case:
+    attending = len(widths) - 1
+    kinds = "BlockSpatioTemporal"
+    return Case(
+        lambda: UNetSpatioTemporalConditionModel(
+            block_out_channels=widths,
+            layers_per_block=layers,
+            down_block_types=("CrossAttnDown" + kinds,) * attending + ("Down" + kinds,),
+            up_block_types=("Up" + kinds,) + ("CrossAttnUp" + kinds,) * attending,
+            cross_attention_dim=16,
+            num_attention_heads=(2,) * len(widths),
+        ),
+        lambda model, height, width: model(
+            torch.empty(2, FRAMES, 8, height, width),
+            torch.tensor([5, 5]),
+            torch.empty(2, 1, 16),
+            torch.empty(2, 3),
+        ),
+    )
+
+
+def wan(heads: int, ffn: int) -> Case:
+    return Case(
+        lambda: WanTransformer3DModel(
+            num_attention_heads=heads,
+            attention_head_dim=64,
+            ffn_dim=ffn,
+            num_layers=2,
+            text_dim=16,
+        ),
+        lambda model, height, width: model(
+            torch.empty(1, 16, FRAMES, 2 * height, 2 * width),
+            torch.tensor([5]),
+            torch.empty(1, 512, 16),
+        ),
+        branches=1,
+    )
+
+
+LTX = Case(
+    lambda: LTXVideoTransformer3DModel(
+        num_attention_heads=4, cross_attention_dim=256, num_layers=2, caption_channels=16
+    ),
+    lambda model, height, width: model(
+        torch.empty(1, FRAMES * height * width, 128),
+        torch.empty(1, 32, 16),
+        torch.tensor([5]),
+        torch.empty(1, 32),
+        num_frames=FRAMES,
+        height=height,
+        width=width,
+    ),
+    branches=1,
+)
+COGVIDEOX = Case(
+    lambda: CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        num_layers=2,
+        text_embed_dim=16,
+        max_text_seq_length=40,
+        use_rotary_positional_embeddings=True,
+    ),
+    lambda model, height, width: model(
+        torch.empty(2, FRAMES, 16, 2 * height, 2 * width),
+        torch.empty(2, 40, 16),
+        torch.tensor([5, 5]),
+        image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
+    ),
+)
+WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
+TEMPORAL_DECODER = Case(
+    lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
+    lambda model, height, width: model.decode(torch.empty(FRAMES, 4, height, width), FRAMES),
+)
+DECODER = Case(
+    lambda: AutoencoderKL(up_block_types=("UpDecoderBlock2D",) * 2, **WIDTHS),
+    lambda model, height, width: model.decode(torch.empty(FRAMES, 4, height, width)),
+)
+CASES = {
+    "motion": motion((64, 128), 2),
+    "motion, wide below": motion((32, 256), 2),
+    "motion, three levels": motion((64, 64, 128), 2),
+    "svd": svd((64, 128), 1),
+    "svd, wide below": svd((32, 256), 2),
+    "wan": wan(4, 1536),
+    "wan, small feed-forward": wan(6, 512),
+    "cogvideox": COGVIDEOX,
+    "ltx": LTX,
+    "temporal decoder": TEMPORAL_DECODER,
+    "decoder": DECODER,
+}
+
+
+@torch.no_grad()
+def measure(case: Case, height: int, width: int, slices: int) -> tuple[int, int, dict[str, Any]]:
+    """Bytes of weights and of activations, on fake tensors of the default dtype; the config."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = case.make().eval()
+        apply(model, Slicing(slices=slices))
+        with TensorAccounting() as memory:
+            case.forward(model, height, width)
+        config = dict(model.config) | {"_class_name": type(model).__name__}
+        return held_bytes(model), memory.peak_bytes, config
+
+
+#: Height and width of the latents, slices, dtype.
+RUNS = (
+    (32, 32, 6, "float16"),
+    (64, 96, 2, "float32"),
+    (64, 96, 5, "float16"),
+    (24, 40, 12, "float32"),
+)
+
+
+def spread() -> Iterator[Any]:
+    """Every case at every run; one run of the plain cases is quick, for fake tensors take time by
+    the operator."""
+    for name in CASES:
+        for run in RUNS:
+            quick = run == RUNS[0] and "," not in name
+            yield pytest.param(name, *run, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("name, height, width, slices, dtype", spread())
+def test_the_model_predicts_what_is_measured(
+    name: str, height: int, width: int, slices: int, dtype: str, default_dtype: Any
+) -> None:
+    default_dtype(getattr(torch, dtype))
+    case = CASES[name]
+    weights, activations, config = measure(case, height, width, slices)
+    patched = config.get("patch_size") in (2, (1, 2, 2))
+    latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
+    predicted = sliced_bytes(config, latent_size, dtype, slices, branches=case.branches)
+    assert predicted == pytest.approx(activations, rel=TOLERANCE)
+    whole = sliced_bytes(
+        config, latent_size, dtype, slices, branches=case.branches, weights_bytes=weights
+    )
+    assert whole == predicted + weights
+
+
+def test_every_model_that_slicing_knows_has_a_memory_model() -> None:
+    assert sorted(_GROUPS) == sorted(MODELS)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(CannotRunHere, match="does not know DiT; it knows: AutoencoderKL, "):
+        sliced_bytes({"_class_name": "DiT"}, (1, 8, 8), "float32", 2)
+
+
+def test_a_budget_gives_slices_that_keep_it() -> None:
+    case, budget_bytes = CASES["wan"], 36_000_000
+    weights, _, config = measure(case, 32, 32, 2)
+    about = {"branches": case.branches, "weights_bytes": weights}
+    predict = partial(sliced_bytes, config, (FRAMES, 64, 64), "float32", **about)
+    slices = fewest_slices(predict, weights + budget_bytes)
+    assert slices > 2
+    _, activations, _ = measure(case, 32, 32, slices)
+    assert activations < budget_bytes * (1 + TOLERANCE)
+    _, too_few, _ = measure(case, 32, 32, slices - 1)
+    assert too_few > budget_bytes * (1 - TOLERANCE)
+
+
+def test_the_fewest_slices_that_fit() -> None:
+    assert fewest_slices(lambda slices: 100 + 1000 // slices, 250) == 7
+    assert fewest_slices(lambda slices: 100, 100) == 2
+    with pytest.raises(CannotRunHere, match="it needs 101 in the thinnest slices, 1 more"):
+        fewest_slices(lambda slices: 101, 100)

@@ -1,0 +1,180 @@
+"""Tiny video models with random weights in float64, and a pass of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    CogVideoXTransformer3DModel,
+    LTXVideoTransformer3DModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+    WanTransformer3DModel,
+)
+
+FRAMES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and one pass of it on fixed inputs."""
+
+    model: torch.nn.Module
+    forward: Callable[[], torch.Tensor]
+
+
+def random_(model: torch.nn.Module, std: float = 0.3) -> torch.nn.Module:
+    """Norms begin as ones and last layers as zeros: then much of a model would not be seen."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model.double().eval()
+
+
+def motion_unet(height: int = 8, width: int = 12, batch: int = 2, **config: Any) -> Case:
+    model = random_(
+        UNetMotionModel(
+            **{
+                "block_out_channels": (8, 16),
+                "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+                "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+                "norm_num_groups": 4,
+                "layers_per_block": 2,
+                "cross_attention_dim": 12,
+                "num_attention_heads": 2,
+                "motion_num_attention_heads": 2,
+                "motion_max_seq_length": 8,
+            }
+            | config
+        )
+    )
+    x = torch.randn(batch, 4, FRAMES, height, width, dtype=torch.float64)
+    text = torch.randn(batch * FRAMES, 3, 12, dtype=torch.float64)
+    return Case(model, lambda: model(x, 7, encoder_hidden_states=text).sample)
+
+
+def svd_unet(height: int = 8, width: int = 12, batch: int = 2, layers: int = 2) -> Case:
+    """32 channels at least: the temporal norms have 32 groups."""
+    model = random_(
+        UNetSpatioTemporalConditionModel(
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+            up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=12,
+            layers_per_block=1,
+            cross_attention_dim=12,
+            num_attention_heads=(2, 2),
+            transformer_layers_per_block=layers,
+        ),
+        std=0.1,
+    )
+    x = torch.randn(batch, FRAMES, 8, height, width, dtype=torch.float64)
+    image = torch.randn(batch, 1, 12, dtype=torch.float64)
+    ids = torch.tensor([[6.0, 127.0, 0.02]] * batch, dtype=torch.float64)
+    return Case(model, lambda: model(x, 7, image, ids).sample)
+
+
+def temporal_decoder() -> Case:
+    model = random_(
+        AutoencoderKLTemporalDecoder(
+            block_out_channels=(32, 32),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            layers_per_block=1,
+        ),
+        std=0.1,
+    )
+    z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z, num_frames=FRAMES).sample)
+
+
+def decoder() -> Case:
+    model = random_(
+        AutoencoderKL(
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=4,
+        )
+    )
+    z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z).sample)
+
+
+def wan(*, image: bool = False, times_per_token: bool = False) -> Case:
+    """``image``: of Wan 2.1's image-to-video kind. ``times_per_token``: as Wan 2.2's small one."""
+    config = {"image_dim": 10, "added_kv_proj_dim": 24} if image else {}
+    model = random_(
+        WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=16,
+            freq_dim=16,
+            ffn_dim=96,
+            num_layers=2,
+            rope_max_seq_len=64,
+            **config,
+        ),
+        std=0.2,
+    )
+    x = torch.randn(2, 4, FRAMES, 6, 10, dtype=torch.float64)
+    text = torch.randn(2, 512 if image else 7, 16, dtype=torch.float64)
+    pictures = torch.randn(2, 3, 10, dtype=torch.float64) if image else None
+    tokens = FRAMES * 3 * 5
+    times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
+    return Case(model, lambda: model(x, times, text, pictures).sample)
+
+
+def ltx(*, times_per_token: bool = False) -> Case:
+    model = random_(
+        LTXVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            num_layers=2,
+            caption_channels=10,
+        ),
+        std=0.2,
+    )
+    tokens = FRAMES * 4 * 5
+    x = torch.randn(2, tokens, 4, dtype=torch.float64)
+    text = torch.randn(2, 7, 10, dtype=torch.float64)
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
+    size = {"num_frames": FRAMES, "height": 4, "width": 5}
+    return Case(model, lambda: model(x, text, times, mask, **size).sample)
+
+
+def cogvideox(*, rotary: bool = True) -> Case:
+    """``rotary``: as the 5B model; without, learned positions, as the 2B one."""
+    model = random_(
+        CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=10,
+            num_layers=2,
+            sample_width=12,
+            sample_height=8,
+            sample_frames=4 * FRAMES - 3,
+            max_text_seq_length=7,
+            use_rotary_positional_embeddings=rotary,
+        ),
+        std=0.2,
+    )
+    x = torch.randn(2, FRAMES, 4, 8, 12, dtype=torch.float64)
+    text = torch.randn(2, 7, 10, dtype=torch.float64)
+    angles = torch.randn(2, FRAMES * 4 * 6, 16, dtype=torch.float64)
+    turn = (angles[0].cos(), angles[1].sin()) if rotary else None
+    return Case(model, lambda: model(x, text, torch.tensor([7, 7]), image_rotary_emb=turn).sample)

@@ -1,0 +1,101 @@
+"""Accelerations in a worker, as a job asks for them: they engage, move with their tile, and combine
+where that is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
+from jobs.arrays import Bundle, decode_bundle, encode_bundle
+from jobs.attention_plan import AttentionPlan
+from jobs.units import Window
+from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
+from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
+from workers.bundles import to_tensor
+from workers.worker import Worker
+
+WINDOWS = [Window(0, 0, 5), Window(1, 3, 8)]
+STEPS = 8
+WAN = tiny_shot(latent_frames=8, pixel_frames=15, stage_steps=(STEPS,), scheduler="unipc")
+UNET = animatediff_shot(latent_frames=8, pixel_frames=8, stage_steps=(STEPS,))
+#: Two layers: the first is windowed from step 1 on and shared over branches from step 4 on.
+PLAN = AttentionPlan(
+    rows=(
+        ("full", "full"),
+        *[("window", "full")] * 3,
+        *[("window+share_branches", "share_steps")] * (STEPS - 4),
+    ),
+    window=(1, 3, 3),
+)
+ASKED = {
+    "slicing": Accelerations(slicing=Slicing(slices=3)),
+    "adaptive": Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=2)),
+    "rehash": Accelerations(rehash=Rehash(every=3)),
+    "fast_attention": Accelerations(fast_attention=FastAttention(plan=PLAN)),
+    "slicing and adaptive": Accelerations(
+        slicing=Slicing(slices=3), adaptive=Adaptive(threshold=50.0, most_skips=2)
+    ),
+    "adaptive and rehash": Accelerations(
+        adaptive=Adaptive(threshold=50.0, most_skips=1), rehash=Rehash(every=3)
+    ),
+}
+#: The tiny Wan has two blocks, and rehash wants three.
+FITS = [("wan", name) for name in ASKED if "rehash" not in name]
+FITS += [("animatediff", name) for name in ASKED if "fast" not in name]
+SHOTS = {"wan": WAN, "animatediff": UNET}
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    animatediff = write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
+    return {"wan": tiny_wan, "animatediff": animatediff}
+
+
+def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: int) -> list[Worker]:
+    return [tiny_worker(folders[kind], family=kind, accelerations=asked) for _ in range(count)]
+
+
+def render(some: list[Worker], kind: str) -> tuple[list[torch.Tensor], dict[str, int]]:
+    """Finished latents of the windows, each unit by the next of the workers, from stored bytes."""
+    shot, engaged = SHOTS[kind], {}
+    embeddings = encode(some[0], shot)
+    done: dict[tuple[int, int], Bundle] = {}
+    for step in range(STEPS + 1):
+        for window in WINDOWS:
+            task = step_task(shot, WINDOWS, window.index, step)
+            before = [done[w.index, step - 1] for w in task.covering] if step else []
+            inputs = [embeddings, *before] if step < STEPS else before
+            worker = some[(step + window.index) % len(some)]
+            report, output = worker.run(task, inputs)
+            done[window.index, step] = decode_bundle(encode_bundle(output))
+            for name, count in report.engaged.items():
+                engaged[name] = engaged.get(name, 0) + count
+    return [to_tensor(done[w.index, STEPS], "latents") for w in WINDOWS], engaged
+
+
+@pytest.mark.parametrize(("kind", "name"), FITS)
+def test_whoever_computes_it_has_the_same_bits(
+    folders: dict[str, Path], kind: str, name: str
+) -> None:
+    asked = ASKED[name]
+    alone, engaged = render(workers(folders, kind, asked, 1), kind)
+    together, _ = render(workers(folders, kind, asked, 2), kind)
+    for ours, theirs in zip(alone, together, strict=True):
+        assert torch.equal(ours, theirs)
+    for part in name.split(" and "):
+        did = [key for key in engaged if key.startswith(part) and not key.endswith(("key", "ted"))]
+        assert sum(engaged[key] for key in did), f"{part} did nothing: {engaged}"
+
+
+@pytest.mark.parametrize(("kind", "name"), [each for each in FITS if each[1] == "slicing"])
+def test_slicing_changes_no_more_than_rounding(
+    folders: dict[str, Path], kind: str, name: str
+) -> None:
+    sliced, _ = render(workers(folders, kind, ASKED[name], 1), kind)
+    plain, engaged = render(workers(folders, kind, Accelerations(), 1), kind)
+    assert not engaged
+    for ours, theirs in zip(sliced, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,114 @@
+"""Calibration through what renders, and renders by the plan that it finds."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+from accel.attention_search import Progress
+from jobs.accelerations import Accelerations, FastAttention
+from jobs.attention_plan import AttentionPlan, load
+from jobs.errors import BadJob
+from jobs.model_folder import inspect_model
+from jobs.units import Window
+from tests.workers.test_conformance import assert_same_bits, finished
+from tests.workers.tiny import (
+    encode,
+    render_windows,
+    run_step,
+    step_task,
+    tiny_shot,
+    tiny_worker,
+)
+from workers.calibration import CalibrationSample, find_plan, plan_key
+from workers.families import open_family
+
+SHOT = tiny_shot(latent_frames=5, pixel_frames=9, stage_steps=(4,))
+WHOLE = [Window(0, 0, 5)]
+
+
+@pytest.fixture
+def family(tiny_wan: Path):
+    return open_family("wan", str(tiny_wan), "float32", "cpu")
+
+
+def by_plan(plan: AttentionPlan) -> Accelerations:
+    return Accelerations(fast_attention=FastAttention(plan=plan))
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_a_sample_goes_the_way_of_a_render(tiny_wan: Path, family, scheduler: str) -> None:
+    shot = dataclasses.replace(SHOT, scheduler=scheduler)
+    sample = CalibrationSample(family, shot)
+    for _ in range(shot.steps):
+        sample.advance(sample.predict(lambda name: nullcontext()))
+    rendered = render_windows(tiny_worker(tiny_wan), shot, WHOLE)
+    assert torch.equal(sample.latents, finished(rendered, shot))
+
+
+def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
+    tiny_wan: Path, family, tmp_path: Path
+) -> None:
+    model = inspect_model(tiny_wan).identity
+    shots = [SHOT, dataclasses.replace(SHOT, prompt="a blue star", seed=8)]
+    how = {"delta": 0.02, "folder": tmp_path / "plans"}
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_plan(family, model, shots, progress=stop, **how)
+    told: list[Progress] = []
+    plan, found = find_plan(family, model, shots, progress=told.append, **how)
+    assert {p.step for p in told} == {2, 3}
+    assert load(tmp_path / "plans", plan_key(family, model, SHOT)) == plan
+    assert (plan.steps, plan.layers) == (4, 2)
+    assert {s for row in plan.rows[1:] for s in row} != {"full"}
+    assert all(loss < 0.02 for loss in found.losses)
+
+
+def test_shots_of_different_kinds_have_no_plan_in_common(family, tmp_path: Path) -> None:
+    shots = [SHOT, dataclasses.replace(SHOT, guidance=(1.0,))]
+    with pytest.raises(BadJob, match="one size, schedule and guidance"):
+        find_plan(family, "m", shots, delta=0.1, folder=tmp_path)
+    with pytest.raises(BadJob, match="one stage"):
+        find_plan(
+            family, "m", [dataclasses.replace(SHOT, stage_steps=(2, 2))], delta=0.1, folder=tmp_path
+        )
+
+
+# -- renders
+
+F, W, FB, S = "full", "window", "full+share_branches", "share_steps"
+PLAN = AttentionPlan(((F, F), (W, S), (S, FB), (W, S)), (3, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_tile_may_change_its_worker_at_every_step(tiny_wan: Path, dtype: str) -> None:
+    windows = [Window(0, 0, 5), Window(1, 3, 8)]
+    shot = dataclasses.replace(SHOT, latent_frames=8, pixel_frames=15)
+    options = {"dtype": dtype, "accelerations": by_plan(PLAN)}
+    alone = render_windows(tiny_worker(tiny_wan, **options), shot, windows)
+    workers = [tiny_worker(tiny_wan, **options) for _ in range(2)]
+    embeddings, moved = encode(workers[0], shot), {}
+    for step in range(shot.steps + 1):
+        for window in windows:
+            task = step_task(shot, windows, window.index, step)
+            worker = workers[(step + window.index) % 2]
+            moved[window.index, step] = run_step(worker, task, embeddings, moved)
+    assert_same_bits(alone, moved)
+    names = {n for n in alone[0, 0].arrays if n.startswith("accel.")}
+    assert "accel.fast_attention.uncond.residual.0.0" in names
+    plain = render_windows(tiny_worker(tiny_wan, dtype=dtype), shot, windows)
+    assert not torch.equal(finished(alone, shot), finished(plain, shot))
+
+
+def test_full_everywhere_is_the_render_without_it(tiny_wan: Path) -> None:
+    full = by_plan(AttentionPlan(((F, F),) * 4, (3, 3, 3)))
+    ours = render_windows(tiny_worker(tiny_wan, accelerations=full), SHOT, WHOLE)
+    assert_same_bits(ours, render_windows(tiny_worker(tiny_wan), SHOT, WHOLE))

@@ -1,0 +1,57 @@
+"""CogVideoX's SDE-DPM-Solver++(2M), with the noise that it adds and its memory as its caller's.
+
+Diffusers' ``CogVideoXDPMScheduler.step`` draws noise for the whole tensor from one generator, so
+what a latent frame gets would depend on the window that it is stepped in. (It draws twice and uses
+one: which of the two depends on the step, so no order of drawing could repair that.) Here a step
+takes the noise; the multipliers are diffusers' own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import CogVideoXDPMScheduler
+
+
+class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
+    """`CogVideoXDPMScheduler` whose steps draw nothing."""
+
+    old_pred_original_sample: torch.Tensor | None = None  # x_0 as the step before predicted it
+    _step_index = 0  # of the step that comes; set by the caller
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        noise: torch.Tensor,
+        return_dict: bool = False,
+    ) -> tuple[torch.Tensor]:
+        """The sample after this step. DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), the
+        second-order multistep SDE solver; in diffusers' own arithmetic and order."""
+        before = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        alpha = self.alphas_cumprod[timestep]
+        alpha_prev = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
+        first = self._step_index == 0
+        alpha_back = None if first else self.alphas_cumprod[self.timesteps[self._step_index - 1]]
+        h, r, _, _ = self.get_variables(alpha, alpha_prev, alpha_back)
+        mult = self.get_mult(h, r, alpha, alpha_prev, alpha_back)
+        mult_noise = (1 - alpha_prev) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
+
+        original = self._original(model_output, sample, alpha)
+        old, self.old_pred_original_sample = self.old_pred_original_sample, original
+        # The first step knows no other, and the last one goes to no noise at all.
+        single = old is None or before < 0
+        denoised = original if single else mult[2] * original - mult[3] * old
+        moved = mult[0] * sample - mult[1] * denoised + mult_noise * noise.to(sample.dtype)
+        return (moved,)
+
+    def _original(
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor
+    ) -> torch.Tensor:
+        """x_0 as the model's output says it."""
+        if self.config.prediction_type == "epsilon":
+            return (sample - (1 - alpha) ** 0.5 * model_output) / alpha**0.5
+        assert self.config.prediction_type == "v_prediction", "others are refused by name"
+        return alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output

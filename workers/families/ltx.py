@@ -1,0 +1,124 @@
+"""LTX-Video, text to video, over diffusers' components. Never calls a pipeline's ``__call__``.
+
+The arithmetic, and its order, is that of ``LTXPipeline.__call__``: both guidance branches go
+through the transformer as one batch, unconditional first, and guide in float32. Its latents are
+packed, [B, T * H * W, C]; ours [B, C, T, H, W] are packed where they enter the transformer. Rotary
+positions count each window's frames from 0, in seconds at the shot's frame rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+
+from jobs.units import ShotRender
+from workers.decoding import to_rgb8
+from workers.families.family import BranchContext
+from workers.families.folder import FolderFamily, Parts, check_length, guided
+from workers.ltx_decoding import decode_range
+from workers.schedulers import RangeStepper
+
+
+class LTXFamily(FolderFamily):
+    """One LTX-Video folder on one device."""
+
+    name = "ltx"
+    pipeline = LTXPipeline
+    denoiser_kind = LTXVideoTransformer3DModel
+    vae_kind = AutoencoderKLLTXVideo
+    parts: ClassVar[Parts] = {
+        "transformer": ("LTXVideoTransformer3DModel",),
+        "vae": ("AutoencoderKLLTXVideo",),
+        "text_encoder": ("T5EncoderModel",),
+        "tokenizer": (
+            "T5Tokenizer",
+            "T5TokenizerFast",
+            "PreTrainedTokenizerFast",
+            "TokenizersBackend",
+        ),
+    }
+
+    def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
+        """``cond`` and, with guidance, ``uncond``: [1, text_tokens, text_dim]; and of each the
+        ``.mask`` [1, text_tokens] of the tokens that are not padding."""
+        embeddings = super().encode(shot)
+        prompts = {"cond": shot.prompt, "uncond": shot.negative_prompt}
+        masks = {f"{name}.mask": self._mask(prompts[name], shot) for name in embeddings}
+        return embeddings | masks
+
+    def encode_prompts(
+        self, pipeline: Any, shot: ShotRender
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        check_length(pipeline.tokenizer, shot.text_tokens, shot.prompt, shot.negative_prompt)
+        cond, _, uncond, _ = pipeline.encode_prompt(
+            shot.prompt,
+            shot.negative_prompt,
+            guided(shot),
+            max_sequence_length=shot.text_tokens,
+            device=self._device,
+        )
+        return cond, uncond
+
+    def _mask(self, prompt: str, shot: ShotRender) -> torch.Tensor:
+        """In the denoiser's dtype, in which the transformer reads it."""
+        told = self._text.tokenizer(
+            prompt,
+            padding="max_length",
+            max_length=shot.text_tokens,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return told.attention_mask.to(self._device, self._dtype)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        stepper: RangeStepper,
+        step: int,
+        embeddings: Mapping[str, torch.Tensor],
+        branch: BranchContext,
+    ) -> torch.Tensor:
+        self.free_text()
+        model = self.denoiser
+        branches = ("uncond", "cond") if guided(shot) else ("cond",)
+        size = frames, height, width = latents.shape[2:]
+        packed_BSC = latents.permute(0, 2, 3, 4, 1).flatten(1, 3)
+        if guided(shot):
+            packed_BSC = torch.cat([packed_BSC] * 2)
+        with branch("both" if guided(shot) else "cond"), model.cache_context("cond_uncond"):
+            prediction_BSC = model(
+                hidden_states=packed_BSC.to(model.dtype),
+                encoder_hidden_states=torch.cat([embeddings[name] for name in branches]),
+                timestep=stepper.timesteps[step].expand(len(branches)),
+                encoder_attention_mask=torch.cat([embeddings[f"{each}.mask"] for each in branches]),
+                num_frames=frames,
+                height=height,
+                width=width,
+                rope_interpolation_scale=self._place_scales(shot),
+                return_dict=False,
+            )[0]
+        prediction = prediction_BSC.float().unflatten(1, size).permute(0, 4, 1, 2, 3)
+        if not guided(shot):
+            return prediction
+        uncond, cond = prediction.chunk(2)
+        return uncond + shot.guidance[0] * (cond - uncond)
+
+    def _place_scales(self, shot: ShotRender) -> tuple[float, int, int]:
+        """How far apart latent places stand: in seconds, and in pixels of height and width."""
+        space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
+        return time / shot.fps, space, space
+
+    def decode(
+        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+    ) -> np.ndarray:
+        self.free_text()
+        stop = warm_start + latents.shape[2]
+        if stop < shot.latent_frames:  # then the last ones are there to be looked ahead at
+            stop -= self.geometry.decode_ahead_latent_frames
+        return to_rgb8(decode_range(self.vae, latents, warm_start, start, stop))
