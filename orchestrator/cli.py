@@ -13,13 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from jobs import errors
-from jobs.spec import JobSpec
 from orchestrator import inspect_job, show
 from orchestrator.cli_options import (
     DEFAULT_STORE,
     AddressOption,
-    CalibrateDeviceOption,
-    DeltaOption,
     Device,
     DeviceOption,
     FileArgument,
@@ -31,8 +28,6 @@ from orchestrator.cli_options import (
     ModelOption,
     NegativeOption,
     OutOption,
-    PictureOption,
-    PlansOption,
     PresetOption,
     PromptOption,
     SecondsOption,
@@ -43,14 +38,19 @@ from orchestrator.cli_options import (
     TimeoutOption,
     WorkersOption,
 )
+from orchestrator.cli_planning import (
+    calibrate_command,
+    loras_given,
+    plan_command,
+    prepared_job,
+    presets_command,
+)
 from orchestrator.export import save_latents as export_latents
 from orchestrator.prepare import (
-    Prepared,
     check_same_model,
     new_job_id,
     plan_from_json,
     plan_to_json,
-    prepare,
 )
 
 app = typer.Typer(
@@ -82,30 +82,6 @@ def longtake(
     goes on to the same bits."""
 
 
-def _loras(given: list[str] | None) -> list[dict[str, Any]] | None:
-    """``style.safetensors=0.8`` is that file with a scale of 0.8."""
-    found = []
-    for each in given or []:
-        path, _, scale = each.rpartition("=")
-        try:
-            found.append({"path": path, "scale": float(scale)} if path else {"path": each})
-        except ValueError:
-            found.append({"path": each})  # a name that has an equals sign in it
-    return found or None
-
-
-def _prepare(file: Path | None, **flags: Any) -> Prepared:
-    return prepare(_spec(file, **flags))
-
-
-def _spec(file: Path | None, **flags: Any) -> JobSpec:
-    from jobs.spec_file import load_spec, spec_from_flags
-
-    if file is None and flags["prompt"] is None and flags.get("image") is None:
-        raise errors.BadJob("give a job file, or --prompt and --seconds")
-    return load_spec(file, flags) if file else spec_from_flags(flags)
-
-
 @app.command("render")
 def render_command(
     file: FileArgument = None,
@@ -133,9 +109,9 @@ def render_command(
     from jobs.store import Store
     from orchestrator.render import check_out
 
-    prepared = _prepare(
+    prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
-        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
+        fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
@@ -219,73 +195,9 @@ def _export(store: Any, plan: Any, job: str, path: Path) -> None:
         raise typer.Exit(error.exit_code) from None
 
 
-@app.command("plan")
-def plan_command(
-    file: FileArgument = None,
-    prompt: PromptOption = None,
-    negative: NegativeOption = None,
-    image: ImageOption = None,
-    seconds: SecondsOption = None,
-    size: SizeOption = None,
-    fps: FpsOption = None,
-    seed: SeedOption = None,
-    steps: StepsOption = None,
-    model: ModelOption = None,
-    lora: LorasOption = None,
-    preset: PresetOption = None,
-    workers: WorkersOption = None,
-    step_seconds: Annotated[
-        float | None,
-        typer.Option(min=1e-6, max=1e6, help="seconds per step, measured before: gives a time"),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show how a film would be rendered, without rendering it."""
-    prepared = _prepare(
-        file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
-        fps=fps, seed=seed, steps=steps, model=model, loras=_loras(lora), preset=preset,
-    )  # fmt: skip
-    report = show.plan_report(prepared.plan, workers or 1, step_seconds)
-    print(json.dumps(report) if as_json else show.plan_text(report))
-
-
-@app.command("calibrate")
-def calibrate_command(
-    file: FileArgument = None,
-    prompt: PromptOption = None,
-    seconds: SecondsOption = None,
-    size: SizeOption = None,
-    steps: StepsOption = None,
-    model: ModelOption = None,
-    delta: DeltaOption = 0.1,
-    plans: PlansOption = None,
-    picture: PictureOption = None,
-    device: CalibrateDeviceOption = "cpu",
-    as_json: JsonOption = False,
-) -> None:
-    """Find how a model's attention can be cut short at a job's size and steps: its shots are what
-    that is tried on. Jobs with fast_attention then use it."""
-    from jobs.accelerations import Accelerations
-    from jobs.attention_plan import usual_folder
-    from orchestrator.calibrate import as_text, calibrate, draw
-
-    spec = _spec(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
-    plain = {"accelerations": Accelerations(), "preset": "exact"}
-    prepared = prepare(spec.model_copy(update=plain))
-    folder = plans or usual_folder()
-    report, plan = calibrate(
-        prepared, device, delta, folder, lambda said: print(said, file=sys.stderr)
-    )
-    if picture is not None:
-        draw(plan, picture)
-    print(json.dumps(report) if as_json else as_text(report))
-
-
-@app.command("presets")
-def presets_command(as_json: JsonOption = False) -> None:
-    """List the presets: what each switches on, and what was measured of it."""
-    rows = show.preset_rows()
-    print(json.dumps(rows) if as_json else show.preset_table(rows))
+app.command("plan")(plan_command)
+app.command("calibrate")(calibrate_command)
+app.command("presets")(presets_command)
 
 
 @app.command("ls")
