@@ -115,14 +115,14 @@ def test_every_error_has_its_exit_code(
     def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened, where, and the fix")
 
-    monkeypatch.setattr(cli, "_prepare", fail)
+    monkeypatch.setattr(cli, "prepared_job", fail)
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert (ran.code, ran.out) == (ERRORS[error], "")
     assert ran.err == "longtake: what happened, where, and the fix\n"
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_prepare", lambda *args, **flags: {}["nothing"])
+    monkeypatch.setattr(cli, "prepared_job", lambda *args, **flags: {}["nothing"])
     monkeypatch.setattr("tempfile.tempdir", str(desk.folder))
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert (ran.code, ran.out) == (1, "")
@@ -137,7 +137,7 @@ def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(*args: Any, **flags: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_prepare", interrupted)
+    monkeypatch.setattr(cli, "prepared_job", interrupted)
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert ran == Ran(130, "", "longtake: interrupted\n")
 
