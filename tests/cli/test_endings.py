@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from jobs import errors
-from orchestrator import cli
+from orchestrator import cli_planning
 from orchestrator.events import EndRender, Outcome
 from orchestrator.show import EXIT_CODES
 from tests.cli.conftest import Desk
@@ -115,14 +115,14 @@ def test_every_error_has_its_exit_code(
     def fail(*args: Any, **flags: Any) -> None:
         raise error("what happened, where, and the fix")
 
-    monkeypatch.setattr(cli, "prepared_job", fail)
+    monkeypatch.setattr(cli_planning, "prepared_job", fail)
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert (ran.code, ran.out) == (ERRORS[error], "")
     assert ran.err == "longtake: what happened, where, and the fix\n"
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "prepared_job", lambda *args, **flags: {}["nothing"])
+    monkeypatch.setattr(cli_planning, "prepared_job", lambda *args, **flags: {}["nothing"])
     monkeypatch.setattr("tempfile.tempdir", str(desk.folder))
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert (ran.code, ran.out) == (1, "")
@@ -137,7 +137,7 @@ def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
     def interrupted(*args: Any, **flags: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "prepared_job", interrupted)
+    monkeypatch.setattr(cli_planning, "prepared_job", interrupted)
     ran = desk.run("plan", "--prompt", "x", "--seconds", "1")
     assert ran == Ran(130, "", "longtake: interrupted\n")
 
