@@ -28,6 +28,7 @@ from accel.attention_core import Core, Residual, Windowed, second_half
 from accel.attention_models import VideoTransformer, check_layers, video_transformer
 from accel.handle import Branch, TileStep
 from accel.windowed import Geometry
+from accel.wrapping import Wrapped
 from jobs.attention_plan import AttentionPlan, Extent, is_windowed, shares_branches
 from jobs.errors import CannotRunHere
 
@@ -65,7 +66,7 @@ class FastAttentionHandle:
         self._pass: _Pass | None = None
         self._undo: list[Callable[[], None]] = []
         for number, layer in enumerate(kind.layers(model)):
-            self._undo.append(_replace_forward(layer, partial(self._layer, number, layer.forward)))
+            self._undo.append(Wrapped(layer, partial(self._around, number)).remove)
         hook = model.register_forward_pre_hook(self._enter_model, with_kwargs=True)
         self._undo.append(hook.remove)
 
@@ -100,7 +101,7 @@ class FastAttentionHandle:
             given = {**given, "hidden_states": args[0]}
         current.grid = self._kind.grid(model, given)
 
-    def _layer(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _around(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._current().attend(number, partial(plain, *args, **kwargs))
 
     def _current(self) -> _Pass:
@@ -125,6 +126,7 @@ class _Pass:
     def attend(self, layer: int, plain: partial[Any]) -> Any:
         """What the layer gives, as the plan says; ``plain`` computes it in full."""
         self._reached.append(layer)
+        self._tile.engaged[f"{NAME}.layers"] += 1
         strategy = self._plan.rows[self._step][layer]
         shares = shares_branches(strategy)
         if strategy == "share_steps":
@@ -229,17 +231,3 @@ class _Pass:
 
     def _count(self, what: str) -> None:
         self._tile.engaged[f"{NAME}.{what}"] += 1
-
-
-def _replace_forward(layer: torch.nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Replace a module's forward; returns what puts it back."""
-    before = vars(layer).get("forward")
-    layer.forward = forward
-
-    def undo() -> None:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
-
-    return undo

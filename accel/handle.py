@@ -12,15 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from jobs.attention_plan import Branch
 from jobs.units import Unit
 
-#: A guidance branch, or both as one batch, unconditional first. A cache of one is never read by
-#: another, unless the technique is to share between branches and its plan says so.
-Branch = Literal["cond", "uncond", "both"]
+__all__ = ["Acceleration", "Branch", "Handle", "TileStep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

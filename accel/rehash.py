@@ -6,8 +6,7 @@ its skip connection; that skip is what ``conv_in`` makes of the latents. So the 
 ``conv_in``, that one layer and ``conv_out``, and nothing else. A transformer's key step keeps what
 all blocks but the first add to the tokens; the steps after it run the first block alone. (A
 first-block cache keeps the same, but asks the first block at every step whether it may; here the
-steps are known beforehand, from a profile: no step pays for a change that is seen too late, and
-planning knows what each costs.)
+steps are named beforehand.)
 """
 
 from __future__ import annotations

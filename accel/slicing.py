@@ -49,6 +49,7 @@ class SlicingHandle:
     def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
         """Counts the groups that were cut as ``slicing`` in ``tile.engaged``."""
         self._tile = tile
+        tile.engaged[NAME] += 0  # told even if nothing is cut
         try:
             yield
         finally:

@@ -43,6 +43,7 @@ class Here:
 
 def render_here(job: Mapping[str, Any], tune: Tune = lambda model: nullcontext()) -> Here:
     """A film by one worker, unit after unit, written without loss."""
+    assert not job.get("loras"), "the worker here loads none"
     lossless = {"output": {"codec": "ffv1"}}
     prepared = prepare(JobSpec.model_validate({"version": 1, **job, **lossless}))
     plan, worker = prepared.plan, _worker(prepared)
@@ -51,13 +52,15 @@ def render_here(job: Mapping[str, Any], tune: Tune = lambda model: nullcontext()
     counter = model.register_forward_pre_hook(lambda *_: passes.update(["all"]))
     outputs: dict[Unit, Bundle] = {}
     steps_s, engaged = 0.0, Counter[str]()
-    with tune(model):
-        for unit in _in_order(plan):
-            inputs = [outputs[each] for each in plan.inputs(unit)]
-            report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
-            engaged.update(report.engaged)
-            steps_s += report.elapsed_s if unit.kind == "step" else 0.0
-    counter.remove()
+    try:
+        with tune(model):
+            for unit in _in_order(plan):
+                inputs = [outputs[each] for each in plan.inputs(unit)]
+                report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
+                engaged.update(report.engaged)
+                steps_s += report.elapsed_s if unit.kind == "step" else 0.0
+    finally:
+        counter.remove()
     frames = np.concatenate([_frames(outputs[goal]) for goal in plan.goals()])
     return Here(
         plan=plan, frames=frames, steps_s=steps_s, passes=passes["all"], engaged=engaged

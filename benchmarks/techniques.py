@@ -126,13 +126,13 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     for kind in dict.fromkeys(row["setting"].rpartition(" ")[0] for row in rows):
         mine = sorted(
             (row for row in rows if row["setting"].rpartition(" ")[0] == kind),
-            key=lambda row: row["fewer_passes"],
+            key=lambda row: row["speed"],
         )
         axes.plot(
-            [row["fewer_passes"] for row in mine], [row["psnr_db"] for row in mine], "o-",
+            [row["speed"] for row in mine], [row["psnr_db"] for row in mine], "o-",
             label=kind,
         )  # fmt: skip
-    axes.set(xlabel="full render's model passes over this one's", ylabel="PSNR to it, dB")
+    axes.set(xlabel="full render's time over this one's", ylabel="PSNR to it, dB")
     axes.legend()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)

@@ -39,7 +39,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 #: What a step may leave for later ones.
 Kind = Literal["residual", "output"]
 
-#: A guidance branch by itself, or both as one batch.
+#: A guidance branch, or both as one batch, unconditional first. A cache of one is never read by
+#: another, unless the technique is to share between branches and its plan says so.
 Branch = Literal["cond", "uncond", "both"]
 
 FORMAT = 1

@@ -18,21 +18,27 @@ def acceleration_problems(
     if not stage_steps:
         return []
     problems = [
-        Problem(_place(spec, second), f"does not go with {first} yet: {why}; remove one of them")
+        Problem(
+            acceleration_place(spec, second), f"does not go with {first} yet: {why}; remove one"
+        )
         for (first, second), why in CONFLICTS.items()
         if getattr(asked, first) is not None and getattr(asked, second) is not None
     ]
     if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
-        problems.append(Problem(_place(spec, "adaptive"), said))
+        problems.append(Problem(acceleration_place(spec, "adaptive"), said))
     if asked.rehash and (said := _rehash_problem(asked.rehash, stage_steps)):
-        problems.append(Problem(_place(spec, "rehash"), said))
+        problems.append(Problem(acceleration_place(spec, "rehash"), said))
+    if spec.accelerations.fast_attention and spec.accelerations.fast_attention.plan:
+        said = "a plan cannot stand in a job: longtake calibrate finds one; remove it"
+        problems.append(Problem(("accelerations", "fast_attention", "plan"), said))
     if asked.fast_attention and len(stage_steps) > 1:
         said = "plans of attention are for renders without a pyramid yet; say pyramid: off"
-        problems.append(Problem(_place(spec, "fast_attention"), said))
+        problems.append(Problem(acceleration_place(spec, "fast_attention"), said))
     return problems
 
 
-def _place(spec: JobSpec, name: str) -> Path:
+def acceleration_place(spec: JobSpec, name: str) -> Path:
+    """Where a job asked for it: by itself, or with a preset."""
     own = getattr(spec.accelerations, name) is not None
     return ("accelerations", name) if own else ("preset",)
 
@@ -51,6 +57,9 @@ def _adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
 
 def _rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
     stages = len(stage_steps)
+    for keys, steps in zip(rehash.key_steps or (), stage_steps, strict=False):
+        if max(keys) >= steps:
+            return f"key step {max(keys)} is none of a stage of {steps}: they count from 0"
     if rehash.key_steps is not None and len(rehash.key_steps) != stages:
         there = "is one stage" if stages == 1 else f"are {stages} stages"
         return f"key_steps has {len(rehash.key_steps)} lists, but there {there}; give one for each"

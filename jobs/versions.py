@@ -9,6 +9,9 @@ from __future__ import annotations
 #: How a job becomes stages, windows, steps and pieces.
 PLANNER_VERSION = 3
 
+#: What the accelerations compute with the same settings.
+ACCELERATIONS_VERSION = 1
+
 #: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
 NOISE_VERSION = 1
 

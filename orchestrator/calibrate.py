@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.attention_plan import STRATEGIES, AttentionPlan
+from jobs.attention_plan import STRATEGIES, AttentionPlan, usual_folder
 from jobs.errors import BadJob
 from jobs.units import ShotRender
 from orchestrator.prepare import Prepared
@@ -22,11 +22,13 @@ def calibrate(
     from workers.calibration import find_plan
     from workers.families import open_family
 
-    plan = prepared.plan
+    plan, known = prepared.plan, prepared.model.family
+    if "fast_attention" not in known.accelerations:
+        raise BadJob(f"{known.name} models do not take fast_attention yet, so there is no plan")
     if len(plan.shots[0].stages) > 1:
         raise BadJob("plans of attention are for renders without a pyramid yet; say pyramid: off")
     family = open_family(
-        prepared.model.family.name, str(prepared.model.folder), plan.dtype, device,
+        known.name, str(prepared.model.folder), plan.dtype, device,
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
     shots = [_one_window(shot.render, shot.stages[0].windows[0].stop) for shot in plan.shots]
@@ -73,4 +75,6 @@ def draw(plan: AttentionPlan, out: Path) -> None:
 def as_text(report: dict[str, Any]) -> str:
     lines = [f"a plan of {report['steps']} steps and {report['layers']} layers: {report['folder']}"]
     lines += [f"  {name}: {share:.0%}" for name, share in report["shares"].items()]
-    return "\n".join([*lines, "use it: accelerations: {fast_attention: {}} in a job file"])
+    where = "" if Path(report["folder"]) == usual_folder() else f"plans: {report['folder']}"
+    use = f"use it: accelerations: {{fast_attention: {{{where}}}}} in a job file"
+    return "\n".join([*lines, use])

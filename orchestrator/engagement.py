@@ -61,12 +61,15 @@ def engaged_lines(asked: Accelerations, counts: Mapping[str, int]) -> list[str]:
         said = f"rehash: reused features in {reused} of {reused + keys} passes of the model"
         lines.append(said if reused else f"warning: {said}; give it fewer key steps")
     if asked.slicing is not None:
-        lines.append(f"slicing: ran {counts.get('slicing', 0)} groups of operators in slices")
+        cut = counts.get("slicing", 0)
+        said = f"slicing: ran {cut} groups of operators in slices"
+        lines.append(said if cut else f"warning: {said}; the model is too small for it")
     if asked.fast_attention is not None:
         kinds = {"windowed": "window", "shared over steps": "share_steps"}
         kinds["shared over branches"] = "share_branches"
         done = {said: counts.get(f"fast_attention.{name}", 0) for said, name in kinds.items()}
         said = ", ".join(f"{count} {name}" for name, count in done.items())
-        done_any = any(done.values())
-        lines.append(f"{'' if done_any else 'warning: '}fast_attention: calls of layers: {said}")
+        said = f"fast_attention: of {counts.get('fast_attention.layers', 0)} calls of layers {said}"
+        more = "; longtake calibrate with a larger --delta changes more"
+        lines.append(said if any(done.values()) else f"warning: {said}{more}")
     return lines

@@ -134,6 +134,7 @@ class Plan:
     shots: tuple[ShotPlan, ...]
     tile_bytes: int  # estimated memory that one tile needs beside the model
     model_bytes: int  # estimated memory that the loaded model needs
+    kept_bytes: int = 0  # estimated: what accelerations keep with a tile from step to step
     title: str = ""
     planner_version: int = PLANNER_VERSION
     noise_version: int = NOISE_VERSION
@@ -317,7 +318,8 @@ class Plan:
             for shot in self.shots
         )
         tensors = 7 if self.accelerations.adaptive else 5
-        return largest * self.geometry.latent_channels * 4 * tensors * outputs
+        output = largest * self.geometry.latent_channels * 4 * tensors + self.kept_bytes
+        return output * outputs
 
     @property
     def pixel_frames(self) -> int:

@@ -16,13 +16,15 @@ from jobs.attention_plan import PlanKey, usual_folder
 from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import Diffusion, loaded_bytes
-from jobs.families.slicing_memory import sliced_bytes
+from jobs.families.features import feature_bytes
+from jobs.families.slicing_memory import DECODERS, sliced_bytes
 from jobs.geometry import ModelGeometry
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
 from jobs.model_scheduler import SCHEDULERS, check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
+from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
@@ -58,6 +60,9 @@ def prepare(spec: JobSpec) -> Prepared:
             check_pyramid(scheduler, config, diffusion)
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
+    misfits = _misfits(spec, job, model)
+    if misfits:
+        raise bad_job(misfits, spec._places)
     if job.accelerations.fast_attention:
         job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
@@ -82,6 +87,18 @@ def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
     if problems:
         raise bad_job(problems, spec._places)
     return tuple(found)
+
+
+def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
+    """Accelerations that this family's models do not take."""
+    family, problems = model.family, []
+    for name in type(job.accelerations).model_fields:
+        if getattr(job.accelerations, name) is None or name in family.accelerations:
+            continue
+        said = f"{family.name} models do not take {name} yet; they take "
+        place = acceleration_place(spec, name)
+        problems.append(Problem(place, said + ", ".join(family.accelerations)))
+    return problems
 
 
 def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
@@ -113,9 +130,8 @@ def attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanKe
 def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
     """Latents that get fresh noise at every step never change evenly."""
     quiet = [name for name, each in SCHEDULERS[diffusion].items() if not each.adds_noise]
-    own = spec.accelerations.adaptive is not None
     said = f"adaptive skips no step with scheduler {scheduler}, which adds noise at each; use "
-    place = ("accelerations", "adaptive") if own else ("preset",)
+    place = acceleration_place(spec, "adaptive")
     return Problem(place, f"{said}scheduler {' or '.join(quiet)}, or remove it")
 
 
@@ -197,6 +213,7 @@ def make_plan(
         height_px=job.height_px,
         shots=tuple(shots),
         tile_bytes=_tile_bytes(job, model, dtype),
+        kept_bytes=_kept_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
@@ -249,10 +266,27 @@ def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
         denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
     else:
         config = model.configs[model.family.denoiser]
-        denoise = sliced_bytes(config, latent_size, dtype, slicing.slices)
+        branches = 2 if model.family.batches_branches else 1
+        denoise = sliced_bytes(config, latent_size, dtype, slicing.slices, branches=branches)
     pixel_frames = geometry.pixel_frames(latent_size[0])
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
-    return max(denoise, decode)
+    vae = model.configs["vae"]
+    if slicing is not None and vae["_class_name"] in DECODERS:
+        decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
+    # What a step gets from the one before it, and what it leaves.
+    return max(denoise + 2 * _kept_bytes(job, model, dtype), decode)
+
+
+def _kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
+    asked = job.accelerations
+    kept = 2 if asked.rehash else 0
+    if asked.fast_attention and (plan := asked.fast_attention.plan):
+        kept += max(len(plan.kept_after(step)) for step in range(plan.steps))
+    if not kept:
+        return 0
+    config = model.configs[model.family.denoiser]
+    return kept * feature_bytes(config, _largest_tile(job, model.geometry), dtype)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from jobs.units import Unit
-from jobs.versions import ENCODER_VERSION
+from jobs.versions import ACCELERATIONS_VERSION, ENCODER_VERSION
 from orchestrator.plan import Plan
 
 RECIPE_VERSION = 1
@@ -72,7 +72,7 @@ class Recipes:
             self._prompts(shot)
             | {
                 "planner": self._plan.planner_version,
-                "accelerations": self._plan.accelerations.recipe(),
+                "accelerations": _versioned(self._plan.accelerations.recipe()),
                 "noise": self._plan.noise_version,
                 "seed": render.seed,
                 "guidance": list(render.guidance),
@@ -96,6 +96,10 @@ class Recipes:
             "quality": plan.quality,
             "encoder": ENCODER_VERSION,
         }
+
+
+def _versioned(accelerations: dict[str, Any]) -> dict[str, Any]:
+    return accelerations and accelerations | {"version": ACCELERATIONS_VERSION}
 
 
 def film_key(plan: Plan) -> str:

@@ -122,7 +122,8 @@ class Worker:
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
             tile = self._tile_step(task, own, engaged)
-            if own is not None and self._skips(tile, latents, own):
+            if self._skips(tile, latents, own):
+                assert own is not None, "a stage's first step always runs"
                 output["prediction"] = to_tensor(own, "prediction", self.setup.device)
             else:
                 output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
@@ -139,12 +140,15 @@ class Worker:
             engaged=engaged,
         )
 
-    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle) -> bool:
+    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle | None) -> bool:
         config = self.setup.accelerations.adaptive
         if config is None:
             return False
-        before = to_tensor(own, "latents", self.setup.device)
-        return adaptive.skips(config, tile, latents, before)
+        before = None if own is None else to_tensor(own, "latents", self.setup.device)
+        skips = adaptive.skips(config, tile, latents, before)
+        if skips:  # what others remember waits for the next step that runs
+            tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
+        return skips
 
     def _start(
         self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper

@@ -45,6 +45,8 @@ class AnimateDiff:
     )
     diffusion: Diffusion = "variance"
     fixed_text = True
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
+    batches_branches = True
     defaults = ModelDefaults(
         size=(512, 512),
         fps=8,

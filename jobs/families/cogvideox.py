@@ -44,6 +44,8 @@ class CogVideoX:
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "snr_shifted"
     fixed_text = True
+    accelerations: tuple[str, ...] = ("slicing", "adaptive")
+    batches_branches = True
     defaults = ModelDefaults(
         size=(720, 480),
         fps=8,

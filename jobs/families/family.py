@@ -50,6 +50,8 @@ class FamilyFacts(Protocol):
     tokenizer_files: tuple[tuple[str, ...], ...]  # all of one row must be there
     diffusion: Diffusion
     fixed_text: bool  # whether prompts are always padded to as many tokens as the encoder takes
+    accelerations: tuple[str, ...]  # the names of those that its denoiser takes
+    batches_branches: bool  # whether both guidance branches go through the denoiser at once
     defaults: ModelDefaults
 
     def refuse(self, index: Config) -> None:

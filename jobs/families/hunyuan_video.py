@@ -59,6 +59,8 @@ class HunyuanVideo:
     )
     diffusion: Diffusion = "flow"
     fixed_text = False
+    accelerations: tuple[str, ...] = ("adaptive",)
+    batches_branches = False
     defaults = ModelDefaults(
         size=(1280, 720),
         fps=_FPS,

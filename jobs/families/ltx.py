@@ -61,6 +61,8 @@ class LTX:
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow_by_size"
     fixed_text = False
+    accelerations: tuple[str, ...] = ("slicing", "adaptive")
+    batches_branches = True
     defaults = ModelDefaults(
         size=(704, 480),
         fps=25,

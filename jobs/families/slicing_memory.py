@@ -190,6 +190,10 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
 }
 
 
+#: Autoencoders whose decoding slicing cuts.
+DECODERS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+
+
 def sliced_bytes(
     config: Config,
     latent_size: Size,

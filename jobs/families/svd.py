@@ -57,6 +57,8 @@ class SVD:
     tokenizer_files: tuple[tuple[str, ...], ...] = ()
     diffusion: Diffusion = "edm"
     fixed_text = False
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
+    batches_branches = True
     defaults = ModelDefaults(
         size=(1024, 576),
         fps=7,

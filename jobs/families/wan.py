@@ -21,6 +21,8 @@ class Wan:
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow"
     fixed_text = False
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
+    batches_branches = False
     defaults = ModelDefaults()
 
     def refuse(self, index: Config) -> None:

@@ -73,7 +73,8 @@ def test_full_everywhere_is_the_model_bit_for_bit() -> None:
         assert torch.equal(uncond, forward(model, x, step, "uncond"))
         assert not torch.equal(cond, uncond)
         x = advance(x, cond, uncond)
-    assert all(not tile.kept and not tile.engaged for tile in ours.tiles)
+    assert all(not tile.kept for tile in ours.tiles)
+    assert all(set(tile.engaged) == {"fast_attention.layers"} for tile in ours.tiles)
 
 
 def test_keeping_a_residual_changes_no_bit_of_its_own_step() -> None:
@@ -158,6 +159,7 @@ def text_of(branch: str) -> torch.Tensor:
 def test_what_was_used_is_counted() -> None:
     tiles = run_plan(tiny_wan(), plan((F, W, FB, S), (F, F, WB, S), (FB, F, F, F))).tiles
     counted = [{name.split(".")[1]: n for name, n in tile.engaged.items()} for tile in tiles]
+    assert {each.pop("layers") for each in counted} == {6}, "three layers, two branches"
     assert counted == [
         {"share_branches": 1},
         {"window": 2},

@@ -375,6 +375,7 @@ def test_an_acceleration_that_could_do_nothing_is_refused():
         ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
         ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
         ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
+        ({"key_steps": [[0, 9]]}, {"steps": 9}, "key step 9 is none of a stage of 9: they count"),
         ({"key_steps": [[1, 2]]}, {"steps": 4}, "every one of the 4 steps is a key step; give mo"),
         ({"every": 2}, {"steps": 2}, "every one of the 2 steps is a key step; give more steps"),
         ({"key_step": [[1]]}, {}, "unknown field 'key_step'; did you mean 'key_steps'? valid: key"),
@@ -429,3 +430,9 @@ def test_a_plan_of_attention_is_for_one_stage():
     asked = {"fast_attention": {}}
     said = refusal(lambda: solved(job(steps=12, pyramid=2, accelerations=asked)))
     assert "fast_attention: plans of attention are for renders without a pyramid yet" in said
+
+
+def test_a_plan_of_attention_does_not_stand_in_a_job():
+    plan = {"rows": [["full"]] * 12, "window": [1, 1, 1]}
+    said = refusal(lambda: solved(job(steps=12, accelerations={"fast_attention": {"plan": plan}})))
+    assert "fast_attention.plan: a plan cannot stand in a job: longtake calibrate finds one" in said

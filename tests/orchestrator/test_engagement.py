@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.accelerations import Accelerations, Adaptive, Rehash
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
 from orchestrator.engagement import engaged, engaged_lines, engagement, tile_steps
 
@@ -50,3 +50,15 @@ def test_what_every_tile_did_step_by_step() -> None:
         {"shot": 0, "stage": 0, "window": 2, "steps": "x"},
         {"shot": 0, "stage": 1, "window": 0, "steps": "xr ."},
     ]
+
+
+def test_whatever_did_nothing_warns() -> None:
+    sliced = Accelerations(slicing=Slicing(slices=2))
+    (line,) = engaged_lines(sliced, {"slicing": 0})
+    assert line.startswith("warning: slicing: ran 0 groups")
+    assert engaged_lines(sliced, {"slicing": 7}) == ["slicing: ran 7 groups of operators in slices"]
+    attention = Accelerations(fast_attention=FastAttention())
+    (line,) = engaged_lines(attention, {"fast_attention.layers": 8})
+    assert line.startswith("warning: fast_attention: of 8 calls of layers 0 windowed, 0 shared")
+    (line,) = engaged_lines(attention, {"fast_attention.layers": 8, "fast_attention.window": 2})
+    assert line.startswith("fast_attention: of 8 calls of layers 2 windowed")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from jobs.accelerations import Accelerations, Adaptive
 from jobs.images import ImageFile
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -142,3 +143,14 @@ def test_a_job_that_pins_its_numerics_shares_nothing() -> None:
     plan = replace(two_shots(), numerics="pinned")
     one, other = ({Recipes(plan, job).key(unit) for unit in plan.units()} for job in "ab")
     assert not one & other
+
+
+def test_steps_depend_on_accelerations_and_prompts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = two_shots()
+    after = replace(before, accelerations=Accelerations(adaptive=Adaptive()))
+    for unit in before.units():
+        same = Recipes(before, "a-1").key(unit) == Recipes(after, "a-1").key(unit)
+        assert same == (unit.kind == "encode")
+    keys = film_key(before), film_key(after)
+    monkeypatch.setattr("orchestrator.recipes.ACCELERATIONS_VERSION", 2)
+    assert film_key(before) == keys[0] and film_key(after) != keys[1]

@@ -11,6 +11,7 @@ import torch
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan
+from jobs.families.features import feature_bytes
 from jobs.units import Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
@@ -99,3 +100,36 @@ def test_slicing_changes_no_more_than_rounding(
     assert not engaged
     for ours, theirs in zip(sliced, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) -> None:
+    """Else the step after a skipped one would be a key step, whatever the job says."""
+    _, engaged = render(
+        workers(folders, "animatediff", ASKED["adaptive and rehash"], 1), "animatediff"
+    )
+    ran = engaged["adaptive.computed"]
+    assert engaged["adaptive.skipped"] + ran == len(WINDOWS) * STEPS
+    assert engaged["rehash.key"] + engaged["rehash.reused"] == ran
+    keys = sum(step in (0, 3, 6, 7) for step in range(STEPS)) * len(WINDOWS)
+    assert engaged["rehash.key"] <= keys
+
+
+@pytest.mark.parametrize("kind", SHOTS)
+def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
+    folders: dict[str, Path], kind: str
+) -> None:
+    asked = {"wan": ASKED["fast_attention"], "animatediff": ASKED["rehash"]}[kind]
+    (worker,) = workers(folders, kind, asked, 1)
+    window, shot = WINDOWS[:1], SHOTS[kind]
+    embeddings, done, most = encode(worker, shot), {}, 0
+    for step in range(STEPS):
+        task = step_task(shot, window, 0, step)
+        before = [done[0, step - 1]] if step else []
+        _, done[0, step] = worker.run(task, [embeddings, *before])
+        arrays = done[0, step].arrays
+        most = max(most, sum(arrays[name].nbytes for name in arrays if name.startswith("accel.")))
+    config = dict(worker._family.denoiser.config)
+    one = feature_bytes(config, (5, shot.latent_height, shot.latent_width), "float32")
+    plan = asked.fast_attention.plan if asked.fast_attention else None
+    kept = max(len(plan.kept_after(step)) for step in range(STEPS)) if plan else 2
+    assert 0.5 * kept * one <= most <= kept * one

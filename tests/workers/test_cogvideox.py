@@ -282,6 +282,10 @@ def test_a_long_film_is_the_same_whoever_decodes_it(folder: Path) -> None:
         ({"pyramid": 2}, "scheduler: .*has no pyramid.*use pyramid: off"),
         ({"size": [44, 32]}, "size: .*multiples? of 8"),
         (
+            {"accelerations": {"rehash": {"every": 2}}, "steps": 9},
+            "accelerations.rehash: cogvideox models do not take rehash yet; they take slicing, ad",
+        ),
+        (
             {"scheduler": "cogvideox-dpm", "steps": 9, "preset": "balanced"},
             "preset: adaptive skips no step with scheduler cogvideox-dpm, .* cogvideox-ddim, or",
         ),

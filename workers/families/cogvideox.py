@@ -22,7 +22,7 @@ from jobs.units import ShotRender
 from workers.cogvideox_decoding import CogVideoXLane
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, check_length, guided
+from workers.families.folder import FolderFamily, Parts, check_length, guided, prompts_read
 from workers.families.loras import Adapter
 from workers.lanes import LaneKeeper, go_on
 from workers.schedulers import RangeStepper
@@ -55,7 +55,7 @@ class CogVideoXFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, shot.prompt, shot.negative_prompt)
+        check_length(pipeline.tokenizer, shot.text_tokens, *prompts_read(shot))
         return pipeline.encode_prompt(
             shot.prompt,
             shot.negative_prompt,

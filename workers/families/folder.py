@@ -136,6 +136,11 @@ def guided(shot: ShotRender) -> bool:
     return shot.guidance[0] > 1.0
 
 
+def prompts_read(shot: ShotRender) -> tuple[str, ...]:
+    """Those that the encoder reads: without guidance there is no use for a negative one."""
+    return (shot.prompt, shot.negative_prompt) if guided(shot) else (shot.prompt,)
+
+
 def check_length(tokenizer: Any, most: int, *prompts: str) -> None:
     """An encoder reads so many tokens; diffusers would leave out the rest of a longer prompt.
     Raises BadJob."""

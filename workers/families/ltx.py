@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DM
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, check_length, guided
+from workers.families.folder import FolderFamily, Parts, check_length, guided, prompts_read
 from workers.ltx_decoding import decode_range
 from workers.schedulers import RangeStepper
 
@@ -53,7 +53,7 @@ class LTXFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, shot.prompt, shot.negative_prompt)
+        check_length(pipeline.tokenizer, shot.text_tokens, *prompts_read(shot))
         cond, _, uncond, _ = pipeline.encode_prompt(
             shot.prompt,
             shot.negative_prompt,
