@@ -7,6 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.ray.harness import (
     job_ids,
     longtake,
@@ -46,6 +48,7 @@ def test_take_over(copied: Path, good: dict[str, Any]) -> None:
     assert report["units_computed"] == good["units_computed"], "only the last piece was left"
 
 
+@pytest.mark.long
 def test_resume_right_after_a_driver_was_killed(copied: Path, good: dict[str, Any]) -> None:
     """Its workers and its Ray may still be dying; its lease is free at once."""
     store = copied / "store"

@@ -64,6 +64,7 @@ def test_a_disk_that_is_full_or_read_only_and_then_damages_what_it_has(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+@pytest.mark.long
 def test_a_disk_that_is_really_full(film_yaml: Path, good: dict[str, Any], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
