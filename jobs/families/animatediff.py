@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import (
-    DTYPE_BYTES,
     VAE_BYTES,
     Config,
     Diffusion,
@@ -15,14 +14,11 @@ from jobs.families.family import (
     Shapes,
     require,
 )
+from jobs.families.unet_memory import unet_bytes
 from jobs.geometry import ModelGeometry
 
 #: AnimateDiff's pipeline refuses a width or height that is not a multiple of this, in pixels.
 _SIZE_MULTIPLE_PX = 8
-
-#: Live copies of the UNet's widest level at its peak, in a gated feed-forward of eight times its
-#: width, skip connections among them: counted on Stable Diffusion 1.5's shapes.
-_UNET_COPIES = 28
 
 #: Live copies of the decoder's widest level: input, normalised, and a convolution's result.
 _DECODER_COPIES = 4
@@ -124,12 +120,7 @@ class AnimateDiff:
     def denoise_bytes(
         self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
     ) -> int:
-        width = max(
-            channels / 4**level
-            for level, channels in enumerate(configs["unet"]["block_out_channels"])
-        )
-        branches = 2  # both guidance branches at once
-        return int(branches * math.prod(latent_size) * width * _UNET_COPIES * DTYPE_BYTES[dtype])
+        return unet_bytes(configs["unet"], latent_size, dtype)
 
     def decode_bytes(
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import (
-    DTYPE_BYTES,
     VAE_BYTES,
     Config,
     Diffusion,
@@ -15,6 +14,7 @@ from jobs.families.family import (
     Shapes,
     require,
 )
+from jobs.families.unet_memory import unet_bytes
 from jobs.geometry import ModelGeometry
 
 #: The pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -25,10 +25,6 @@ _ENCODER_PX = 224
 
 #: What the UNet is told beside the image: frame rate, amount of motion, noise on the image.
 _TIME_IDS = 3
-
-#: Live copies of the UNet's widest level at its peak, skip connections among them: counted on the
-#: published model's shapes.
-_UNET_COPIES = 28
 
 #: Live copies of the decoder's widest level, over all frames, where a spatial block's result is
 #: mixed with the temporal one's: counted on the published model's shapes, without the workspace of
@@ -158,12 +154,7 @@ class SVD:
     def denoise_bytes(
         self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
     ) -> int:
-        width = max(
-            channels / 4**level
-            for level, channels in enumerate(configs["unet"]["block_out_channels"])
-        )
-        branches = 2  # both guidance branches at once
-        return int(branches * math.prod(latent_size) * width * _UNET_COPIES * DTYPE_BYTES[dtype])
+        return unet_bytes(configs["unet"], latent_size, dtype)
 
     def decode_bytes(
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int

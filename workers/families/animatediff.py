@@ -16,7 +16,7 @@ from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, check_length, guided
+from workers.families.folder import CLIP_TOKENIZERS, FolderFamily, Parts, check_length, guided
 from workers.schedulers import RangeStepper
 
 
@@ -31,12 +31,7 @@ class AnimateDiffFamily(FolderFamily):
         "unet": ("UNetMotionModel",),
         "vae": ("AutoencoderKL",),
         "text_encoder": ("CLIPTextModel",),
-        "tokenizer": (
-            "CLIPTokenizer",
-            "CLIPTokenizerFast",
-            "PreTrainedTokenizerFast",
-            "TokenizersBackend",
-        ),
+        "tokenizer": CLIP_TOKENIZERS,
     }
 
     def encode_prompts(

@@ -22,7 +22,14 @@ from jobs.units import ShotRender
 from workers.cogvideox_decoding import CogVideoXLane
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, check_length, guided, prompts_read
+from workers.families.folder import (
+    T5_TOKENIZERS,
+    FolderFamily,
+    Parts,
+    check_length,
+    guided,
+    prompts_read,
+)
 from workers.families.loras import Adapter
 from workers.lanes import LaneKeeper, go_on
 from workers.schedulers import RangeStepper
@@ -40,12 +47,7 @@ class CogVideoXFamily(FolderFamily):
         "transformer": ("CogVideoXTransformer3DModel",),
         "vae": ("AutoencoderKLCogVideoX",),
         "text_encoder": ("T5EncoderModel",),
-        "tokenizer": (
-            "T5Tokenizer",
-            "T5TokenizerFast",
-            "PreTrainedTokenizerFast",
-            "TokenizersBackend",
-        ),
+        "tokenizer": T5_TOKENIZERS,
     }
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:

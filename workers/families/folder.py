@@ -23,6 +23,11 @@ from workers.schedulers import read_scheduler_config
 #: The classes that each part of a folder may have.
 Parts = Mapping[str, tuple[str, ...]]
 
+#: The classes under which a tokenizer may have been saved.
+_ANY_TOKENIZER = ("PreTrainedTokenizerFast", "TokenizersBackend")
+T5_TOKENIZERS = ("T5Tokenizer", "T5TokenizerFast", *_ANY_TOKENIZER)
+CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", *_ANY_TOKENIZER)
+
 
 class FolderModel(ABC):
     """One folder on one device. Raises CannotRunHere at once for one that cannot be rendered."""

@@ -18,7 +18,14 @@ from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DM
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, check_length, guided, prompts_read
+from workers.families.folder import (
+    T5_TOKENIZERS,
+    FolderFamily,
+    Parts,
+    check_length,
+    guided,
+    prompts_read,
+)
 from workers.ltx_decoding import decode_range
 from workers.schedulers import RangeStepper
 
@@ -34,12 +41,7 @@ class LTXFamily(FolderFamily):
         "transformer": ("LTXVideoTransformer3DModel",),
         "vae": ("AutoencoderKLLTXVideo",),
         "text_encoder": ("T5EncoderModel",),
-        "tokenizer": (
-            "T5Tokenizer",
-            "T5TokenizerFast",
-            "PreTrainedTokenizerFast",
-            "TokenizersBackend",
-        ),
+        "tokenizer": T5_TOKENIZERS,
     }
 
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:

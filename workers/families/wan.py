@@ -17,7 +17,7 @@ from accel.positions import stage_positions
 from jobs.units import ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderFamily, Parts, guided
+from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts, guided
 from workers.families.loras import Adapter
 from workers.lanes import LaneKeeper
 from workers.schedulers import RangeStepper
@@ -34,12 +34,7 @@ class WanFamily(FolderFamily):
         "transformer": ("WanTransformer3DModel",),
         "vae": ("AutoencoderKLWan",),
         "text_encoder": ("UMT5EncoderModel",),
-        "tokenizer": (
-            "T5Tokenizer",
-            "T5TokenizerFast",
-            "PreTrainedTokenizerFast",
-            "TokenizersBackend",
-        ),
+        "tokenizer": T5_TOKENIZERS,
     }
 
     def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
