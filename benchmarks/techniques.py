@@ -22,6 +22,9 @@ from diffusers import FirstBlockCacheConfig
 from benchmarks.common import write_result
 from benchmarks.here import Here, Tune, render_here
 from benchmarks.model import WINDOW_PIXEL_FRAMES, draw_prompts
+from jobs.spec import JobSpec
+from orchestrator.calibrate import find_key_steps
+from orchestrator.prepare import prepare
 from workers.fidelity import compare
 
 Settings = dict[str, Any]
@@ -30,7 +33,7 @@ Settings = dict[str, Any]
 NEVER = 100.0
 
 
-def adaptive() -> dict[str, Settings]:
+def adaptive(job: Mapping[str, Any]) -> dict[str, Settings]:
     """AdaptiveDiffusion in both forms, and a stride that looks at nothing for its baseline."""
     forms = {"tensor": (0.1, 0.2, 0.4, 0.8, 1.6), "scalar": (0.005, 0.01, 0.02, 0.05, 0.1)}
     found: dict[str, Settings] = {
@@ -45,8 +48,16 @@ def adaptive() -> dict[str, Settings]:
     return found | strides
 
 
-def rehash() -> dict[str, Settings]:
-    return {f"rehash every {every}": {"rehash": {"every": every}} for every in (2, 3, 4)}
+def rehash(job: Mapping[str, Any]) -> dict[str, Settings]:
+    """Every so many steps, and key steps that two other prompts' features were found to need."""
+    fixed = {f"rehash every {every}": {"rehash": {"every": every}} for every in (2, 3)}
+    told = [{"prompt": said, "pixel_frames": WINDOW_PIXEL_FRAMES} for _, said in draw_prompts(2, 5)]
+    prepared = prepare(JobSpec.model_validate({"version": 1, **job, "shots": told}))
+    found = {}
+    for threshold in (0.998, 0.995, 0.99, 0.98, 0.96):
+        keys = find_key_steps(prepared, "cpu", threshold)["key_steps"]
+        found[f"rehash profile {threshold}"] = {"rehash": {"key_steps": keys}}
+    return fixed | found
 
 
 KINDS = {"adaptive": adaptive, "rehash": rehash}
@@ -65,7 +76,7 @@ def cached(model: Any, config: Any) -> Iterator[None]:
         model.disable_cache()
 
 
-def first_block() -> dict[str, Tune]:
+def first_block(job: Mapping[str, Any]) -> dict[str, Tune]:
     return {
         f"FirstBlockCache {threshold}": partial(
             cached, config=FirstBlockCacheConfig(threshold=threshold)
@@ -138,8 +149,13 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def _chosen(table: Mapping[str, Callable[[], dict[str, Any]]], kinds: list[str]) -> dict[str, Any]:
-    return {name: each for kind in kinds if kind in table for name, each in table[kind]().items()}
+def _chosen(
+    table: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]],
+    kinds: list[str],
+    job: Mapping[str, Any],
+) -> dict[str, Any]:
+    chosen = (table[kind](job) for kind in kinds if kind in table)
+    return {name: each for settings in chosen for name, each in settings.items()}
 
 
 def main() -> None:
@@ -156,8 +172,8 @@ def main() -> None:
     options = parser.parse_args()
     prompts = [said for _, said in draw_prompts(options.prompts, options.seed)]
     job = {"model": options.model, "steps": options.steps, "pyramid": options.pyramid}
-    settings = _chosen(KINDS, options.kinds)
-    peers = _chosen(PEERS, options.kinds)
+    settings = _chosen(KINDS, options.kinds, job)
+    peers = _chosen(PEERS, options.kinds, job)
     rows = measure(job, prompts, settings, peers)
     if options.plot:
         plot(rows, options.plot)

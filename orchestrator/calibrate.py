@@ -20,24 +20,39 @@ def calibrate(
     """Search a plan on the shots of a job, each shortened to one window. What is found is kept
     step by step: the same call goes on after an interruption. Raises BadJob."""
     from workers.calibration import find_plan
-    from workers.families import open_family
 
-    plan, known = prepared.plan, prepared.model.family
-    if "fast_attention" not in known.accelerations:
-        raise BadJob(f"{known.name} models do not take fast_attention yet, so there is no plan")
-    if len(plan.shots[0].stages) > 1:
-        raise BadJob("plans of attention are for renders without a pyramid yet; say pyramid: off")
-    family = open_family(
-        known.name, str(prepared.model.folder), plan.dtype, device,
-        [(lora.path, lora.scale) for lora in plan.loras],
-    )  # fmt: skip
-    shots = [_one_window(shot.render, shot.stages[0].windows[0].stop) for shot in plan.shots]
+    family, shots = _opened(prepared, "fast_attention", device)
     found, _ = find_plan(
-        family, plan.model_identity, shots, delta=delta, folder=folder,
+        family, prepared.plan.model_identity, shots, delta=delta, folder=folder,
         progress=lambda at: say(_progress(at)) if at.layer == at.layers - 1 else None,
     )  # fmt: skip
     report = {"folder": str(folder), "steps": found.steps, "layers": found.layers}
     return report | _shares(found), found
+
+
+def find_key_steps(prepared: Prepared, device: str, threshold: float) -> dict[str, Any]:
+    """Key steps for Step Rehash, from the shots of a job, each shortened to one window: the
+    greedy choice with ``threshold`` on the similarity of their features. Raises BadJob."""
+    from workers.calibration import key_steps, step_similarity
+
+    family, shots = _opened(prepared, "rehash", device)
+    keys = key_steps(step_similarity(family, shots), threshold)
+    return {"steps": shots[0].steps, "key_steps": [list(keys)]}
+
+
+def _opened(prepared: Prepared, technique: str, device: str) -> tuple[Any, list[ShotRender]]:
+    from workers.families import open_family
+
+    plan, known = prepared.plan, prepared.model.family
+    if technique not in known.accelerations:
+        raise BadJob(f"{known.name} models do not take {technique} yet: there is nothing to find")
+    if len(plan.shots[0].stages) > 1:
+        raise BadJob("calibration is for renders without a pyramid yet; say pyramid: off")
+    family = open_family(
+        known.name, str(prepared.model.folder), plan.dtype, device,
+        [(lora.path, lora.scale) for lora in plan.loras],
+    )  # fmt: skip
+    return family, [_one_window(s.render, s.stages[0].windows[0].stop) for s in plan.shots]
 
 
 def _progress(at: Any) -> str:
@@ -73,6 +88,9 @@ def draw(plan: AttentionPlan, out: Path) -> None:
 
 
 def as_text(report: dict[str, Any]) -> str:
+    if "key_steps" in report:
+        use = f"accelerations: {{rehash: {{key_steps: {report['key_steps']}}}}}"
+        return f"{len(report['key_steps'][0])} key steps of {report['steps']}; use them: {use}"
     lines = [f"a plan of {report['steps']} steps and {report['layers']} layers: {report['folder']}"]
     lines += [f"  {name}: {share:.0%}" for name, share in report["shares"].items()]
     where = "" if Path(report["folder"]) == usual_folder() else f"plans: {report['folder']}"

@@ -65,6 +65,12 @@ FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 DeltaOption = Annotated[
     float, typer.Option("--delta", min=0.0, max=10.0, help="how much may change; 0.05 is careful")
 ]
+RehashOption = Annotated[
+    float | None,
+    typer.Option(
+        "--rehash", min=0.0, max=1.0, help="find key steps: how alike features must be, say 0.99"
+    ),
+]
 PlansOption = Annotated[
     Path | None, typer.Option("--plans", help="folder for the plan; default: where jobs look")
 ]

@@ -26,6 +26,7 @@ from orchestrator.cli_options import (
     PlansOption,
     PresetOption,
     PromptOption,
+    RehashOption,
     SecondsOption,
     SeedOption,
     SizeOption,
@@ -96,20 +97,25 @@ def calibrate_command(
     steps: StepsOption = None,
     model: ModelOption = None,
     delta: DeltaOption = 0.1,
+    rehash: RehashOption = None,
     plans: PlansOption = None,
     picture: PictureOption = None,
     device: CalibrateDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Find how a model's attention can be cut short at a job's size and steps: its shots are what
-    that is tried on. Jobs with fast_attention then use it."""
+    """Find how a model's attention can be cut short at a job's size and steps, or with --rehash
+    its key steps: the job's shots are what that is tried on."""
     from jobs.accelerations import Accelerations
     from jobs.attention_plan import usual_folder
-    from orchestrator.calibrate import as_text, calibrate, draw
+    from orchestrator.calibrate import as_text, calibrate, draw, find_key_steps
 
     spec = _spec_of(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
+    if rehash is not None:
+        found = find_key_steps(prepared, device, rehash)
+        print(json.dumps(found) if as_json else as_text(found))
+        return
     folder = plans or usual_folder()
     report, plan = calibrate(
         prepared, device, delta, folder, lambda said: print(said, file=sys.stderr)

@@ -7,24 +7,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from accel import rehash
 from accel.attention_models import video_transformer
 from accel.attention_search import Found, Progress, Search, SearchFile, search
-from accel.handle import Branch
+from accel.handle import Branch, TileStep
+from accel.rehash import key_steps
 from accel.windowed import window_of
+from jobs.accelerations import Rehash
 from jobs.attention_plan import AttentionPlan, PlanKey, save
 from jobs.errors import BadJob
-from jobs.units import ShotRender
+from jobs.units import ShotRender, Unit
 from workers.families.family import ModelFamily
 from workers.families.folder import guided
 from workers.noise import initial_noise
 from workers.schedulers import RangeStepper, build
+
+__all__ = ["CalibrationSample", "find_plan", "key_steps", "plan_key", "step_similarity"]
 
 
 class CalibrationSample:
@@ -70,6 +80,33 @@ def plan_key(family: ModelFamily, model: str, shot: ShotRender) -> PlanKey:
         flow_shift=shot.flow_shift,
         guided=guided(shot),
     )
+
+
+def step_similarity(family: ModelFamily, shots: Sequence[ShotRender]) -> NDArray[np.floating[Any]]:
+    """How alike the features are that Step Rehash would reuse, [steps, steps]: the mean over
+    ``shots``, each of one window, and their guidance branches. Raises BadJob, CannotRunHere."""
+    steps = shots[0].steps
+    handle = rehash.apply(family.denoiser, Rehash(key_steps=(tuple(range(steps)),)))
+    try:
+        found = [each for shot in shots for each in _features(family, shot, handle)]
+    finally:
+        handle.remove()
+    return np.mean([rehash.similarity(each) for each in found], axis=0)
+
+
+def _features(
+    family: ModelFamily, shot: ShotRender, handle: rehash.RehashHandle
+) -> list[list[torch.Tensor]]:
+    """Of each branch, step by step."""
+    sample, branches = CalibrationSample(family, shot), defaultdict[str, list[torch.Tensor]](list)
+    for step in range(shot.steps):
+        # One step more than there are: the last one's features are kept, too.
+        tile = TileStep(unit=Unit("step", 0, step=step), steps=shot.steps + 1)
+        prediction = sample.predict(partial(handle.run, tile))
+        for name, feature in tile.kept.items():
+            branches[name].append(feature)
+        sample.advance(prediction)
+    return list(branches.values())
 
 
 def find_plan(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
-from tests.cli.conftest import Desk, refusal
+from tests.cli.conftest import Desk, Ran, refusal
+from tests.workers.tiny_animatediff import write_tiny_animatediff
 
 
 @pytest.mark.slow
@@ -48,4 +50,21 @@ def test_plans_are_not_searched_for_pyramids(desk: Desk, tmp_path: Path) -> None
         f"model: {desk.model}\nprompt: a\nseconds: 1\nsize: 32x32\nsteps: 4\npyramid: 2\n"
     )
     said = refusal(desk.run("calibrate", "film.yaml", "--plans", tmp_path), 2)
-    assert "renders without a pyramid yet; say pyramid: off" in said
+    assert "calibration is for renders without a pyramid yet; say pyramid: off" in said
+
+
+def test_key_steps_are_found(tmp_path: Path, longtake: Callable[..., Ran]) -> None:
+    model = write_tiny_animatediff(tmp_path / "model")
+    ran = longtake(
+        "calibrate", "--model", model, "--prompt", "kite", "--seconds", "1", "--size", "32x32",
+        "--steps", "5", "--rehash", "1.0", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert ran.json() == {"steps": 5, "key_steps": [[0, 1, 2, 3, 4]]}
+    ran = longtake(
+        "calibrate", "--model", model, "--prompt", "kite", "--seconds", "1", "--size", "32x32",
+        "--steps", "5", "--rehash", "0.0",
+    )  # fmt: skip
+    assert ran.out == (
+        "2 key steps of 5; use them: accelerations: {rehash: {key_steps: [[0, 4]]}}\n"
+    )
