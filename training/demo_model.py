@@ -147,11 +147,12 @@ def _tidy(folder: Path) -> None:
 
 
 def _trained_or_fresh(runs: Path, recipe: Recipe) -> tuple[Path, AutoencoderKLWan]:
-    wan = runs / "wan"
+    wan, trained = runs / "wan", (runs / "vae" / "config.json").exists()
     if not (wan / "transformer").exists():
         tokenizer, model = new_model(recipe.seed)
         model.save(wan, tokenizer)
-    trained = (runs / "vae" / "config.json").exists()
+    elif not trained:
+        raise SystemExit(f"{runs}/vae is missing: the autoencoder that {wan} was trained with")
     return wan, AutoencoderKLWan.from_pretrained(runs / "vae") if trained else new_vae(recipe.seed)
 
 
