@@ -87,6 +87,6 @@ def pyramid_warnings(stages: int, defaults: ModelDefaults) -> tuple[str, ...]:
     known = f"a pyramid of {trained} stages" if trained > 1 else "no pyramid"
     return (
         f"a pyramid of {stages} stages is asked for, but these weights were trained for {known}: "
-        "expect broken motion (the demo model then made 36 motions of 100 as told, instead of 57); "
+        "expect broken motion (the demo model then made 36 motions of 100 as told, instead of 58); "
         "python -m training.tpdiff trains them for one",
     )
