@@ -40,6 +40,7 @@ class SlicingHandle:
     """Slicing attached to one model. It keeps nothing from one pass to the next."""
 
     def __init__(self, model: torch.nn.Module, config: Slicing) -> None:
+        assert config.slices is not None, "planning has found it"
         self._slices = config.slices
         self._names = {id(module): name for name, module in model.named_modules()}
         self._replaced: list[torch.nn.Module] = []

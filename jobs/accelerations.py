@@ -59,9 +59,17 @@ class Rehash(Part):
 
 class Slicing(Part):
     """Runs groups of operators slice by slice (Streamlined Inference's feature slicer): the same
-    result, but for rounding, in less memory. ``slices`` is for the widest of them."""
+    result, but for rounding, in less memory. ``slices`` is for the widest of them; or planning
+    finds the fewest with which weights and a tile take at most ``budget_gb`` (10^9 bytes)."""
 
-    slices: Annotated[int, Field(ge=2, le=1024)]
+    slices: Annotated[int, Field(ge=2, le=1024)] | None = None
+    budget_gb: Annotated[float, Field(gt=0, le=100_000)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Slicing:
+        if self.slices is None and self.budget_gb is None:
+            raise ValueError("needs slices or budget_gb")
+        return self
 
 
 def _as_plan(value: Any) -> Any:
@@ -90,9 +98,8 @@ class Accelerations(Part):
 
     def recipe(self) -> dict[str, Any]:
         """What a result's bits depend on: the settings of all that is on."""
-        return self.model_dump(
-            mode="json", exclude_none=True, exclude={"fast_attention": {"plans"}}
-        )
+        asked = {"fast_attention": {"plans"}, "slicing": {"budget_gb"}}
+        return self.model_dump(mode="json", exclude_none=True, exclude=asked)
 
 
 #: What cannot be combined yet, and why. Named before any weight loads.

@@ -17,7 +17,7 @@ from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import Diffusion, loaded_bytes
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, sliced_bytes
+from jobs.families.slicing_memory import DECODERS, fewest_slices, sliced_bytes
 from jobs.geometry import ModelGeometry
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
@@ -63,6 +63,8 @@ def prepare(spec: JobSpec) -> Prepared:
     misfits = _misfits(spec, job, model)
     if misfits:
         raise bad_job(misfits, spec._places)
+    if job.accelerations.slicing and job.accelerations.slicing.slices is None:
+        job = replace(job, accelerations=_with_slices(spec, job, model))
     if job.accelerations.fast_attention:
         job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
@@ -99,6 +101,31 @@ def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> list[Problem
         place = acceleration_place(spec, name)
         problems.append(Problem(place, said + ", ".join(family.accelerations)))
     return problems
+
+
+def _with_slices(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Accelerations:
+    """The job's accelerations with the fewest slices that fit its budget. Raises BadJob."""
+    slicing = job.accelerations.slicing
+    assert slicing is not None and slicing.budget_gb is not None
+    dtype = _dtype(job, model)
+    weights = loaded_bytes(model.family, model.parameters, dtype)
+    try:
+        slices = fewest_slices(
+            lambda count: weights + _sliced_tile_bytes(job, model, dtype, count),
+            int(slicing.budget_gb * 1e9),
+        )
+    except CannotRunHere as refusal:
+        place = ("accelerations", "slicing", "budget_gb")
+        raise bad_job([Problem(place, str(refusal))], spec._places) from None
+    found = slicing.model_copy(update={"slices": slices})
+    return job.accelerations.model_copy(update={"slicing": found})
+
+
+def _sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
+    branches = 2 if model.family.batches_branches else 1
+    config = model.configs[model.family.denoiser]
+    size = _largest_tile(job, model.geometry)
+    return sliced_bytes(config, size, dtype, slices, branches=branches)
 
 
 def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
@@ -178,7 +205,7 @@ def make_plan(
 ) -> Plan:
     """``images``: of each shot; none at all for a model that takes none."""
     geometry = model.geometry
-    dtype = _auto_dtype(model) if job.dtype == "auto" else job.dtype
+    dtype = _dtype(job, model)
     shots = []
     first = 0
     for shot, image in zip(job.shots, images or [None] * len(job.shots), strict=True):
@@ -219,6 +246,10 @@ def make_plan(
         warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
         loras=tuple(loras),
     )
+
+
+def _dtype(job: ResolvedSpec, model: ModelInfo) -> str:
+    return _auto_dtype(model) if job.dtype == "auto" else job.dtype
 
 
 def _auto_dtype(model: ModelInfo) -> str:
@@ -262,16 +293,14 @@ def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
     geometry, slicing = model.geometry, job.accelerations.slicing
     latent_size = _largest_tile(job, geometry)
-    if slicing is None:
+    if slicing is None or slicing.slices is None:
         denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
     else:
-        config = model.configs[model.family.denoiser]
-        branches = 2 if model.family.batches_branches else 1
-        denoise = sliced_bytes(config, latent_size, dtype, slicing.slices, branches=branches)
+        denoise = _sliced_tile_bytes(job, model, dtype, slicing.slices)
     pixel_frames = geometry.pixel_frames(latent_size[0])
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     vae = model.configs["vae"]
-    if slicing is not None and vae["_class_name"] in DECODERS:
+    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
         decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
     # What a step gets from the one before it, and what it leaves.
     return max(denoise + 2 * _kept_bytes(job, model, dtype), decode)

@@ -54,7 +54,7 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         peft=importlib.metadata.version("peft") if setup.loras else "",
         images=_image_libraries() if setup.images else "",
         attention=_AttentionBackendRegistry.get_active_backend()[0].value,
-        slices=sliced.slices if (sliced := setup.accelerations.slicing) else 1,
+        slices=(sliced.slices or 1) if (sliced := setup.accelerations.slicing) else 1,
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )

@@ -419,7 +419,7 @@ def test_a_job_can_name_every_scheduler_that_is_supported():
         ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
         ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
         ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
-        ({"slicing": {}}, "accelerations.slicing.slices: missing"),
+        ({"slicing": {}}, "accelerations.slicing: needs slices or budget_gb"),
     ],
 )
 def test_what_does_not_go_together(asked, message):

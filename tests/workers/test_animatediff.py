@@ -270,3 +270,20 @@ def test_memory_of_stable_diffusions_shapes() -> None:
     }
     assert 2.2e9 < AnimateDiff().denoise_bytes(configs, (16, 64, 64), "float16") < 3e9
     assert 0.8e9 < AnimateDiff().decode_bytes(configs, 512, 512, 1) < 1.3e9
+
+
+def test_a_budget_gives_the_slices_and_what_is_planned_keeps_to_it(folder: Path) -> None:
+    def planned(**slicing: object):
+        asked = {"slicing": slicing}
+        spec = {"version": 1, "model": str(folder), "prompt": "a", "pixel_frames": 8, "steps": 2}
+        return prepare(parse_spec(spec | {"size": [64, 64], "accelerations": asked}))
+
+    few = planned(slices=2).plan
+    budget = (few.model_bytes + few.tile_bytes) * 0.7
+    plan = planned(budget_gb=budget / 1e9).plan
+    slices = plan.accelerations.slicing.slices
+    assert slices > 2
+    assert "budget_gb" not in plan.accelerations.recipe()["slicing"]
+    assert plan.accelerations.recipe() == planned(slices=slices).plan.accelerations.recipe()
+    with pytest.raises(BadJob, match=r"slicing.budget_gb: slicing cannot bring the model under"):
+        planned(budget_gb=plan.model_bytes / 1e9)
