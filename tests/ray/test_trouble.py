@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.ray.clusters import cluster_of_nodes
@@ -49,6 +50,7 @@ def test_a_unit_that_kills_every_worker(film_yaml: Path, tmp_path: Path) -> None
     assert f"longtake resume {job_ids(tmp_path / 'store')[0]}" in ran.err
 
 
+@pytest.mark.long
 def test_a_unit_on_which_workers_hang(
     film_yaml: Path, good: dict[str, Any], tmp_path: Path
 ) -> None:
