@@ -165,7 +165,7 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
         lines.append(f"{row['name']}: {row['description']}")
         lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
         lines += [
-            f"  {family}: {each['speed']:.2g}x faster, "
+            f"  {family}: {each['speed']:.3g}x faster, "
             f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
             f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
             for family, each in row["measured"].items()
