@@ -146,6 +146,7 @@ def _tiles_chart(tiles: list[dict[str, Any]]) -> str:
     axes.set_yticks([n + 0.5 for n in firsts], names)
     axes.invert_yaxis()
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     return _drawn(figure)
 
 
