@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import attention, detectors, film, long_films, memory, model, speed
+from benchmarks import (
+    attention,
+    detectors,
+    film,
+    long_films,
+    memory,
+    model,
+    pyramid_plans,
+    slicing,
+    speed,
+    techniques,
+    twins,
+)
+
+#: Each with the options of the figures that the README has.
+BENCHMARKS = (
+    (speed, ""),
+    (speed, "--size 144 144"),
+    (film, ""),
+    (memory, ""),
+    (detectors, ""),
+    (model, ""),
+    (model, "--model demo-pyramid"),
+    (long_films, "--films 6"),
+    (long_films, "--films 6 --model demo-pyramid"),
+    (pyramid_plans, ""),
+    (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
+    (attention, ""),
+    (slicing, ""),
+    (techniques, "--prompts 5"),
+)
 
 
 def main() -> None:
     command = sys.argv[0]
-    for options in ([], ["--size", "144", "144"]):
-        sys.argv = [command, *options]
-        speed.main()
-    sys.argv = [command]
-    for benchmark in (film, memory, detectors, model, long_films, attention):
+    for benchmark, options in BENCHMARKS:
+        sys.argv = [command, *options.split()]
         benchmark.main()
 
 
