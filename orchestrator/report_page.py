@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
 from workers.parts import whole_or_absent
@@ -146,7 +147,7 @@ def _tiles_chart(tiles: list[dict[str, Any]]) -> str:
     axes.set_yticks([n + 0.5 for n in firsts], names)
     axes.invert_yaxis()
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _drawn(figure)
 
 
