@@ -243,10 +243,12 @@ class Worker:
 
     def _attach_to_decoder(self) -> None:
         """Slicing is for decoders that take all their frames at once, too."""
-        sliced, vae = self.setup.accelerations.slicing, self._family.vae
-        if sliced and not self._decoder_sliced and type(vae).__name__ in slicing.MODELS:
-            slicing.apply(vae, sliced)
-            self._decoder_sliced = True
+        sliced = self.setup.accelerations.slicing
+        if sliced is None or self._decoder_sliced:
+            return  # and leave the autoencoder to be loaded once the text encoder has gone
+        if type(self._family.vae).__name__ in slicing.MODELS:
+            slicing.apply(self._family.vae, sliced)
+        self._decoder_sliced = True
 
     def _attach(self) -> compose.Applied:
         if self._applied is None:

@@ -8,7 +8,7 @@ Rotary positions (5b) and fixed ones (2b) count each window's frames from 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,8 +30,7 @@ from workers.families.folder import (
     guided,
     prompts_read,
 )
-from workers.families.loras import Adapter
-from workers.lanes import LaneKeeper, go_on
+from workers.lanes import go_on
 from workers.schedulers import RangeStepper
 
 
@@ -49,10 +48,6 @@ class CogVideoXFamily(FolderFamily):
         "text_encoder": ("T5EncoderModel",),
         "tokenizer": T5_TOKENIZERS,
     }
-
-    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
-        super().__init__(folder, dtype, device, loras)
-        self._lanes = LaneKeeper()
 
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender

@@ -18,6 +18,7 @@ from jobs.families.family import Diffusion
 from jobs.units import ShotRender
 from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
 from workers.families.loras import Adapter, fuse
+from workers.lanes import LaneKeeper
 from workers.schedulers import read_scheduler_config
 
 #: The classes that each part of a folder may have.
@@ -59,6 +60,7 @@ class FolderModel(ABC):
         self.latent_channels = self.geometry.latent_channels
         self.first_alone = self.geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
+        self._lanes = LaneKeeper()  # of a decoder that goes on where it stood
         self._text: Any = None  # from the first shot's encoding to whatever comes after
 
     @cached_property

@@ -6,7 +6,7 @@ The arithmetic, and its order, is that of ``WanPipeline.__call__``: tests compar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +18,6 @@ from jobs.units import ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts, guided
-from workers.families.loras import Adapter
-from workers.lanes import LaneKeeper
 from workers.schedulers import RangeStepper
 
 
@@ -36,10 +34,6 @@ class WanFamily(FolderFamily):
         "text_encoder": ("UMT5EncoderModel",),
         "tokenizer": T5_TOKENIZERS,
     }
-
-    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
-        super().__init__(folder, dtype, device, loras)
-        self._lanes = LaneKeeper()
 
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
