@@ -29,10 +29,10 @@ from jobs.accelerations import Rehash
 from jobs.attention_plan import AttentionPlan, PlanKey, save
 from jobs.errors import BadJob
 from jobs.units import ShotRender, Unit
-from workers.families.family import ModelFamily
+from workers.families.family import ModelFamily, stepper_of
 from workers.families.folder import guided
 from workers.noise import initial_noise
-from workers.schedulers import RangeStepper, build
+from workers.schedulers import build
 
 __all__ = ["CalibrationSample", "find_plan", "key_steps", "plan_key", "step_similarity"]
 
@@ -46,10 +46,8 @@ class CalibrationSample:
         self._family, self._shot = family, shot
         self._embeddings = family.encode(shot)
         device = next(iter(self._embeddings.values())).device
-        self._stepper = RangeStepper(
-            shot.scheduler, family.scheduler_config, shot.stage_steps, 0, shot.flow_shift, device,
-            family.diffusion,
-        )  # fmt: skip
+        places = shot.latent_frames * shot.latent_height * shot.latent_width
+        self._stepper = stepper_of(family, shot, 0, places, device)
         noise = initial_noise(shot, range(shot.latent_frames), family.latent_channels)
         self.latents = noise.to(device)
         self._history: dict[str, torch.Tensor] = {}

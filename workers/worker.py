@@ -27,6 +27,7 @@ from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.families import open_family
+from workers.families.family import stepper_of
 from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
@@ -263,17 +264,7 @@ class Worker:
         places = task.window.latent_frames * shot.latent_height * shot.latent_width
         key = (shot.scheduler, shot.stage_steps, stage, shot.flow_shift, places)
         if key not in self._steppers:
-            self._steppers[key] = RangeStepper(
-                shot.scheduler,
-                self._family.scheduler_config,
-                shot.stage_steps,
-                stage,
-                shot.flow_shift,
-                self.setup.device,
-                self._family.diffusion,
-                places,
-                self._family.even_sigmas,
-            )
+            self._steppers[key] = stepper_of(self._family, shot, stage, places, self.setup.device)
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
         return self._steppers[key]

@@ -74,3 +74,21 @@ class ModelFamily(Protocol):
         """RGB uint8 [F, H, W, 3] of the latent frames from ``start``; ``latents`` begin at
         ``warm_start``. Those of frames that were only looked ahead at may follow."""
         ...
+
+
+def stepper_of(
+    family: ModelFamily, shot: ShotRender, stage: int, places: int, device: torch.device | str
+) -> RangeStepper:
+    """The schedule of a shot's stage, as renders and calibrations go through it; ``places`` is
+    T * H * W of a window."""
+    return RangeStepper(
+        shot.scheduler,
+        family.scheduler_config,
+        shot.stage_steps,
+        stage,
+        shot.flow_shift,
+        device,
+        family.diffusion,
+        places,
+        family.even_sigmas,
+    )
