@@ -37,15 +37,17 @@ def worker_shell() -> type:
             except Exception as error:
                 return "failed", f"{type(error).__name__}: {error}"
 
-        def run(self, task: Any, *inputs: Any) -> tuple[Any, Any]:
-            """Compute a unit; (("finished", report), output) or (("failed", kind, why), None)."""
+        def run(self, task: Any, memory: Any, *inputs: Any) -> tuple[Any, Any, Any]:
+            """Compute a unit; (("finished", report), output, memory) or (("failed", kind, why),
+            None, None). ``memory`` is what only the same tile's next step reads, or None."""
             from jobs.errors import UnitError
+            from workers.tile_memory import apart, with_memory
 
             try:
-                report, output = self.worker.run(task, inputs)
-                return ("finished", report), output
+                report, output = self.worker.run(task, with_memory(task, inputs, memory))
+                return ("finished", report), *apart(output)
             except UnitError as error:
-                return ("failed", error.kind, error.message), None
+                return ("failed", error.kind, error.message), None, None
 
     return LongtakeWorker
 
@@ -68,11 +70,14 @@ def keeper_shell() -> type:
             return os.getpid()
 
         def store(
-            self, recipe: str, kind: str, numerics: str, writer: str, pinned: bool, output: Any
-        ) -> tuple[str, Any]:
+            self, recipe: str, kind: str, numerics: str, writer: str, pinned: bool,
+            output: Any, memory: Any = None,
+        ) -> tuple[str, Any]:  # fmt: skip
             """("stored", (record, warnings)) or ("refused", message)."""
             from jobs.errors import StoreError
+            from workers.tile_memory import together
 
+            output = together(output, memory)
             try:
                 record = self._commit(recipe, kind, numerics, writer, output)
                 if pinned and record.numerics != numerics:
@@ -89,18 +94,19 @@ def keeper_shell() -> type:
             ext = "mkv" if output.meta["codec"] == "ffv1" else "mp4"
             return self.keeper.store_bytes(recipe, data, kind, numerics, writer, output.meta, ext)
 
-        def load(self, recipe: str) -> tuple[tuple[str, str], Any]:
-            """(("loaded", ""), bundle) or (("damaged", message), None)."""
+        def load(self, recipe: str) -> tuple[tuple[str, str], Any, Any]:
+            """(("loaded", ""), output, memory) or (("damaged", message), None, None)."""
             import contextlib
 
             from jobs.errors import StoreError
+            from workers.tile_memory import apart
 
             try:
-                return ("loaded", ""), self.keeper.load_bundle(recipe)
+                return ("loaded", ""), *apart(self.keeper.load_bundle(recipe))
             except StoreError as error:
                 with contextlib.suppress(StoreError):  # what cannot be moved is computed anew
                     self.keeper.set_aside(recipe)
-                return ("damaged", str(error)), None
+                return ("damaged", str(error)), None, None
 
         def delete(self, recipes: list[str]) -> None:
             self.keeper.delete(recipes)

@@ -43,7 +43,7 @@ from orchestrator.events import (
     WorkerLost,
     WorkerRefused,
 )
-from orchestrator.keeping import KeeperLink
+from orchestrator.keeping import KeeperLink, Output
 from orchestrator.plan import Plan
 from orchestrator.ray_errors import in_words, lost_object, lost_with_its_node, meaning
 from orchestrator.recipes import Recipes
@@ -90,7 +90,7 @@ class Driver:
         self._state = state
         self._root = install_root()
         self._workers: dict[str, Any] = {}
-        self._outputs: dict[tuple[Unit, int], Any] = {}
+        self._outputs: dict[tuple[Unit, int], Output] = {}
         self._numerics: dict[tuple[Unit, int], tuple[str, str]] = {}  # digest, worker
         self._pending: dict[Any, Callable[[Any], Event | None]] = {}
         self._records: list[dict[str, Any]] = []
@@ -249,10 +249,13 @@ class Driver:
 
     def _run_unit(self, command: RunUnit) -> None:
         task = self._session.plan.task(command.unit, command.attempt)
-        inputs = [self._outputs[key] for key in command.inputs]
+        inputs = {unit: self._outputs[unit, attempt] for unit, attempt in command.inputs}
+        own = inputs.get(replace(command.unit, step=command.unit.step - 1))
         actor = self._workers[command.worker]
-        report, output = actor.run.options(num_returns=2).remote(task, *inputs)
-        self._outputs[command.unit, command.attempt] = output
+        report, *refs = actor.run.options(num_returns=3).remote(
+            task, own and own.memory, *(output.shown for output in inputs.values())
+        )
+        self._outputs[command.unit, command.attempt] = Output(*refs)
         self._pending[report] = partial(self._on_report, command)
 
     def _on_report(self, command: RunUnit, ref: Any) -> Event:
@@ -307,7 +310,11 @@ class Driver:
         """The inputs that the cluster cannot deliver: the one that it names, or else all."""
         name = lost_object(error)
         inputs = {key[0]: self._outputs.get(key) for key in command.inputs}
-        named = tuple(unit for unit, ref in inputs.items() if ref is None or ref.hex() == name)
+        named = tuple(
+            unit
+            for unit, output in inputs.items()
+            if output is None or name in (output.shown.hex(), output.memory.hex())
+        )
         return named or tuple(inputs)
 
     # -- the journal

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,15 @@ ANSWER_LIMIT_S = 600.0
 Watch = Callable[[Any, Callable[[Any], Event | None]], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """References to a unit's output: what everybody reads of it, and what only its tile's next
+    step does (``workers.tile_memory``)."""
+
+    shown: Any
+    memory: Any
+
+
 class KeeperLink:
     """``watch`` is the driver's; ``note`` takes journal records; ``hold`` takes loaded outputs."""
 
@@ -61,7 +71,7 @@ class KeeperLink:
         recipes: Recipes,
         watch: Watch,
         note: Callable[[dict[str, Any]], None],
-        hold: Callable[[Unit, Any], None],
+        hold: Callable[[Unit, Output], None],
     ) -> None:
         self._root, self._store_uri, self._cluster = root, store_uri, cluster
         self._plan, self._recipes = plan, recipes
@@ -130,12 +140,13 @@ class KeeperLink:
 
     # -- writing
 
-    def store(self, unit: Unit, attempt: int, output: Any, numerics: str, writer: str) -> None:
+    def store(self, unit: Unit, attempt: int, output: Output, numerics: str, writer: str) -> None:
         keeper = self._keeper
         pinned = self._plan.numerics == "pinned"
         ref = keeper.store.remote(
-            self._recipes.key(unit), unit.kind, numerics, writer, pinned, output
-        )
+            self._recipes.key(unit), unit.kind, numerics, writer, pinned,
+            output.shown, output.memory,
+        )  # fmt: skip
         self._ask(ref, partial(self._on_stored, unit, attempt, keeper))
 
     def _on_stored(self, unit: Unit, attempt: int, keeper: Any, ref: Any) -> Event:
@@ -186,10 +197,10 @@ class KeeperLink:
 
     def load(self, unit: Unit) -> None:
         keeper = self._keeper
-        status, output = keeper.load.options(num_returns=2).remote(self._recipes.key(unit))
-        self._ask(status, partial(self._on_loaded, unit, output, keeper))
+        status, *refs = keeper.load.options(num_returns=3).remote(self._recipes.key(unit))
+        self._ask(status, partial(self._on_loaded, unit, Output(*refs), keeper))
 
-    def _on_loaded(self, unit: Unit, output: Any, keeper: Any, ref: Any) -> Event | None:
+    def _on_loaded(self, unit: Unit, output: Output, keeper: Any, ref: Any) -> Event | None:
         now_s = time.monotonic()
         try:
             what, message = ray.get(ref, timeout=0)

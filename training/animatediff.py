@@ -31,7 +31,7 @@ from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer, noise_of, options_of
 
 WINDOW_FRAMES = 16
-BATCH = 8  # windows of so many frames; of one frame, as many as take the same work
+BATCH = 4  # windows of so many frames; of one frame, as many as take the same work
 ARCHITECTURE = {
     "sample_size": 12,
     "in_channels": CHANNELS,

@@ -31,11 +31,9 @@ from workers.families.family import stepper_of
 from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
+from workers.tile_memory import ACCEL
 from workers.tiles import assemble, blend
 from workers.video import encode_segment
-
-#: Where a step's output has what the accelerations keep with the tile.
-ACCEL = "accel."
 
 #: Schedules are tiny; this bounds them in a worker that serves many jobs.
 STEPPERS_KEPT = 16

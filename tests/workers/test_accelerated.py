@@ -16,6 +16,7 @@ from jobs.units import Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from workers.bundles import to_tensor
+from workers.tile_memory import apart, with_memory
 from workers.worker import Worker
 
 WINDOWS = [Window(0, 0, 5), Window(1, 3, 8)]
@@ -60,18 +61,23 @@ def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: in
 
 
 def render(some: list[Worker], kind: str) -> tuple[list[torch.Tensor], dict[str, int]]:
-    """Finished latents of the windows, each unit by the next of the workers, from stored bytes."""
+    """Finished latents of the windows, each unit by the next of the workers, from stored bytes,
+    and of what tiles remember with its own tile's alone."""
     shot, engaged = SHOTS[kind], {}
     embeddings = encode(some[0], shot)
     done: dict[tuple[int, int], Bundle] = {}
+    memories: dict[tuple[int, int], Bundle | None] = {}
     for step in range(STEPS + 1):
         for window in WINDOWS:
             task = step_task(shot, WINDOWS, window.index, step)
             before = [done[w.index, step - 1] for w in task.covering] if step else []
             inputs = [embeddings, *before] if step < STEPS else before
             worker = some[(step + window.index) % len(some)]
-            report, output = worker.run(task, inputs)
-            done[window.index, step] = decode_bundle(encode_bundle(output))
+            own = memories[window.index, step - 1] if step else None
+            report, output = worker.run(task, with_memory(task, inputs, own))
+            done[window.index, step], memories[window.index, step] = apart(
+                decode_bundle(encode_bundle(output))
+            )
             for name, count in report.engaged.items():
                 engaged[name] = engaged.get(name, 0) + count
     return [to_tensor(done[w.index, STEPS], "latents") for w in WINDOWS], engaged
