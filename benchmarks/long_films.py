@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import judge
-from benchmarks.common import Rendered, render, write_result
+from benchmarks.common import Rendered, model_name, render, write_result
 from benchmarks.detectors import shares
+from benchmarks.judge import FPS, LOOKS
 from benchmarks.model import draw_prompts
 from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.plan import Plan
@@ -33,17 +34,14 @@ from workers.contact_sheet import Row, contact_sheet
 from workers.seams import PLAIN_SEAM, SeamMeter
 from workers.video import iter_frames
 
-LOOKS = ("colour", "shape", "size")
-FPS = 12
 #: Of the seconds of a film that has kept its identity, so many show it.
 STEADY = 0.9
 
 
 def draw_films(count: int, seed: int) -> list[tuple[Scene, str]]:
     """Held-out scenes and wordings whose bodies are always to be seen, and always of one size."""
-    unsteady = (*judge.LEAVING, "pulse")
     drawn = draw_prompts(40 * count, seed)
-    steady = [each for each in drawn if not {b.motion for b in each[0].bodies} & set(unsteady)]
+    steady = [each for each in drawn if judge.is_steady(each[0])]
     return steady[:count]
 
 
@@ -187,7 +185,7 @@ def main() -> None:
         "prompts": [said for _, said in drawn],
         "lengths": [of_length(seconds, drawn, options) for seconds in options.seconds],
     }
-    name = "long_films" if options.model == "demo" else f"long_films_{options.model}"
+    name = "long_films" if options.model == "demo" else f"long_films_{model_name(options.model)}"
     write_result(name, figures, keep=not options.quick)
 
 
