@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -183,6 +184,21 @@ def facts(figures: Mapping[str, Any], models: Sequence[str] | None) -> dict[str,
     return machine() | ({"code": CODE} if CODE else {}) | ({"models": told} if told else {})
 
 
+def rounded(figures: Any, digits: int) -> Any:
+    """The same with all numbers in it, however deep, rounded."""
+    if isinstance(figures, Mapping):
+        return {name: rounded(value, digits) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(value, digits) for value in figures]
+    return round(figures, digits) if isinstance(figures, float) else figures
+
+
+def pretty(figures: Mapping[str, Any]) -> str:
+    """JSON for people, with a list of numbers on one line."""
+    text = json.dumps(figures, indent=2)
+    return re.sub(r"\[\n[-+\s\d.,eE]*\]", lambda found: "".join(found[0].split()), text)
+
+
 def write_result(
     name: str,
     figures: Mapping[str, Any],
@@ -195,7 +211,7 @@ def write_result(
     ``models`` are those that were measured, by name or folder; if not given, ``figures["model"]``.
     Figures of no trained weights have "weights" that says so.
     """
-    print(json.dumps(figures, indent=2))
+    print(pretty(figures))
     if not keep:
         return
     RESULTS.mkdir(exist_ok=True)
@@ -203,5 +219,5 @@ def write_result(
     if "model" in figures:
         figures = {**figures, "model": model_name(figures["model"])}
     path = RESULTS / f"{name}_cpu_{said['date']}.json"
-    path.write_text(json.dumps({"machine": said, **figures}, indent=2) + "\n")
+    path.write_text(pretty({"machine": said, **figures}) + "\n")
     print(f"written to {path}")

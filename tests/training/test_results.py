@@ -65,3 +65,12 @@ def test_a_result_of_no_weights_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     common.write_result("a", {"weights": "none", "x": 1})
     said = json.loads(written(tmp_path))
     assert said["weights"] == "none" and "models" not in said["machine"]
+
+
+def test_lists_of_numbers_take_a_line() -> None:
+    figures = {"rows": [0.12345, 1, [2.0, -3e-9]], "said": ["a [1,  2] b"], "deep": {"x": [{}]}}
+    short = common.rounded(figures, 3)
+    assert short["rows"] == [0.123, 1, [2.0, -0.0]]
+    text = common.pretty({"rows": [0.5, 1, -3e-9], "said": ["a [1,  2] b"]})
+    assert json.loads(text) == {"rows": [0.5, 1, -3e-9], "said": ["a [1,  2] b"]}
+    assert '"rows": [0.5,1,-3e-09]' in text
