@@ -208,13 +208,14 @@ def main() -> None:
     torch.manual_seed(0)
     kernels = {name: kernel(g, options.heads, options.repeats) for name, g in GRIDS.items()}
     figures = {
+        "weights": "of the kernels none: random numbers",
         "threads": options.threads,
         "heads": options.heads,
         "head_dim": HEAD_DIM,
         "kernels": kernels,
         "demo_model": model_figures(DELTAS[:1] if options.quick else DELTAS),
     }
-    write_result("attention", figures, keep=not options.quick)
+    write_result("attention", figures, models=["demo"], keep=not options.quick)
 
 
 if __name__ == "__main__":

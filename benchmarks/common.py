@@ -6,10 +6,11 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
+from jobs.model_folder import inspect_model, pinned_name, resolve_model
 from jobs.store import Store
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -132,17 +134,90 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "ray": ray.__version__,
-        "weights": "the trained demo model, on CPU",
     }
 
 
-def write_result(name: str, figures: Mapping[str, Any], *, keep: bool = True) -> None:
-    """Print figures, and ``keep`` them in a dated file beside the scripts."""
-    print(json.dumps(figures, indent=2))
+def code_version(checkout: Path) -> str | None:
+    """The git commit of a checkout's code, with "+changes" where files differ from it; results
+    are no code. None outside a checkout."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(checkout), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != checkout.resolve():
+            return None
+        commit = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changes else "")
+
+
+#: Asked when a benchmark begins: the checkout may move on while it runs.
+CODE = code_version(Path(__file__).resolve().parent.parent)
+
+
+def model_name(model: str) -> str:
+    """What a page may call a model: never the path of a folder, which says more of a machine."""
+    folder = resolve_model(model)
+    named = pinned_name(model, folder)
+    return folder.name if named == str(folder) else named
+
+
+def model_identity(model: str) -> str:
+    """The digest of weights, configs and tokenizer by which recipes and jobs know a model."""
+    return inspect_model(resolve_model(model)).identity
+
+
+def facts(figures: Mapping[str, Any], models: Sequence[str] | None) -> dict[str, Any]:
+    """What a result was measured on. Raises ValueError if nothing says of which weights it is."""
+    if models is None:
+        models = [figures["model"]] if "model" in figures else []
+    if not models and "weights" not in figures:
+        raise ValueError(
+            "a result says of which weights it is: give write_result models=, by name or folder, "
+            'or figures["weights"], in words, where there are none'
+        )
+    told = [{"name": model_name(each), "identity": model_identity(each)} for each in models]
+    return machine() | ({"code": CODE} if CODE else {}) | ({"models": told} if told else {})
+
+
+def rounded(figures: Any, digits: int) -> Any:
+    """The same with all numbers in it, however deep, rounded."""
+    if isinstance(figures, Mapping):
+        return {name: rounded(value, digits) for name, value in figures.items()}
+    if isinstance(figures, list):
+        return [rounded(value, digits) for value in figures]
+    return round(figures, digits) if isinstance(figures, float) else figures
+
+
+def pretty(figures: Mapping[str, Any]) -> str:
+    """JSON for people, with a list of numbers on one line."""
+    text = json.dumps(figures, indent=2)
+    return re.sub(r"\[\n[-+\s\d.,eE]*\]", lambda found: "".join(found[0].split()), text)
+
+
+def write_result(
+    name: str,
+    figures: Mapping[str, Any],
+    *,
+    models: Sequence[str] | None = None,
+    keep: bool = True,
+) -> None:
+    """Print figures, and ``keep`` them in a dated file beside the scripts.
+
+    ``models`` are those that were measured, by name or folder; if not given, ``figures["model"]``.
+    Figures of no trained weights have "weights" that says so.
+    """
+    print(pretty(figures))
     if not keep:
         return
     RESULTS.mkdir(exist_ok=True)
-    facts = machine()
-    path = RESULTS / f"{name}_cpu_{facts['date']}.json"
-    path.write_text(json.dumps({"machine": facts, **figures}, indent=2) + "\n")
+    said = facts(figures, models)
+    if "model" in figures:
+        figures = {**figures, "model": model_name(figures["model"])}
+    path = RESULTS / f"{name}_cpu_{said['date']}.json"
+    path.write_text(pretty({"machine": said, **figures}) + "\n")
     print(f"written to {path}")

@@ -111,7 +111,7 @@ def main() -> None:
         "first_seconds": first_seconds(),
         "numerics_classes": numerics_classes(),
     }
-    write_result("film", figures)
+    write_result("film", figures, models=["demo"])
 
 
 if __name__ == "__main__":

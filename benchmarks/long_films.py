@@ -3,8 +3,9 @@
     python -m benchmarks.long_films --films 8
 
 Every film is one shot of a held-out prompt, whose bodies neither leave nor hide nor change their
-size: each second has a right answer. The same measures are taken of the film that the world itself
-draws, which shows what they say of a film without fault.
+size: each second has a right answer. Half of the films have one body, half have two. The same
+measures are taken of the film that the world itself draws, which shows what they say of a film
+without fault.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import judge
-from benchmarks.common import Rendered, render, write_result
+from benchmarks.common import Rendered, model_name, render, rounded, write_result
 from benchmarks.detectors import shares
+from benchmarks.judge import FPS, LOOKS
 from benchmarks.model import draw_prompts
 from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.plan import Plan
@@ -33,18 +35,32 @@ from workers.contact_sheet import Row, contact_sheet
 from workers.seams import PLAIN_SEAM, SeamMeter
 from workers.video import iter_frames
 
-LOOKS = ("colour", "shape", "size")
-FPS = 12
 #: Of the seconds of a film that has kept its identity, so many show it.
 STEADY = 0.9
 
 
 def draw_films(count: int, seed: int) -> list[tuple[Scene, str]]:
-    """Held-out scenes and wordings whose bodies are always to be seen, and always of one size."""
-    unsteady = (*judge.LEAVING, "pulse")
-    drawn = draw_prompts(40 * count, seed)
-    steady = [each for each in drawn if not {b.motion for b in each[0].bodies} & set(unsteady)]
-    return steady[:count]
+    """Held-out scenes and wordings whose bodies are always to be seen, and always of one size: half
+    with one body, then half with two. In each half every motion comes before any comes again."""
+    drawn = draw_prompts(60 * (count + 1), seed)
+    steady = [each for each in drawn if judge.is_steady(each[0])]
+    one, two = ([each for each in steady if len(each[0].bodies) == n] for n in (1, 2))
+    return _varied(one, count - count // 2) + _varied(two, count // 2)
+
+
+def _varied(drawn: list[tuple[Scene, str]], count: int) -> list[tuple[Scene, str]]:
+    """The first of those whose motions came least often, again and again."""
+    left, chosen, came = list(drawn), [], Counter[str]()
+
+    def repeats(each: tuple[Scene, str]) -> int:
+        mine = Counter(body.motion for body in each[0].bodies)
+        return sum(came[motion] * n + n * (n - 1) // 2 for motion, n in mine.items())
+
+    for _ in range(count):
+        chosen.append(min(left, key=repeats))
+        left.remove(chosen[-1])
+        came.update(body.motion for body in chosen[-1][0].bodies)
+    return chosen
 
 
 # -- one film
@@ -60,17 +76,32 @@ def measure(plan: Plan, shot: int, frames: NDArray[np.uint8], scene: Scene) -> d
     for frame in frames:
         seams.add(frame)
         colours.add(frame)
+    ratios = seams.ratios()
     return {
+        "motions": [body.motion for body in scene.bodies],
         "identity": identity(frames, scene),
-        "seams": [row["ratio"] for row in seams.ratios()],
-        "drift": colours.drift(windows, FPS),
+        "borders": {
+            "at_s": [row["frame"] / FPS for row in ratios],
+            "ratio": [row["ratio"] for row in ratios],
+        },
+        "lab": _by_column(colours.drift(windows, FPS)),
     }
 
 
+def _by_column(drift: dict[str, Any]) -> dict[str, Any]:
+    """The windows of `ColourMeter.drift` as lists: the middle of each, and means and spreads by
+    axis."""
+    windows = drift["windows"]
+    columns: dict[str, Any] = {"at_s": [(w["start"] + w["stop"]) / 2 / FPS for w in windows]}
+    for kind in ("mean", "spread"):
+        columns[kind] = {axis: [w[kind][n] for w in windows] for n, axis in enumerate(AXES)}
+    return columns | {name: value for name, value in drift.items() if name != "windows"}
+
+
 def identity(frames: NDArray[np.uint8], scene: Scene) -> dict[str, Any]:
-    """What each second's bodies look like: the share of seconds in which that is right, the share
-    in which it is what it is most of the time, and whether that is nearly all of it and the same
-    in all quarters of the film."""
+    """What each second's bodies look like: the share of it that is right, by second and overall,
+    the share of seconds in which it is what it is most of the time, and whether that is nearly all
+    of it and the same in all quarters of the film."""
     seconds = [frames[start : start + FPS] for start in range(0, len(frames) - FPS + 1, FPS)]
     seen = [judge.look(second) for second in seconds]
     told = [judge.best_match(looks, scene.bodies, LOOKS) for looks in seen]
@@ -79,6 +110,7 @@ def identity(frames: NDArray[np.uint8], scene: Scene) -> dict[str, Any]:
     quarters = [_usual([names[n] for n in part]) for part in np.array_split(range(len(names)), 4)]
     steady = names.count(usual) / len(names)
     return {
+        "by_second": {name: [each[name] for each in told] for name in LOOKS},
         "right": {name: mean(each[name] for each in told) for name in LOOKS},
         "steady": steady,
         "kept": float(len(set(quarters)) == 1 and bool(usual) and steady >= STEADY),
@@ -96,14 +128,22 @@ def _usual(names: list[tuple[tuple[str, ...], ...]]) -> tuple[tuple[str, ...], .
 # -- all films of a length
 
 
+def summaries(films: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of all films, and by the number of their bodies."""
+    numbers = sorted({len(film["motions"]) for film in films})
+    halves = {f"{n}_bodies": [f for f in films if len(f["motions"]) == n] for n in numbers}
+    return {name: summary(some) for name, some in ({"all": films} | halves).items()}
+
+
 def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over all films: identity, seams, and the mean slopes of their colours."""
-    ratios = [ratio for film in films for ratio in film["seams"]]
+    """Over films: identity, seams, spread of colours, and the mean slopes of mean and spread."""
+    ratios = [ratio for film in films for ratio in film["borders"]["ratio"]]
     identities = [film["identity"] for film in films]
-    drifts = [film["drift"] for film in films]
+    labs = [film["lab"] for film in films]
+    spread = {axis: mean(mean(lab["spread"][axis]) for lab in labs) for axis in AXES}
     return {
-        "right": {name: round(mean(i["right"][name] for i in identities), 4) for name in LOOKS},
-        "steady": round(mean(i["steady"] for i in identities), 4),
+        "right": {name: mean(i["right"][name] for i in identities) for name in LOOKS},
+        "steady": mean(i["steady"] for i in identities),
         "films": shares([{"kept": i["kept"]} for i in identities]),
         "seams": {
             "borders": len(ratios),
@@ -112,17 +152,18 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
             "worst": max(ratios, default=None),
         },
         "lab": {
-            "mean_per_minute": _mean_slopes(drifts, "mean_per_minute"),
-            "spread_per_minute": _mean_slopes(drifts, "spread_per_minute"),
-            "first_to_last": mean(drift["first_to_last"] for drift in drifts),
-            "farthest_from_first": max(drift["farthest_from_first"] for drift in drifts),
+            "spread": spread,
+            "mean_per_minute": _mean_slopes(labs, "mean_per_minute"),
+            "spread_per_minute": _mean_slopes(labs, "spread_per_minute"),
+            "first_to_last": mean(lab["first_to_last"] for lab in labs),
+            "farthest_from_first": max(lab["farthest_from_first"] for lab in labs),
         },
     }
 
 
-def _mean_slopes(drifts: list[dict[str, Any]], kind: str) -> dict[str, dict[str, float]]:
+def _mean_slopes(labs: list[dict[str, Any]], kind: str) -> dict[str, dict[str, float]]:
     """The films' mean slope, which tells whether all drift one way, and the mean of its size."""
-    slopes = {axis: [drift[kind][axis]["slope"] for drift in drifts] for axis in AXES}
+    slopes = {axis: [lab[kind][axis]["slope"] for lab in labs] for axis in AXES}
     return {
         axis: {"slope": mean(each), "size": mean(abs(slope) for slope in each)}
         for axis, each in slopes.items()
@@ -148,8 +189,9 @@ def of_length(
         "films": len(drawn),
         "windows_each": [len(stage.windows) for stage in run.plan.shots[0].stages],
         "render_s_each": run.span_s / len(drawn),
-        "rendered": summary(rendered),
-        "drawn_by_the_world": summary(drawn_by_world),
+        "rendered": summaries(rendered),
+        "drawn_by_the_world": summaries(drawn_by_world),
+        "rows": [{"prompt": said} | film for (_, said), film in zip(drawn, rendered, strict=True)],
     }
 
 
@@ -184,10 +226,9 @@ def main() -> None:
     figures = {
         "model": options.model,
         "pyramid": options.pyramid,
-        "prompts": [said for _, said in drawn],
-        "lengths": [of_length(seconds, drawn, options) for seconds in options.seconds],
+        "lengths": [rounded(of_length(seconds, drawn, options), 3) for seconds in options.seconds],
     }
-    name = "long_films" if options.model == "demo" else f"long_films_{options.model}"
+    name = "long_films" if options.model == "demo" else f"long_films_{model_name(options.model)}"
     write_result(name, figures, keep=not options.quick)
 
 

@@ -21,8 +21,9 @@ from diffusers import AutoencoderKLWan
 from numpy.typing import NDArray
 
 from benchmarks import judge
-from benchmarks.common import render, write_result
-from benchmarks.detectors import shares
+from benchmarks.common import model_name, render, write_result
+from benchmarks.detectors import path_distances, shares
+from benchmarks.judge import WINDOW_PIXEL_FRAMES, Reading
 from jobs.model_folder import resolve_model
 from training import world
 from training.captions import caption
@@ -33,7 +34,6 @@ from workers.video import iter_frames
 
 #: Of two windows of 9 latent frames that share 3.
 SHOT_PIXEL_FRAMES = 29
-WINDOW_PIXEL_FRAMES = 17
 MOST_ON_A_SHEET = 16
 
 
@@ -52,20 +52,25 @@ def shots(film: Path) -> Iterator[NDArray[np.uint8]]:
 
 
 def judge_film(film: Path, scenes: list[Scene]) -> dict[str, Any]:
-    """By kind of window: the share of each property that was right, overall and by the number of
-    bodies."""
-    found: dict[str, list[tuple[int, dict[str, float]]]] = {"starts": [], "inside": []}
+    """By kind of window: what `judged` says, overall and by the number of bodies."""
+    read: dict[str, list[tuple[Reading, Scene]]] = {"starts": [], "inside": []}
     for frames, scene in zip(shots(film), scenes, strict=True):
         parts = {"starts": frames[:WINDOW_PIXEL_FRAMES], "inside": frames[-WINDOW_PIXEL_FRAMES:]}
         for name, part in parts.items():
-            found[name].append((len(scene.bodies), judge.read(part).matches(scene)))
+            read[name].append((judge.read(part), scene))
     said: dict[str, Any] = {}
-    for name, rows in found.items():
-        said[name] = {"all": shares([hits for _, hits in rows])}
-        for bodies in sorted({number for number, _ in rows}):
-            some = [hits for number, hits in rows if number == bodies]
-            said[name][f"{bodies}_bodies"] = {"clips": len(some)} | shares(some)
+    for name, rows in read.items():
+        said[name] = {"all": judged(rows)}
+        for bodies in sorted({len(scene.bodies) for _, scene in rows}):
+            some = [(reading, scene) for reading, scene in rows if len(scene.bodies) == bodies]
+            said[name][f"{bodies}_bodies"] = {"clips": len(some)} | judged(some)
     return said
+
+
+def judged(rows: list[tuple[Reading, Scene]]) -> dict[str, Any]:
+    """The share of each property that was right, and how far bodies keep from their paths."""
+    distances = path_distances([reading.distances(scene) for reading, scene in rows])
+    return shares([reading.matches(scene) for reading, scene in rows]) | {"apart": distances}
 
 
 def vae_psnr_db(model: str, clips: int) -> dict[str, float]:
@@ -99,7 +104,7 @@ def main() -> None:
         "vae_psnr_db": vae_psnr_db(options.model, 4 if options.quick else 24),
         "judged": judge_film(run.film, [scene for scene, _ in drawn]),
     }
-    name = "model" if options.model == "demo" else f"model_{Path(options.model).name}"
+    name = "model" if options.model == "demo" else f"model_{model_name(options.model)}"
     write_result(name, figures, keep=not options.quick)
 
 

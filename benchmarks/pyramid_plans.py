@@ -56,7 +56,8 @@ def main() -> None:
     for seconds in SECONDS:
         plans = {str(k): simulate(make(seconds, k, options.steps)) for k in ("off", 2, 3)}
         films.append({"seconds": seconds, "pyramid": plans})
-    write_result("pyramid_plans", {"steps": options.steps, "films": films}, keep=not options.quick)
+    figures = {"weights": "none: simulated", "steps": options.steps, "films": films}
+    write_result("pyramid_plans", figures, keep=not options.quick)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def main() -> None:
         "one_window": one_window(options.repeats, options.size),
     }
     width, height = options.size
-    write_result(f"speed_{width}x{height}", figures)
+    write_result(f"speed_{width}x{height}", figures, models=["demo"])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from accel.pyramid import up
 from benchmarks import judge
-from benchmarks.common import Rendered, render, write_result
+from benchmarks.common import Rendered, model_identity, model_name, render, write_result
 from benchmarks.detectors import shares
 from benchmarks.model import SHOT_PIXEL_FRAMES, WINDOW_PIXEL_FRAMES, draw_prompts, judge_film
 from jobs.model_folder import inspect_model, resolve_model
@@ -128,7 +128,8 @@ def trained(run: Path, drawn: list[tuple[Scene, str]]) -> list[dict[str, Any]]:
             (parts / "vae").symlink_to((run / "vae").resolve())
             model = Path(folder) / "model"
             assemble(parts, model, Recipe())
-            rows.append({"steps": int(kept.name), "judged": quality(str(model), drawn)})
+            row = {"steps": int(kept.name), "identity": model_identity(str(model))}
+            rows.append(row | {"judged": quality(str(model), drawn)})
     return rows
 
 
@@ -214,7 +215,8 @@ def main() -> None:
         }
         if options.plot:
             plot(by_steps, options.plot)
-        figures: dict[str, Any] = {"prompts": len(drawn), "trained": by_steps}
+        weights = "of trainings, as they were kept: each has its identity"
+        figures: dict[str, Any] = {"weights": weights, "prompts": len(drawn), "trained": by_steps}
         write_result("twins_training", figures, keep=not options.quick)
         return
     if options.jumps:
@@ -226,7 +228,7 @@ def main() -> None:
         parser.error("give --pyramid and --plain, or --runs, or --jumps")
     stages = len(inspect_model(resolve_model(models["pyramid"])).defaults.pyramid_steps)
     figures = {
-        "models": models,
+        "models": {name: model_name(model) for name, model in models.items()},
         "stages": stages,
         "prompts": len(drawn),
         "speed": speed(models, drawn[0][1], options.seconds, options.repeats),
@@ -234,7 +236,7 @@ def main() -> None:
         "untrained": quality(models["plain"], drawn, stages),
     }
     family = inspect_model(resolve_model(models["plain"])).family.name
-    write_result(f"twins_{family}", figures, keep=not options.quick)
+    write_result(f"twins_{family}", figures, models=[*models.values()], keep=not options.quick)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The judge reads the demo world back: everything, in clips whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from benchmarks import judge
-from benchmarks.detectors import shares, through_h264
+from benchmarks.detectors import draw_clips, look_at_second, read_window, shares, through_h264
 from training import world
 from training.world import Background, Body, Scene
 
@@ -13,20 +15,59 @@ pytestmark = pytest.mark.slow
 GREEN = Background(pattern="checkered", colour="green")
 
 
-def clip(scene: Scene, pixel_frames: int = 29) -> np.ndarray:
+def clip(scene: Scene, pixel_frames: int = judge.WINDOW_PIXEL_FRAMES) -> np.ndarray:
     return world.render(scene, world.frame_times(pixel_frames))
+
+
+def moving(motion: str, **said: object) -> Scene:
+    """A heart that does something, with a pillar if it hides."""
+    size = "small" if motion == "hide" else "medium"
+    body = replace(Body(shape="heart", colour="red", motion=motion, size=size, phase=0.2), **said)
+    pillar = world.PILLAR_WIDTH * world.RADII[size] if motion == "hide" else 0.0
+    backdrop = Background(pattern="dotted", colour="gray", pillar=pillar)
+    return Scene(bodies=(body,), background=backdrop)
 
 
 @pytest.mark.parametrize("motion", world.MOTIONS)
 def test_every_motion_is_told(motion: str) -> None:
-    size = "small" if motion == "hide" else "medium"
-    body = Body(shape="heart", colour="red", motion=motion, size=size, phase=0.2)
-    pillar = world.PILLAR_WIDTH * world.RADII[size] if motion == "hide" else 0.0
-    scene = Scene(
-        bodies=(body,), background=Background(pattern="dotted", colour="gray", pillar=pillar)
-    )
+    scene = moving(motion)
     found = judge.read(clip(scene)).matches(scene)
     assert min(found.values()) == 1.0, found
+    assert ("tempo" in found) == (motion not in ("still", "spin"))
+
+
+@pytest.mark.parametrize("motion", ["left", "bounce", "circle", "pulse", "zigzag"])
+@pytest.mark.parametrize("tempo", world.TEMPOS)
+def test_every_tempo_is_told(motion: str, tempo: str) -> None:
+    reading = judge.read(clip(moving(motion, tempo=tempo)))
+    for other in world.TEMPOS:
+        assert reading.matches(moving(motion, tempo=other))["tempo"] == float(other == tempo)
+
+
+def test_a_body_is_far_from_the_path_of_another_motion() -> None:
+    reading = judge.read(clip(moving("circle")))
+    (own,) = reading.distances(moving("circle"))["from_right_motion"]
+    assert own < judge.ON_PATH
+    for motion in ("left", "up", "bounce", "swing", "still", "hide"):
+        told = reading.distances(moving(motion))
+        assert told["from_right_motion"][0] > 2 * own, motion
+        assert told["from_read_motion"] == [own]
+        assert reading.matches(moving(motion))["path"] == 0.0
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+def test_a_still_body_of_any_shape_stays(shape: str) -> None:
+    scene = moving("still", shape=shape)
+    assert judge.read(clip(scene)).matches(scene)["motion"] == 1.0
+
+
+@pytest.mark.parametrize("shape", world.SHAPES)
+@pytest.mark.parametrize("size", ["medium", "big"])
+def test_a_shape_is_told_that_is_never_seen_whole(shape: str, size: str) -> None:
+    """It has left by a half when the clip begins, and comes back by as much in the end."""
+    scene = moving("down", shape=shape, size=size, tempo="slow", phase=0.81)
+    found = judge.read(clip(scene, 24)).matches(scene)
+    assert found["shape"] == 1.0 and found["motion"] == 1.0
 
 
 @pytest.mark.parametrize("shape", world.SHAPES)
@@ -52,10 +93,60 @@ def test_two_bodies_are_told_apart_in_either_order() -> None:
     assert judge.read(clip(one)).matches(scene)["count"] == 0.0
 
 
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_an_empty_clip_has_the_wrong_count(motion: str) -> None:
+    scene = moving(motion)
+    empty = judge.read(clip(Scene(bodies=(), background=scene.background)))
+    assert empty.matches(scene)["count"] == 0.0
+    assert empty.matches(scene)["path"] == 0.0
+
+
+@pytest.mark.parametrize("tempo", world.TEMPOS)
+@pytest.mark.parametrize("motion", ["left", "right", "up", "down", "hide"])
+def test_what_leaves_may_be_missed_as_long_as_the_world_misses_it(motion: str, tempo: str) -> None:
+    missed = []
+    for phase in np.arange(12) / 12:
+        scene = moving(motion, tempo=tempo, phase=float(phase))
+        reading = judge.read(clip(scene))
+        assert reading.matches(scene)["count"] == 1.0
+        missed.append(int((reading.count_F == 0).sum()))
+    most = judge.most_unseen(scene.bodies[0], 17, 12)
+    assert max(missed) <= most < 17
+    assert most <= max(missed) + 3, "no looser than needed"
+
+
+def test_a_body_that_leaves_for_too_long_has_the_wrong_count() -> None:
+    scene = moving("left", phase=0.3)
+    here, gone = clip(scene), clip(replace(scene, bodies=()))
+    may_miss = judge.most_unseen(scene.bodies[0], 17, 12)
+    assert 3 <= may_miss <= 8 and judge.read(here).count_F.tolist() == [1] * 17
+    for missed, right in ((may_miss, 1.0), (may_miss + 1, (16 - may_miss) / 17)):
+        film = np.concatenate([here[: 17 - missed], gone[17 - missed :]])
+        assert judge.read(film).matches(scene)["count"] == pytest.approx(right)
+
+
 def test_an_empty_frame_has_no_body() -> None:
     scene = Scene(bodies=(), background=GREEN)
     reading = judge.read(clip(scene))
     assert reading.bodies == () and reading.background == GREEN and not reading.count_F.any()
+
+
+def test_shares_are_of_those_that_have_the_property() -> None:
+    said = shares([{"shape": 1.0, "tempo": 1.0}, {"shape": 0.0}])
+    assert (said["shape"]["share"], said["tempo"]["share"]) == (0.5, 1.0)
+    assert said["tempo"]["of"] == 1 and "of" not in said["shape"]
+
+
+def test_detectors_are_right_on_the_truth_and_not_on_another_scene() -> None:
+    for prove, wanted in ((read_window, lambda _: True), (look_at_second, judge.is_steady)):
+        clips = draw_clips(3, 0, wanted)
+        assert all(wanted(scene) for scene, *_ in clips)
+        for clip_ in clips:
+            told = prove(clip_)
+            hits = told[0] if prove is read_window else told
+            assert min(hits["raw"].values()) == min(hits["h264"].values()) == 1.0
+            if clip_[0] != clip_[2]:
+                assert min(hits["shuffled"].values()) < 1.0
 
 
 def test_shares_have_intervals() -> None:

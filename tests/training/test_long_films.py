@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks import judge
-from benchmarks.long_films import draw_films, identity
+from benchmarks.judge import LOOKS
+from benchmarks.long_films import draw_films, identity, measure, summaries
+from jobs.spec_file import spec_from_flags
+from orchestrator.borders import borders
+from orchestrator.prepare import prepare
 from training import world
 from training.world import Background, Body, Scene
 
@@ -40,6 +44,51 @@ def test_a_film_without_its_body_has_no_identity() -> None:
     empty = replace(SCENE, bodies=())
     said = identity(frames(empty, 4), SCENE)
     assert set(said["right"].values()) == {0.0} and said["kept"] == 0.0
+
+
+def test_films_vary() -> None:
+    drawn = [scene for scene, _ in draw_films(9, seed=1)]
+    assert [len(scene.bodies) for scene in drawn] == [1] * 5 + [2] * 4
+    motions = [body.motion for scene in drawn for body in scene.bodies]
+    assert len(set(motions[:5])) == 5 and len(set(motions[5:8])) == 3
+    every = [scene.bodies[0].motion for scene, _ in draw_films(12, seed=1)]
+    assert set(every[:6]) == {"bounce", "circle", "swing", "spin", "still", "zigzag"}
+
+
+def test_a_film_keeps_its_rows() -> None:
+    plan = prepare(spec_from_flags({"prompt": "a", "seconds": 4})).plan
+    shown = frames(SCENE, 5)[: plan.shots[0].render.pixel_frames]
+    changed = shown.copy()
+    at = borders(plan)[2]["frame"]
+    changed[at:] //= 2  # a cut to a darker film at the third border
+    good, bad = (measure(plan, 0, film, SCENE) for film in (shown, changed))
+    assert good["identity"]["by_second"] == {name: [1.0] * 4 for name in LOOKS}
+    assert good["borders"]["at_s"] == [row["frame"] / 12 for row in borders(plan)]
+    assert bad["borders"]["at_s"][2] == at / 12 and bad["borders"]["ratio"][2] > 5
+    assert max(good["borders"]["ratio"]) < 1.5
+    windows = len(plan.shots[0].stages[0].windows)
+    for film in (good, bad):
+        assert len(film["lab"]["at_s"]) == windows
+        assert all(len(film["lab"][k][a]) == windows for k in ("mean", "spread") for a in "Lab")
+    fall = bad["lab"]["mean"]["L"][-1] - bad["lab"]["mean"]["L"][0]
+    assert fall < -20 and bad["lab"]["mean_per_minute"]["L"]["slope"] < -20
+    assert abs(good["lab"]["mean_per_minute"]["L"]["slope"]) < 1
+
+
+def test_summaries_are_of_all_films_and_of_each_half() -> None:
+    plan = prepare(spec_from_flags({"prompt": "a", "seconds": 4})).plan
+    ring = replace(STAR, shape="ring", colour="blue", motion="still", start=(0.73, 0.5))
+    two = replace(SCENE, bodies=(replace(STAR, motion="still", start=(0.27, 0.5)), ring))
+    wrong = replace(two, bodies=(two.bodies[0], replace(ring, colour="green")))
+    films = [measure(plan, 0, frames(scene, 4), scene) for scene in (SCENE, two)]
+    films.append(measure(plan, 0, frames(wrong, 4), two))
+    said = summaries(films)
+    assert said["1_bodies"]["right"]["colour"] == 1.0
+    assert said["2_bodies"]["right"]["colour"] == 0.75
+    assert said["all"]["right"]["colour"] == pytest.approx(5 / 6)
+    assert said["2_bodies"]["films"]["kept"]["share"] == 1.0, "wrong, but the same throughout"
+    spreads = [np.mean(film["lab"]["spread"]["b"]) for film in films]
+    assert said["all"]["lab"]["spread"]["b"] == pytest.approx(np.mean(spreads))
 
 
 def test_films_show_their_bodies_all_the_time() -> None:
