@@ -12,29 +12,44 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLWan
 from numpy.typing import NDArray
 
 from benchmarks import judge
 from benchmarks.common import model_name, render, write_result
 from benchmarks.detectors import path_distances, shares
-from benchmarks.judge import WINDOW_PIXEL_FRAMES, Reading
-from jobs.model_folder import resolve_model
-from training import world
+from benchmarks.judge import Reading
+from jobs.model_folder import inspect_model, resolve_model
+from training import picture_vae, world
 from training.captions import caption
 from training.vae import psnr_db
 from training.world import Scene
 from workers.contact_sheet import Row, contact_sheet
 from workers.video import iter_frames
 
-#: Of two windows of 9 latent frames that share 3.
-SHOT_PIXEL_FRAMES = 29
 MOST_ON_A_SHEET = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Pixel frames of what is judged: a window, and a shot of two that overlap."""
+
+    window: int
+    shot: int
+
+
+def lengths_of(model: str) -> Lengths:
+    """As the model's folder has its windows."""
+    info = inspect_model(resolve_model(model))
+    window, overlap = info.defaults.window_latent_frames, info.defaults.overlap_latent_frames
+    latents = {"window": window, "shot": 2 * window - overlap}
+    return Lengths(**{k: info.geometry.pixel_range(0, n)[1] for k, n in latents.items()})
 
 
 def draw_prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
@@ -44,18 +59,18 @@ def draw_prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
     return [(scene, caption(scene, rng, held_out=True)) for scene in scenes]
 
 
-def shots(film: Path) -> Iterator[NDArray[np.uint8]]:
-    """The frames of each shot, FHWC."""
+def shots(film: Path, pixel_frames: int) -> Iterator[NDArray[np.uint8]]:
+    """The frames of each shot, FHWC; all are so long."""
     frames = iter_frames(film)
-    while shot := list(itertools.islice(frames, SHOT_PIXEL_FRAMES)):
+    while shot := list(itertools.islice(frames, pixel_frames)):
         yield np.stack(shot)
 
 
-def judge_film(film: Path, scenes: list[Scene]) -> dict[str, Any]:
+def judge_film(film: Path, scenes: list[Scene], lengths: Lengths) -> dict[str, Any]:
     """By kind of window: what `judged` says, overall and by the number of bodies."""
     read: dict[str, list[tuple[Reading, Scene]]] = {"starts": [], "inside": []}
-    for frames, scene in zip(shots(film), scenes, strict=True):
-        parts = {"starts": frames[:WINDOW_PIXEL_FRAMES], "inside": frames[-WINDOW_PIXEL_FRAMES:]}
+    for frames, scene in zip(shots(film, lengths.shot), scenes, strict=True):
+        parts = {"starts": frames[: lengths.window], "inside": frames[-lengths.window :]}
         for name, part in parts.items():
             read[name].append((judge.read(part), scene))
     said: dict[str, Any] = {}
@@ -74,9 +89,12 @@ def judged(rows: list[tuple[Reading, Scene]]) -> dict[str, Any]:
 
 
 def vae_psnr_db(model: str, clips: int) -> dict[str, float]:
-    vae = AutoencoderKLWan.from_pretrained(resolve_model(model), subfolder="vae").eval()
+    folder = resolve_model(model)
     with torch.inference_mode():
-        return psnr_db(vae, clips)
+        if inspect_model(folder).family.name == "animatediff":
+            pictures = AutoencoderKL.from_pretrained(folder, subfolder="vae").eval()
+            return picture_vae.psnr_db(pictures, clips * 16)
+        return psnr_db(AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval(), clips)
 
 
 def main() -> None:
@@ -89,11 +107,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     drawn = draw_prompts(options.prompts, options.seed)
-    told = [{"prompt": said, "pixel_frames": SHOT_PIXEL_FRAMES} for _, said in drawn]
+    lengths = lengths_of(options.model)
+    told = [{"prompt": said, "pixel_frames": lengths.shot} for _, said in drawn]
     run = render({"model": options.model, "seed": options.seed, "shots": told}, workers=2)
     if options.sheet:
         rows = [
-            Row(said, n * SHOT_PIXEL_FRAMES, (n + 1) * SHOT_PIXEL_FRAMES)
+            Row(said, n * lengths.shot, (n + 1) * lengths.shot)
             for n, (_, said) in enumerate(drawn[:MOST_ON_A_SHEET])
         ]
         contact_sheet(run.film, rows, options.sheet)
@@ -102,7 +121,7 @@ def main() -> None:
         "seed": options.seed,
         "prompts": options.prompts,
         "vae_psnr_db": vae_psnr_db(options.model, 4 if options.quick else 24),
-        "judged": judge_film(run.film, [scene for scene, _ in drawn]),
+        "judged": judge_film(run.film, [scene for scene, _ in drawn], lengths),
     }
     name = "model" if options.model == "demo" else f"model_{model_name(options.model)}"
     write_result(name, figures, keep=not options.quick)

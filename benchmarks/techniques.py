@@ -21,7 +21,8 @@ from diffusers import FirstBlockCacheConfig
 
 from benchmarks.common import write_result
 from benchmarks.here import Here, Tune, render_here
-from benchmarks.model import WINDOW_PIXEL_FRAMES, draw_prompts
+from benchmarks.judge import WINDOW_PIXEL_FRAMES
+from benchmarks.model import draw_prompts
 from jobs.spec import JobSpec
 from orchestrator.calibrate import find_key_steps
 from orchestrator.prepare import prepare

@@ -29,11 +29,11 @@ from accel.pyramid import up
 from benchmarks import judge
 from benchmarks.common import Rendered, model_identity, model_name, render, write_result
 from benchmarks.detectors import shares
-from benchmarks.model import SHOT_PIXEL_FRAMES, WINDOW_PIXEL_FRAMES, draw_prompts, judge_film
+from benchmarks.model import draw_prompts, judge_film, lengths_of
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.pyramid import split_steps
 from orchestrator.plan import Plan, ShotPlan
-from training.demo_model import assemble
+from training.demo_model import assemble, assemble_animatediff
 from training.tpdiff.trainees import load_trainee
 from training.trainer import Recipe
 from training.world import Scene
@@ -48,9 +48,10 @@ def quality(
     model: str, drawn: list[tuple[Scene, str]], pyramid: str | int = "auto"
 ) -> dict[str, Any]:
     """What detectors say of held-out prompts, each a shot of two windows."""
-    told = [{"prompt": said, "pixel_frames": SHOT_PIXEL_FRAMES} for _, said in drawn]
+    lengths = lengths_of(model)
+    told = [{"prompt": said, "pixel_frames": lengths.shot} for _, said in drawn]
     run = render({"model": model, "pyramid": pyramid, "shots": told}, workers=2)
-    return judge_film(run.film, [scene for scene, _ in drawn])
+    return judge_film(run.film, [scene for scene, _ in drawn], lengths)
 
 
 # -- time and operations of one long shot
@@ -118,19 +119,27 @@ def _windows(shot: ShotPlan, stage: int) -> Iterator[tuple[int, int]]:
 
 
 def trained(run: Path, drawn: list[tuple[Scene, str]]) -> list[dict[str, Any]]:
-    """The quality of the models that a training kept, by its steps."""
+    """The quality of the models that a training of either kind kept, by its steps."""
     rows = []
-    for kept in sorted((run / "wan" / "kept").iterdir(), key=lambda path: int(path.name)):
+    of_pictures = (run / "animatediff").is_dir()
+    kept_in = run / ("animatediff" if of_pictures else "wan") / "kept"
+    for kept in sorted(kept_in.iterdir(), key=lambda path: int(path.name)):
         with tempfile.TemporaryDirectory(prefix="longtake-kept-") as folder:
-            parts = Path(folder) / "parts"
-            parts.mkdir()
-            (parts / "wan").symlink_to(kept.resolve())
-            (parts / "vae").symlink_to((run / "vae").resolve())
             model = Path(folder) / "model"
-            assemble(parts, model, Recipe())
+            if of_pictures:
+                assemble_animatediff(kept, run / "picture_vae", model)
+            else:
+                _assemble_wan(kept, run / "vae", Path(folder) / "parts", model)
             row = {"steps": int(kept.name), "identity": model_identity(str(model))}
             rows.append(row | {"judged": quality(str(model), drawn)})
     return rows
+
+
+def _assemble_wan(kept: Path, vae: Path, parts: Path, model: Path) -> None:
+    parts.mkdir()
+    (parts / "wan").symlink_to(kept.resolve())
+    (parts / "vae").symlink_to(vae.resolve())
+    assemble(parts, model, Recipe())
 
 
 def plot(figures: dict[str, list[dict[str, Any]]], out: Path) -> None:
@@ -162,10 +171,11 @@ def jumps(model: str, drawn: list[tuple[Scene, str]]) -> dict[str, Any]:
     trainee = load_trainee(str(resolve_model(model)), "cpu")
     defaults = trainee.info.defaults
     stage_steps = split_steps(defaults.steps, defaults.pyramid_steps)
+    window = lengths_of(model).window
     told = {name: [] for name in ("renoised", "only_repeated")}
     for scene, said in drawn:
         shot = trainee.shot(
-            said, pixel_frames=WINDOW_PIXEL_FRAMES, size=defaults.size, stage_steps=stage_steps,
+            said, pixel_frames=window, size=defaults.size, stage_steps=stage_steps,
             positions=defaults.stage_positions,
         )  # fmt: skip
         embeddings = trainee.family.encode(shot)
