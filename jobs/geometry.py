@@ -38,6 +38,10 @@ class ModelGeometry:
         """Whether the first latent frame holds fewer pixel frames than all others."""
         return self.temporal_scale > 1
 
+    def guided(self, guidance: tuple[float, ...]) -> bool:
+        """Whether a step has two branches: one of the prompt, and an unconditional one."""
+        return max(guidance) > 1 and not self.embedded_guidance
+
     def latent_frames(self, pixel_frames: int) -> int:
         """The least n with 1 + r * (n - 1) >= pixel_frames that is made of whole batches: the one
         rounding rule."""
