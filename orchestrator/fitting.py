@@ -68,12 +68,17 @@ def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: st
     """The job's accelerations with the plan of attention that is on file for it. Raises BadJob."""
     asked = job.accelerations.fast_attention
     assert asked is not None
+    place = ("accelerations", "fast_attention")
     folder = usual_folder() if asked.plans is None else Path(asked.plans).expanduser()
     try:
         plan = load_plan(folder, _attention_key(job, model, scheduler))
     except CannotRunHere as missing:
         how = f"{missing}; longtake calibrate finds one"
-        raise bad_job([Problem(("accelerations", "fast_attention"), how)], spec._places) from None
+        raise bad_job([Problem(place, how)], spec._places) from None
+    if all(strategy == "full" for row in plan.rows for strategy in row):
+        idle = "does nothing: the plan that was found for it leaves every layer as it is; longtake "
+        how = f"{idle}calibrate with a larger --delta changes more, or remove it"
+        raise bad_job([Problem(place, how)], spec._places)
     found = asked.model_copy(update={"plan": plan})
     return job.accelerations.model_copy(update={"fast_attention": found})
 

@@ -12,7 +12,9 @@ from typing import Any, get_args
 import pytest
 
 from jobs import errors
+from jobs.units import Unit
 from orchestrator import cli_planning
+from orchestrator.engagement import engagement
 from orchestrator.events import EndRender, Outcome
 from orchestrator.show import EXIT_CODES
 from tests.cli.conftest import Desk
@@ -60,6 +62,54 @@ def test_a_render_ends_with_the_code_of_its_outcome(
         assert "why it ended" in ran.err
         to_resume = f"longtake resume {job} --store {desk.store}"
         assert (to_resume in ran.err) == (outcome != "conflict")
+
+
+def test_an_acceleration_that_did_nothing_is_an_error_and_the_film_is_kept(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again when the job is resumed, whose steps are all there by then."""
+    counts = [{"adaptive.computed": 1}]
+
+    def render(render: Any) -> EndRender:
+        noted = [engagement(Unit("step", 0, step=n), each) for n, each in enumerate(counts)]
+        render._journal.append(noted)
+        counts.clear()
+        return EndRender("done", "")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
+    args = [file, *flags, "--steps", "5", "--out", "film.mp4"]
+    ran = desk.render(*args)
+    wrong = "longtake: adaptive did nothing: skipped the model in 0 of 1 steps of tiles"
+    assert (ran.code, ran.out) == (9, "")
+    assert ran.err.count(wrong) == 1 and ran.err.count("longtake: ") == 1
+    assert "a higher threshold than 0.5 skips more" in ran.err
+    assert f"{desk.folder / 'film.mp4'}: 1.0 s" in ran.err, "it is finished"
+    (job,) = os.listdir(desk.store / "jobs")
+    assert f"next: longtake verify {job}" in ran.err
+    ran = desk.run("resume", job, "--store", desk.store, "--json")
+    assert (ran.code, ran.err.count(wrong)) == (9, 1)
+    assert (ran.json()["state"], ran.json()["idle"]) == ("done", ["adaptive"])
+    assert ran.json()["message"].startswith("adaptive did nothing")
+    shown = desk.run("show", job, "--store", desk.store)
+    assert shown.code == 0 and "adaptive did nothing" in shown.out
+    counts += [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
+    ran = desk.run("resume", job, "--store", desk.store)
+    assert ran.code == 0 and "adaptive: skipped the model in 1 of 2 steps of tiles" in ran.err
+
+
+@pytest.mark.parametrize("outcome", ["interrupted", "failed"])
+def test_a_film_that_is_not_done_may_still_engage(
+    desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(render: Any) -> EndRender:
+        render._journal.append([engagement(Unit("step", 0), {"adaptive.computed": 1})])
+        return EndRender(outcome, "why")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
+    ran = desk.render(file, *flags, "--steps", "5")
+    assert ran.code == OUTCOMES[outcome] and "did nothing" not in ran.err
 
 
 @pytest.mark.parametrize(
