@@ -13,7 +13,6 @@ from jobs.errors import CannotRunHere
 from jobs.families.family import loaded_bytes
 from jobs.families.slicing_memory import fewest_slices
 from jobs.model_folder import ModelInfo
-from jobs.model_scheduler import SCHEDULERS
 from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
@@ -25,7 +24,7 @@ def with_fitted_accelerations(
 ) -> ResolvedSpec:
     """The job with the slices that its budget asks for, and with its plan of attention. Raises
     BadJob for accelerations that this model does not take."""
-    problems = [*_misfits(spec, job, model), *_noisy(spec, job, model, scheduler)]
+    problems = list(_misfits(spec, job, model))
     if problems:
         raise bad_job(problems, spec._places)
     if job.accelerations.slicing and job.accelerations.slicing.slices is None:
@@ -93,14 +92,3 @@ def _attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanK
         flow_shift=job.flow_shift,
         guided=model.geometry.guided(job.shots[0].guidance),
     )
-
-
-def _noisy(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Iterator[Problem]:
-    """Latents that get fresh noise at every step never change evenly."""
-    known = SCHEDULERS[model.family.diffusion]
-    if job.accelerations.adaptive is None or not known[scheduler].adds_noise:
-        return
-    quiet = [name for name, each in known.items() if not each.adds_noise]
-    said = f"adaptive skips no step with scheduler {scheduler}, which adds noise at each; use "
-    place = acceleration_place(spec, "adaptive")
-    yield Problem(place, f"{said}scheduler {' or '.join(quiet)}, or remove it")
