@@ -254,9 +254,9 @@ def report_command(
 
     film = Path(job_or_film).expanduser()
     if film.is_file():
-        said, sheet = report_file(film, reference)
+        said, pictures = report_file(film, reference)
     else:
-        said, sheet = report_job(_open(store, writable=False).job(job_or_film), reference)
+        said, pictures = report_job(_open(store, writable=False).job(job_or_film), reference)
     if as_json:
         print(json.dumps(said))
     if out is None and as_json:
@@ -264,7 +264,7 @@ def report_command(
     from orchestrator.report_page import write_page
 
     path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
-    write_page(said, sheet, path)
+    write_page(said, pictures, path)
     print(f"report: {path}", file=sys.stderr)
 
 

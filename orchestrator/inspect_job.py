@@ -157,7 +157,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "pieces_done": sum(record is not None for record in pieces),
         "playable": _playable(store, pieces),
         "engaged": engaged(records),
-        "accelerations": _accelerations(plan, records),
+        "accelerations": engagement_lines(plan, records),
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
@@ -168,7 +168,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     }
 
 
-def _accelerations(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
+def engagement_lines(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
     """What each that was asked for did; and that one did nothing."""
     found = proofs(plan.accelerations, engaged(records))
     said = idle_message(found)

@@ -53,6 +53,7 @@ class Worker:
         self._applied: compose.Applied | None = None
         self._decoder_sliced = False
         machine.configure(setup)
+        self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
         self._family = open_family(
             setup.family,
             setup.model,
@@ -307,6 +308,7 @@ class Worker:
             "step": unit.step,
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
+            "peak_bytes": machine.peak_bytes(self.setup.device) - self._bare_bytes,
             "at_s": time.time(),
         }
         folder = Path(self.setup.log_dir)
