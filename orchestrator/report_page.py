@@ -85,7 +85,8 @@ step, white skipped the model.</p>
 {% if report.memory.workers %}
 <h2>Memory</h2>
 <p>Planned for a worker: {{ planned | mib }}, of them {{ report.memory.planned.model_bytes | mib }}
-model and {{ report.memory.planned.tile_bytes | mib }} tile. Held at most, beside its libraries:</p>
+model and {{ report.memory.planned.tile_bytes | mib }} tile. Held at most, beside its libraries (on
+a processor, what these take once they are used counts: a hundred MiB or so):</p>
 <table><tr><th>worker</th><th>held</th><th>of the plan</th></tr>
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
 <td>{{ peak | mib }}</td><td>{{ "%.0f" | format(100 * peak / planned) }} %</td></tr>{% endfor %}

@@ -17,6 +17,7 @@ from jobs.units import Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
+from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
 from workers.bundles import to_tensor
 from workers.worker import Worker
 
@@ -28,6 +29,8 @@ UNET = animatediff_shot(latent_frames=8, pixel_frames=8, stage_steps=(STEPS,))
 NOISY = cogvideox_shot(
     latent_frames=8, pixel_frames=15, stage_steps=(STEPS,), scheduler="cogvideox-dpm"
 )
+#: Text and video attend as one sequence.
+JOINT = hunyuan_shot(latent_frames=8, pixel_frames=29, stage_steps=(STEPS,))
 #: Two layers: the first is windowed from step 1 on and shared over branches from step 4 on.
 PLAN = AttentionPlan(
     rows=(
@@ -52,15 +55,21 @@ ASKED = {
 #: The tiny Wan has two blocks, and rehash wants three.
 FITS = [("wan", name) for name in ASKED if "rehash" not in name]
 FITS += [("animatediff", name) for name in ASKED if "fast" not in name]
-FITS += [("cogvideox", "adaptive")]
-SHOTS = {"wan": WAN, "animatediff": UNET, "cogvideox": NOISY}
+FITS += [("cogvideox", "adaptive"), ("hunyuan-video", "slicing")]
+SHOTS = {"wan": WAN, "animatediff": UNET, "cogvideox": NOISY, "hunyuan-video": JOINT}
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     animatediff = write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
     cogvideox = write_tiny_cogvideox(tmp_path_factory.mktemp("tiny") / "cogvideox")
-    return {"wan": tiny_wan, "animatediff": animatediff, "cogvideox": cogvideox}
+    hunyuan = write_tiny_hunyuan_video(tmp_path_factory.mktemp("tiny") / "hunyuan-video")
+    return {
+        "wan": tiny_wan,
+        "animatediff": animatediff,
+        "cogvideox": cogvideox,
+        "hunyuan-video": hunyuan,
+    }
 
 
 def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: int) -> list[Worker]:
