@@ -176,23 +176,29 @@ def _render(
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
-    done = inspect_job.engaged_in(folder)
-    ending = show.Ending(folder.id, store.root, out, plan, ended, done)
-    if as_json:
-        print(json.dumps(ending.as_json()))
+    done, kept = inspect_job.engaged_in(folder), inspect_job.kept_path(folder)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, done, kept)
     print(ending.text(), file=sys.stderr)
+    code, told = ending.exit_code, ending.as_json()
     if ended.outcome == "done" and latents is not None:
-        _export(store, plan, folder.id, latents)
-    raise typer.Exit(ending.exit_code)
+        error = _export(store, plan, folder.id, latents)
+        told |= {"latents": None if error else str(latents)}
+        if error is not None:
+            code = error.exit_code
+            told |= {"error": str(error), "exit_code": code}
+    if as_json:
+        print(json.dumps(told))
+    raise typer.Exit(code)
 
 
-def _export(store: Any, plan: Any, job: str, path: Path) -> None:
+def _export(store: Any, plan: Any, job: str, path: Path) -> errors.LongtakeError | None:
     """The film is done whatever comes of this, and the person knows it by now."""
     try:
         export_latents(store, plan, job, path)
     except errors.LongtakeError as error:
         print(f"longtake: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        return error
+    return None
 
 
 app.command("plan")(plan_command)

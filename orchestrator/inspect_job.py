@@ -65,6 +65,11 @@ def film_path(folder: JobFolder) -> Path | None:
     return Path(paths[-1]) if paths else None
 
 
+def kept_path(folder: JobFolder) -> str:
+    """Where another file is now that had the film's name when it was written last; "" if none."""
+    return next((r.get("kept", "") for r in _readable(folder)[::-1] if r["type"] == "film"), "")
+
+
 def _readable(folder: JobFolder) -> list[dict[str, Any]]:
     try:
         return journal_records(folder)

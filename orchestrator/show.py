@@ -43,6 +43,7 @@ class Ending:
     plan: Plan
     ended: EndRender
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
+    kept: str = ""  # where another file is now that had the film's name
 
     @property
     def _proofs(self) -> list[Proof]:
@@ -63,6 +64,7 @@ class Ending:
             "outcome": outcome,
             "message": idle_message(self._proofs) or self.ended.message,
             "out": str(self.out),
+            "kept": self.kept if outcome == "done" else "",
             "store": str(self.store),
             "pixel_frames": self.plan.pixel_frames,
             "fps": self.plan.fps,

@@ -158,6 +158,38 @@ def test_json_of_a_render_stands_alone_on_standard_output(
     assert report["pixel_frames"] == report["fps"] == 8
 
 
+def test_json_names_the_file_that_had_the_films_name(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(render: Any) -> EndRender:
+        film = {"type": "film", "key": "film", "path": "film.mp4", "sha256": "0" * 64}
+        render._journal.append([film | {"kept": "film.1.mp4"}])
+        return EndRender("done", "film.mp4")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    ran = desk.render(*flags, "--json")
+    assert (ran.code, ran.json()["kept"]) == (0, "film.1.mp4")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_becomes_of_the_latents_is_in_the_one_object(
+    desk: Desk, flags: list[str], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*args: Any) -> None:
+        if fails:
+            raise errors.StoreError("the latents are gone")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: EndRender("done", ""))
+    monkeypatch.setattr("orchestrator.cli.export_latents", export)
+    ran = desk.render(*flags, "--json", "--save-latents", "a.safetensors")
+    told = ran.json()
+    assert (ran.code, told["state"], told["kept"]) == (6 if fails else 0, "done", "")
+    assert told["latents"] == (None if fails else "a.safetensors")
+    assert told.get("error") == ("the latents are gone" if fails else None)
+    assert told.get("exit_code", 0) == ran.code
+    assert ("longtake: the latents are gone" in ran.err) == fails
+
+
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_error_has_its_exit_code(
     desk: Desk, error: type[errors.LongtakeError], monkeypatch: pytest.MonkeyPatch
