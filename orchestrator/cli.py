@@ -243,6 +243,30 @@ def verify_command(
         raise typer.Exit(errors.EXIT_VERIFY_MISMATCH)
 
 
+@app.command("remove")
+def remove_command(
+    job: Annotated[str, typer.Argument(help="a job id, see `longtake ls`")],
+    store: StoreOption = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a job from the store, with the results that no other job shares. Its film stays."""
+    from orchestrator.remove import belongings, remove_job
+
+    opened = _open(store)
+    folder = opened.job(job)
+    if not yes:
+        print(show.removal_text(belongings(opened, folder).as_json()), file=sys.stderr)
+        if not sys.stdin.isatty():
+            raise errors.BadJob("there is nobody to ask here; say --yes")
+        print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("longtake: nothing is removed", file=sys.stderr)
+            raise typer.Exit(errors.EXIT_CANCELLED)
+    removed = remove_job(opened, folder).as_json()
+    print(json.dumps(removed) if as_json else f"removed: {show.removal_text(removed)}")
+
+
 @app.command("report")
 def report_command(
     job_or_film: Annotated[str, typer.Argument(help="a job of the store, or a video file")],

@@ -301,6 +301,24 @@ def verify_text(report: dict[str, Any]) -> str:
     return "\n".join([*lines, f"  not as recorded; to make again what is damaged: {to_mend}"])
 
 
+def removal_text(report: dict[str, Any]) -> str:
+    """What leaves the store with a job, or has left."""
+    lines = [
+        f"{report['id']}: {_count(report['results'], 'result')} of its own, "
+        f"{report['bytes'] / 2**20:,.1f} MiB"
+    ]
+    if report["results_shared"]:
+        why = "other jobs share them"
+        if report["unreadable_jobs"]:
+            why = (
+                f"jobs that cannot be read may share them ({', '.join(report['unreadable_jobs'])})"
+            )
+        lines.append(f"  {_count(report['results_shared'], 'result')} stay: {why}")
+    if report["film"]:
+        lines.append(f"  the film stays, if it is there: {report['film']}")
+    return "\n".join(lines)
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
