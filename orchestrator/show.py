@@ -308,12 +308,10 @@ def removal_text(report: dict[str, Any]) -> str:
         f"{report['bytes'] / 2**20:,.1f} MiB"
     ]
     if report["results_shared"]:
-        why = "other jobs share them"
+        whose = "other jobs share"
         if report["unreadable_jobs"]:
-            why = (
-                f"jobs that cannot be read may share them ({', '.join(report['unreadable_jobs'])})"
-            )
-        lines.append(f"  {_count(report['results_shared'], 'result')} stay: {why}")
+            whose = f"jobs that cannot be read may share ({', '.join(report['unreadable_jobs'])})"
+        lines.append(f"  left there: {_count(report['results_shared'], 'result')} that {whose}")
     if report["film"]:
         lines.append(f"  the film stays, if it is there: {report['film']}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import pytest
 
 from jobs.lease import Lease
 from jobs.store import Store
+from orchestrator.show import removal_text
 from tests.cli.conftest import Desk, refusal
 
 
@@ -48,6 +49,18 @@ def test_where_nobody_can_be_asked_it_must_be_said(
         "id": "kite-1", "results": 0, "bytes": 0, "results_shared": 0, "film": "",
         "unreadable_jobs": [],
     }  # fmt: skip
+
+
+def test_what_stays_is_told() -> None:
+    told = {"id": "kite", "results": 1, "bytes": 3 * 2**20, "results_shared": 1, "film": "a.mp4"}
+    said = removal_text(told | {"unreadable_jobs": []})
+    assert said.splitlines() == [
+        "kite: 1 result of its own, 3.0 MiB",
+        "  left there: 1 result that other jobs share",
+        "  the film stays, if it is there: a.mp4",
+    ]
+    said = removal_text(told | {"unreadable_jobs": ["one", "two"]})
+    assert "1 result that jobs that cannot be read may share (one, two)" in said
 
 
 def test_a_job_that_is_rendered_is_refused(desk: Desk, stored: str) -> None:
