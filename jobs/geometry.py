@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -38,8 +39,8 @@ class ModelGeometry:
         """Whether the first latent frame holds fewer pixel frames than all others."""
         return self.temporal_scale > 1
 
-    def guided(self, guidance: tuple[float, ...]) -> bool:
-        """Whether a step has two branches: one of the prompt, and an unconditional one."""
+    def has_two_branches(self, guidance: Sequence[float]) -> bool:
+        """Whether the model computes an unconditional branch, too."""
         return max(guidance) > 1 and not self.embedded_guidance
 
     def latent_frames(self, pixel_frames: int) -> int:

@@ -90,5 +90,5 @@ def _attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanK
         steps=job.steps,
         scheduler=scheduler,
         flow_shift=job.flow_shift,
-        guided=model.geometry.guided(job.shots[0].guidance),
+        guided=model.geometry.has_two_branches(job.shots[0].guidance),
     )

@@ -330,7 +330,7 @@ class Plan:
         """Forward passes of the denoiser, guidance counted, if none is skipped."""
         total = 0
         for shot in self.shots:
-            branches = 2 if self.geometry.guided(shot.render.guidance) else 1
+            branches = 2 if self.geometry.has_two_branches(shot.render.guidance) else 1
             total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 

@@ -75,7 +75,7 @@ def plan_key(family: ModelFamily, model: str, shot: ShotRender) -> PlanKey:
         steps=shot.steps,
         scheduler=scheduler,
         flow_shift=shot.flow_shift,
-        guided=family.geometry.guided(shot.guidance),
+        guided=family.geometry.has_two_branches(shot.guidance),
     )
 
 

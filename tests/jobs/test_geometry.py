@@ -15,7 +15,7 @@ from tests.orchestrator.plans import GEOMETRY
 def test_a_step_has_two_branches_only_with_guidance(
     guidance: tuple[float, ...], guided: bool
 ) -> None:
-    assert GEOMETRY.guided(guidance) == guided
-    assert not replace(GEOMETRY, embedded_guidance=True).guided(guidance), (
+    assert GEOMETRY.has_two_branches(guidance) == guided
+    assert not replace(GEOMETRY, embedded_guidance=True).has_two_branches(guidance), (
         "it is told, and runs once"
     )

@@ -93,7 +93,7 @@ class FolderModel(ABC):
         """``pipeline`` is diffusers', with nothing but what encodes."""
 
     def guided(self, shot: ShotRender) -> bool:
-        return self.geometry.guided(shot.guidance)
+        return self.geometry.has_two_branches(shot.guidance)
 
     def prompts_read(self, shot: ShotRender) -> tuple[str, ...]:
         """Those that the encoder reads: without guidance there is no use for a negative one."""
