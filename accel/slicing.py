@@ -26,6 +26,7 @@ import torch
 
 from accel.handle import Branch, TileStep
 from accel.slices import Slices
+from accel.slicing_hunyuan import attach_hunyuan_video
 from accel.slicing_joint import attach_cogvideox
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
 from accel.slicing_tokens import attach_ltx, attach_wan
@@ -98,6 +99,7 @@ MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "CogVideoXTransformer3DModel": attach_cogvideox,
+    "HunyuanVideoTransformer3DModel": attach_hunyuan_video,
     "LTXVideoTransformer3DModel": attach_ltx,
     "UNetMotionModel": attach_motion_unet,
     "UNetSpatioTemporalConditionModel": attach_svd_unet,

@@ -23,7 +23,8 @@ class Adaptive(Part):
     ``tensor`` is the paper's criterion: the norm of the latents' third-order difference against
     ``threshold`` times that of their last but one change. ``scalar`` is that of its released code:
     the same difference taken of the changes' mean sizes, and halved; a threshold means something
-    else there.
+    else there. Where a scheduler adds noise, the noise's scale has to change as evenly, and what
+    stands in is the last prediction of the clean film.
     """
 
     threshold: Annotated[float, Field(gt=0, le=100)] = 0.01

@@ -23,6 +23,7 @@ EXIT_TIMEOUT = 5
 EXIT_CANNOT_RUN_HERE = 6
 EXIT_STORE_CONFLICT = 7
 EXIT_VERIFY_MISMATCH = 8
+EXIT_IDLE_ACCELERATION = 9  # the film is done; what was asked for changed nothing in it
 EXIT_INTERRUPTED = 130
 
 #: Whose fault a failed unit is. ``bad_job`` fails the job at once; ``not_finite``,

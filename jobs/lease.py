@@ -110,9 +110,10 @@ class Lease:
             return
         self._stop.set()
         self._thread.join()
-        with _guard(self.path):
-            if self._is_mine():
-                remove(self.path)
+        if self.path.parent.exists():  # else the job was removed
+            with _guard(self.path):
+                if self._is_mine():
+                    remove(self.path)
         os.close(self._handle)
 
     def __enter__(self) -> Lease:

@@ -173,6 +173,17 @@ class Store:
             remove(building)
         return self._same_job(job_id, records)
 
+    def remove_job(self, folder: JobFolder) -> None:
+        """Remove a job's folder, whole or not at all; results are not touched. Its lease must be
+        held. Raises StoreError."""
+        doomed = self.scratch / temporary_name()
+        try:
+            os.rename(folder.path, doomed)
+            sync_folder(folder.path.parent)
+        except OSError as error:
+            raise refusal(error, folder.path) from error
+        remove(doomed)
+
     def _build(self, building: Path, records: Mapping[str, bytes]) -> None:
         for name in ("logs", "journal", "snapshots"):
             make_folder(building / name)

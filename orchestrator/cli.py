@@ -176,23 +176,29 @@ def _render(
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
-    done = inspect_job.engaged_in(folder)
-    ending = show.Ending(folder.id, store.root, out, plan, ended, done)
-    if as_json:
-        print(json.dumps(ending.as_json()))
+    done, kept = inspect_job.engaged_in(folder), inspect_job.kept_path(folder)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, done, kept)
     print(ending.text(), file=sys.stderr)
+    code, told = ending.exit_code, ending.as_json()
     if ended.outcome == "done" and latents is not None:
-        _export(store, plan, folder.id, latents)
-    raise typer.Exit(ending.exit_code)
+        error = _export(store, plan, folder.id, latents)
+        told |= {"latents": None if error else str(latents)}
+        if error is not None:
+            code = error.exit_code
+            told |= {"error": str(error), "exit_code": code}
+    if as_json:
+        print(json.dumps(told))
+    raise typer.Exit(code)
 
 
-def _export(store: Any, plan: Any, job: str, path: Path) -> None:
+def _export(store: Any, plan: Any, job: str, path: Path) -> errors.LongtakeError | None:
     """The film is done whatever comes of this, and the person knows it by now."""
     try:
         export_latents(store, plan, job, path)
     except errors.LongtakeError as error:
         print(f"longtake: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        return error
+    return None
 
 
 app.command("plan")(plan_command)
@@ -237,6 +243,30 @@ def verify_command(
         raise typer.Exit(errors.EXIT_VERIFY_MISMATCH)
 
 
+@app.command("remove")
+def remove_command(
+    job: Annotated[str, typer.Argument(help="a job id, see `longtake ls`")],
+    store: StoreOption = DEFAULT_STORE,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a job from the store, with the results that no other job shares. Its film stays."""
+    from orchestrator.remove import belongings, remove_job
+
+    opened = _open(store)
+    folder = opened.job(job)
+    if not yes:
+        print(show.removal_text(belongings(opened, folder).as_json()), file=sys.stderr)
+        if not sys.stdin.isatty():
+            raise errors.BadJob("there is nobody to ask here; say --yes")
+        print("Remove it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            print("longtake: nothing is removed", file=sys.stderr)
+            raise typer.Exit(errors.EXIT_CANCELLED)
+    removed = remove_job(opened, folder).as_json()
+    print(json.dumps(removed) if as_json else f"removed: {show.removal_text(removed)}")
+
+
 @app.command("report")
 def report_command(
     job_or_film: Annotated[str, typer.Argument(help="a job of the store, or a video file")],
@@ -254,9 +284,9 @@ def report_command(
 
     film = Path(job_or_film).expanduser()
     if film.is_file():
-        said, sheet = report_file(film, reference)
+        said, pictures = report_file(film, reference)
     else:
-        said, sheet = report_job(_open(store, writable=False).job(job_or_film), reference)
+        said, pictures = report_job(_open(store, writable=False).job(job_or_film), reference)
     if as_json:
         print(json.dumps(said))
     if out is None and as_json:
@@ -264,7 +294,7 @@ def report_command(
     from orchestrator.report_page import write_page
 
     path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
-    write_page(said, sheet, path)
+    write_page(said, pictures, path)
     print(f"report: {path}", file=sys.stderr)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from jobs.accelerations import Accelerations
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
 
 
@@ -17,9 +18,12 @@ def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
 
 
 def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
-    """What was counted in a job, over all its units."""
+    """What was counted in a job, over all its units. What was counted as nothing is there, too."""
     last = {record["key"]: record["counts"] for record in records if record["type"] == "engaged"}
-    return sum((Counter(counts) for counts in last.values()), Counter())
+    total = Counter[str]()
+    for counts in last.values():
+        total.update(counts)
+    return total
 
 
 def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -47,29 +51,78 @@ def _letter(counts: Mapping[str, int]) -> str:
     return "r" if counts.get("rehash.reused") else "x"
 
 
-def engaged_lines(asked: Accelerations, counts: Mapping[str, int]) -> list[str]:
-    """A line for each acceleration that was asked for; a warning where it did nothing."""
-    if not counts:  # nothing was left to compute
-        return []
-    lines = []
-    if asked.adaptive is not None:
-        skipped, called = counts.get("adaptive.skipped", 0), counts.get("adaptive.computed", 0)
-        said = f"adaptive: skipped the model in {skipped} of {skipped + called} steps of tiles"
-        lines.append(said if skipped else f"warning: {said}; a higher threshold skips more")
-    if asked.rehash is not None:
-        reused, keys = counts.get("rehash.reused", 0), counts.get("rehash.key", 0)
-        said = f"rehash: reused features in {reused} of {reused + keys} passes of the model"
-        lines.append(said if reused else f"warning: {said}; give it fewer key steps")
-    if asked.slicing is not None:
-        cut = counts.get("slicing", 0)
-        said = f"slicing: ran {cut} groups of operators in slices"
-        lines.append(said if cut else f"warning: {said}; the model is too small for it")
-    if asked.fast_attention is not None:
-        kinds = {"windowed": "window", "shared over steps": "share_steps"}
-        kinds["shared over branches"] = "share_branches"
-        done = {said: counts.get(f"fast_attention.{name}", 0) for said, name in kinds.items()}
-        said = ", ".join(f"{count} {name}" for name, count in done.items())
-        said = f"fast_attention: of {counts.get('fast_attention.layers', 0)} calls of layers {said}"
-        more = "; longtake calibrate with a larger --delta changes more"
-        lines.append(said if any(done.values()) else f"warning: {said}{more}")
-    return lines
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What an acceleration that was asked for did in a render."""
+
+    name: str
+    said: str  # with counts
+    engaged: bool | None  # None: nothing is known, for no step of it was left to compute
+    fix: str = ""  # what lets it do more
+
+
+def proofs(asked: Accelerations, counts: Mapping[str, int]) -> list[Proof]:
+    """One for each acceleration that was asked for."""
+    known = {name.partition(".")[0] for name in counts}
+    given = {name: config for name in _PROOFS if (config := getattr(asked, name))}
+    none = "no step was left to compute: other jobs had rendered them all"
+    return [
+        _PROOFS[name](config, counts) if name in known else Proof(name, none, None)
+        for name, config in given.items()
+    ]
+
+
+def idle_message(found: Iterable[Proof]) -> str:
+    """What is wrong if any of them did nothing; else empty."""
+    idle = [proof for proof in found if proof.engaged is False]
+    if not idle:
+        return ""
+    names = " and ".join(proof.name for proof in idle)
+    why = "; ".join(f"{proof.said} ({proof.fix})" for proof in idle)
+    return (
+        f"{names} did nothing: {why}. The film is finished and stays where it is; change the job's "
+        f"accelerations as said, or remove {names}"
+    )
+
+
+def proof_lines(found: Iterable[Proof]) -> list[str]:
+    """What each did that did not do nothing."""
+    return [f"{proof.name}: {proof.said}" for proof in found if proof.engaged is not False]
+
+
+def _adaptive(config: Adaptive, counts: Mapping[str, int]) -> Proof:
+    skipped, called = counts.get("adaptive.skipped", 0), counts.get("adaptive.computed", 0)
+    said = f"skipped the model in {skipped} of {skipped + called} steps of tiles"
+    always = f"its first {config.first} and last {config.last} steps always run"
+    fix = f"a higher threshold than {config.threshold:g} skips more, so do more steps: {always}"
+    return Proof("adaptive", said, skipped > 0, fix)
+
+
+def _rehash(config: Rehash, counts: Mapping[str, int]) -> Proof:
+    reused, keys = counts.get("rehash.reused", 0), counts.get("rehash.key", 0)
+    said = f"reused features in {reused} of {reused + keys} passes of the model"
+    return Proof("rehash", said, reused > 0, "give it fewer key steps")
+
+
+def _slicing(config: Slicing, counts: Mapping[str, int]) -> Proof:
+    cut = counts.get("slicing", 0)
+    said = f"ran {cut} groups of operators in slices"
+    return Proof("slicing", said, cut > 0, "the model is too small for it")
+
+
+def _fast_attention(config: FastAttention, counts: Mapping[str, int]) -> Proof:
+    kinds = {"windowed": "window", "shared over steps": "share_steps"}
+    kinds["shared over branches"] = "share_branches"
+    done = {said: counts.get(f"fast_attention.{name}", 0) for said, name in kinds.items()}
+    said = f"of {counts.get('fast_attention.layers', 0)} calls of layers "
+    said += ", ".join(f"{count} {name}" for name, count in done.items())
+    fix = "longtake calibrate with a larger --delta changes more"
+    return Proof("fast_attention", said, any(done.values()), fix)
+
+
+_PROOFS: dict[str, Callable[[Any, Mapping[str, int]], Proof]] = {
+    "adaptive": _adaptive,
+    "rehash": _rehash,
+    "slicing": _slicing,
+    "fast_attention": _fast_attention,
+}

@@ -14,7 +14,7 @@ from jobs.journal import Journal
 from jobs.lease import is_held
 from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
-from orchestrator.engagement import engaged
+from orchestrator.engagement import engaged, idle_message, proof_lines, proofs
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -63,6 +63,11 @@ def film_path(folder: JobFolder) -> Path | None:
     """Where the film was last to be written."""
     paths = [r["path"] for r in _readable(folder) if r["type"] == "out"]
     return Path(paths[-1]) if paths else None
+
+
+def kept_path(folder: JobFolder) -> str:
+    """Where another file is now that had the film's name when it was written last; "" if none."""
+    return next((r.get("kept", "") for r in _readable(folder)[::-1] if r["type"] == "film"), "")
 
 
 def _readable(folder: JobFolder) -> list[dict[str, Any]]:
@@ -157,6 +162,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "pieces_done": sum(record is not None for record in pieces),
         "playable": _playable(store, pieces),
         "engaged": engaged(records),
+        "accelerations": engagement_lines(plan, records),
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
@@ -165,6 +171,13 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "prompts": [shot.render.shows for shot in plan.shots],
         "store": str(store.root),
     }
+
+
+def engagement_lines(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
+    """What each that was asked for did; and that one did nothing."""
+    found = proofs(plan.accelerations, engaged(records))
+    said = idle_message(found)
+    return [*proof_lines(found), *([said] if said else [])]
 
 
 def _playable(store: Store, pieces: list[ResultRecord | None]) -> list[str]:

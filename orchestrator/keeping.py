@@ -255,5 +255,6 @@ class KeeperLink:
         if what == "failed":
             return StitchFailed(at_s=now_s, message=answer)
         sha256, kept = answer
-        self._note({"type": "film", "key": "film", "path": out, "sha256": sha256})
+        record = {"type": "film", "key": "film", "path": out, "sha256": sha256, "kept": kept}
+        self._note(record)
         return FilmStitched(at_s=now_s, path=out, kept=kept)

@@ -330,8 +330,7 @@ class Plan:
         """Forward passes of the denoiser, guidance counted, if none is skipped."""
         total = 0
         for shot in self.shots:
-            twice = max(shot.render.guidance) > 1 and not self.geometry.embedded_guidance
-            branches = 2 if twice else 1
+            branches = 2 if self.geometry.has_two_branches(shot.render.guidance) else 1
             total += branches * sum(len(stage.windows) * stage.steps for stage in shot.stages)
         return total
 

@@ -5,35 +5,27 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.accelerations import Accelerations
-from jobs.attention_plan import PlanKey, usual_folder
-from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from jobs.families.family import Diffusion, loaded_bytes
-from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, fewest_slices, sliced_bytes
-from jobs.geometry import ModelGeometry
+from jobs.families.family import loaded_bytes
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
-from jobs.model_scheduler import SCHEDULERS, check_pyramid, choose_scheduler
+from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
-from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, lay_shot
+from orchestrator.tile_memory import dtype_of, kept_bytes, tile_bytes
 
 _PLAN = TypeAdapter(Plan)
-
-#: Models with less weights than this render in float32 unless told otherwise.
-SMALL_MODEL_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,16 +52,8 @@ def prepare(spec: JobSpec) -> Prepared:
             check_pyramid(scheduler, config, diffusion)
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
-    misfits = _misfits(spec, job, model)
-    if misfits:
-        raise bad_job(misfits, spec._places)
-    if job.accelerations.slicing and job.accelerations.slicing.slices is None:
-        job = replace(job, accelerations=_with_slices(spec, job, model))
-    if job.accelerations.fast_attention:
-        job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
+    job = with_fitted_accelerations(spec, job, model, scheduler)
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
-    if job.accelerations.adaptive and SCHEDULERS[diffusion][scheduler].adds_noise:
-        problems.append(_noisy(spec, scheduler, diffusion))
     if problems:
         raise bad_job(problems, spec._places)
     plan = make_plan(job, model, loras, find_images(spec))
@@ -89,77 +73,6 @@ def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
     if problems:
         raise bad_job(problems, spec._places)
     return tuple(found)
-
-
-def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
-    """Accelerations that this family's models do not take."""
-    family, problems = model.family, []
-    for name in type(job.accelerations).model_fields:
-        if getattr(job.accelerations, name) is None or name in family.accelerations:
-            continue
-        said = f"{family.name} models do not take {name} yet; they take "
-        place = acceleration_place(spec, name)
-        problems.append(Problem(place, said + ", ".join(family.accelerations)))
-    return problems
-
-
-def _with_slices(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Accelerations:
-    """The job's accelerations with the fewest slices that fit its budget. Raises BadJob."""
-    slicing = job.accelerations.slicing
-    assert slicing is not None and slicing.budget_gb is not None
-    dtype = _dtype(job, model)
-    weights = loaded_bytes(model.family, model.parameters, dtype)
-    try:
-        slices = fewest_slices(
-            lambda count: weights + _sliced_tile_bytes(job, model, dtype, count),
-            int(slicing.budget_gb * 1e9),
-        )
-    except CannotRunHere as refusal:
-        place = ("accelerations", "slicing", "budget_gb")
-        raise bad_job([Problem(place, str(refusal))], spec._places) from None
-    found = slicing.model_copy(update={"slices": slices})
-    return job.accelerations.model_copy(update={"slicing": found})
-
-
-def _sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
-    branches = 2 if model.family.batches_branches else 1
-    config = model.configs[model.family.denoiser]
-    size = _largest_tile(job, model.geometry)
-    return sliced_bytes(config, size, dtype, slices, branches=branches)
-
-
-def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
-    """The job's accelerations with the plan of attention that is on file for it. Raises BadJob."""
-    asked = job.accelerations.fast_attention
-    assert asked is not None
-    folder = usual_folder() if asked.plans is None else Path(asked.plans).expanduser()
-    try:
-        plan = load_plan(folder, attention_key(job, model, scheduler))
-    except CannotRunHere as missing:
-        how = f"{missing}; longtake calibrate finds one"
-        raise bad_job([Problem(("accelerations", "fast_attention"), how)], spec._places) from None
-    found = asked.model_copy(update={"plan": plan})
-    return job.accelerations.model_copy(update={"fast_attention": found})
-
-
-def attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanKey:
-    """What a job's plan of attention is found by: its longest window and its schedule."""
-    return PlanKey(
-        model=model.identity,
-        latent_size=_largest_tile(job, model.geometry),
-        steps=job.steps,
-        scheduler=scheduler,
-        flow_shift=job.flow_shift,
-        guided=job.shots[0].guidance[0] > 1,
-    )
-
-
-def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
-    """Latents that get fresh noise at every step never change evenly."""
-    quiet = [name for name, each in SCHEDULERS[diffusion].items() if not each.adds_noise]
-    said = f"adaptive skips no step with scheduler {scheduler}, which adds noise at each; use "
-    place = acceleration_place(spec, "adaptive")
-    return Problem(place, f"{said}scheduler {' or '.join(quiet)}, or remove it")
 
 
 def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
@@ -205,7 +118,7 @@ def make_plan(
 ) -> Plan:
     """``images``: of each shot; none at all for a model that takes none."""
     geometry = model.geometry
-    dtype = _dtype(job, model)
+    dtype = dtype_of(job, model)
     shots = []
     first = 0
     for shot, image in zip(job.shots, images or [None] * len(job.shots), strict=True):
@@ -239,23 +152,13 @@ def make_plan(
         width_px=job.width_px,
         height_px=job.height_px,
         shots=tuple(shots),
-        tile_bytes=_tile_bytes(job, model, dtype),
-        kept_bytes=_kept_bytes(job, model, dtype),
+        tile_bytes=tile_bytes(job, model, dtype),
+        kept_bytes=kept_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
         loras=tuple(loras),
     )
-
-
-def _dtype(job: ResolvedSpec, model: ModelInfo) -> str:
-    return _auto_dtype(model) if job.dtype == "auto" else job.dtype
-
-
-def _auto_dtype(model: ModelInfo) -> str:
-    """A function of the model alone, so that the film does not depend on who renders it."""
-    small = sum(model.parameters_bytes.values()) < SMALL_MODEL_BYTES
-    return "float32" if small else "bfloat16"
 
 
 def _render(
@@ -279,43 +182,6 @@ def _render(
         fps=job.fps,
         image=image,
     )
-
-
-def _largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
-    """Latent frames, height and width."""
-    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
-    scale = geometry.spatial_scale
-    frames = min(job.window_latent_frames, longest)
-    return frames, job.height_px // scale, job.width_px // scale
-
-
-def _tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
-    """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
-    geometry, slicing = model.geometry, job.accelerations.slicing
-    latent_size = _largest_tile(job, geometry)
-    if slicing is None or slicing.slices is None:
-        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
-    else:
-        denoise = _sliced_tile_bytes(job, model, dtype, slicing.slices)
-    pixel_frames = geometry.pixel_frames(latent_size[0])
-    decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
-    vae = model.configs["vae"]
-    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
-        decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
-    # What a step gets from the one before it, and what it leaves.
-    return max(denoise + 2 * _kept_bytes(job, model, dtype), decode)
-
-
-def _kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
-    """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
-    asked = job.accelerations
-    kept = 2 if asked.rehash else 0
-    if asked.fast_attention and (plan := asked.fast_attention.plan):
-        kept += max(len(plan.kept_after(step)) for step in range(plan.steps))
-    if not kept:
-        return 0
-    config = model.configs[model.family.denoiser]
-    return kept * feature_bytes(config, _largest_tile(job, model.geometry), dtype)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

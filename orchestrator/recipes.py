@@ -49,7 +49,7 @@ class Recipes:
 
     def _prompts(self, shot: int) -> dict[str, Any]:
         render = self._plan.shots[shot].render
-        guided = max(render.guidance) > 1
+        guided = self._plan.geometry.has_two_branches(render.guidance)
         told: dict[str, Any] = {
             "prompt": render.prompt,
             "negative": render.negative_prompt if guided else None,

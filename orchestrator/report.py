@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from jobs.store import JobFolder
 from orchestrator import inspect_job
 from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.engagement import tile_steps
+from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
@@ -30,8 +32,16 @@ from workers.seams import SeamMeter
 from workers.video import iter_frames, read_film
 
 
-def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Image | None]:
-    """All that a finished job's film says of itself, and a sheet of its frames. Raises BadJob."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pictures:
+    """What a report shows of a film; None where there is nothing to show."""
+
+    sheet: Image | None  # frames of every shot
+    worst: Image | None  # of every shot, the frames that lie farthest from the reference, beside it
+
+
+def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Pictures]:
+    """All that a finished job's film says of itself, and pictures of it. Raises BadJob."""
     plan = plan_from_json(folder.plan())
     film = inspect_job.film_path(folder)
     if film is None or not film.is_file():
@@ -55,6 +65,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         mine = [ratio for ratio in ratios if ratio["shot"] == number]
         drift = colours.drift(window_ranges(plan, number), plan.fps)
         shots.append(_shot(row, drift, mine) | {"stages": len(plan.shots[number].stages)})
+    records = inspect_job.journal_records(folder)
     said: dict[str, Any] = {
         "job": folder.id,
         "film": str(film),
@@ -63,12 +74,15 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         "seam_median": _median(ratios),
         "shots": shots,
         "time": _times(folder),
-        "tiles": tile_steps(inspect_job.journal_records(folder)),
+        "memory": _memory(folder, plan),
+        "accelerations": inspect_job.engagement_lines(plan, records),
+        "tiles": tile_steps(records),
     }
-    return said | _fidelity(film, reference), sheet
+    fidelity, worst = _fidelity(film, reference, rows)
+    return said | fidelity, Pictures(sheet=sheet, worst=worst)
 
 
-def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Image | None]:
+def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Pictures]:
     """Of a video file that no job of ours made: its colours, second by second. Raises
     DamagedRecord if it cannot be read."""
     facts = read_film(film)
@@ -84,9 +98,12 @@ def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Ima
         "seam_median": None,
         "shots": [_shot(row, drift, []) | {"stages": None}],
         "time": {},
+        "memory": {},
+        "accelerations": [],
         "tiles": [],
     }
-    return said | _fidelity(film, reference), sheet
+    fidelity, worst = _fidelity(film, reference, [row])
+    return said | fidelity, Pictures(sheet=sheet, worst=worst)
 
 
 def _shot(row: Row, drift: dict[str, Any], seams: list[dict[str, Any]]) -> dict[str, Any]:
@@ -137,16 +154,51 @@ def _times(folder: JobFolder) -> dict[str, Any]:
     return {"workers": json.loads(json.dumps(by_worker)), "parts": dict(by_part)}
 
 
-def _fidelity(film: Path, reference: Path | None) -> dict[str, Any]:
-    """How far the film lies from a reference, if there is one. Raises BadJob if they cannot be
-    compared."""
+def _memory(folder: JobFolder, plan: Plan) -> dict[str, Any]:
+    """What planning said a worker needs, and the most that each has held beside its libraries, by
+    the workers' own logs."""
+    peaks: dict[str, int] = {}
+    for log in sorted(folder.logs.glob("*.jsonl")):
+        told = [row["peak_bytes"] for row in inspect_job.log_rows(log) if "peak_bytes" in row]
+        if told:
+            peaks[log.stem] = max(told)
+    planned = {"model_bytes": plan.model_bytes, "tile_bytes": plan.tile_bytes}
+    return {"planned": planned, "workers": peaks}
+
+
+def _fidelity(
+    film: Path, reference: Path | None, rows: Sequence[Row]
+) -> tuple[dict[str, Any], Image | None]:
+    """How far the film lies from a reference, if there is one, and pictures of its worst frames.
+    Raises BadJob if they cannot be compared."""
     if reference is None:
-        return {"fidelity": None}
+        return {"fidelity": None}, None
     if not reference.is_file():
         raise BadJob(f"--reference {reference} does not exist; give a film of the same length")
     try:
         found = compare(iter_frames(film), iter_frames(reference))
     except ValueError as error:
         raise BadJob(f"--reference {reference}: {error}") from None
-    rows = {"squared_error": found.squared_error_F.tolist(), "ssim": found.ssim_F.tolist()}
-    return {"fidelity": found.summary() | {"reference": str(reference), "frames_of": rows}}
+    shots = [found.summary(row.start, row.stop) for row in rows]
+    of = {"squared_error": found.squared_error_F.tolist(), "ssim": found.ssim_F.tolist()}
+    told = found.summary() | {"reference": str(reference), "shots": shots, "frames_of": of}
+    return {"fidelity": told}, _worst(film, reference, shots)
+
+
+def _worst(film: Path, reference: Path, shots: Sequence[dict[str, Any]]) -> Image | None:
+    """Of every shot that differs its farthest frame, and the one least alike: beside the
+    reference's."""
+    captions: dict[int, str] = {}
+    for number, shot in enumerate(shots, 1):
+        if shot["equal_frames"] == shot["frames"]:
+            continue
+        psnr, ssim = shot["worst_psnr_frame"], shot["worst_ssim_frame"]
+        captions[ssim] = f"shot {number}, frame {ssim}: SSIM {shot['worst_ssim']:.3f}"
+        captions[psnr] = f"shot {number}, frame {psnr}: {shot['worst_psnr_db']:.1f} dB"
+    pairs: list[np.ndarray] = []
+    both = zip(iter_frames(film), iter_frames(reference), strict=True)
+    for number, pair in enumerate(both):
+        if number in captions:
+            pairs += pair
+    rows = [Row(captions[at], 2 * n, 2 * n + 2) for n, at in enumerate(sorted(captions))]
+    return sheet_of(pairs, rows, columns=2)

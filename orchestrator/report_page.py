@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
+from orchestrator.report import Pictures
 from workers.parts import whole_or_absent
 from workers.seams import PLAIN_SEAM
 
@@ -30,16 +31,26 @@ td:first-child, th:first-child { text-align: left } tr:nth-child(odd) td { backg
 <p>{{ report.film }}: {{ "%.1f" | format(report.pixel_frames / report.fps) }} s,
 {{ report.pixel_frames }} frames.</p>
 {% if sheet %}<img src="{{ sheet }}" alt="frames of each shot">{% endif %}
+{% if report.accelerations %}
+<h2>Accelerations</h2>
+<ul>{% for line in report.accelerations %}<li>{{ line }}</li>{% endfor %}</ul>
+{% endif %}
 {% if report.fidelity %}
 <h2>Fidelity</h2>
 <p>Against {{ report.fidelity.reference }}:
 {% if report.fidelity.psnr_db is none %}every frame is equal.{% else %}
-PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB
-({{ "%.1f" | format(report.fidelity.worst_psnr_db) }} dB at frame
-{{ report.fidelity.worst_psnr_frame }}, the worst), SSIM
-{{ "%.3f" | format(report.fidelity.ssim) }} ({{ "%.3f" | format(report.fidelity.worst_ssim) }} at
-frame {{ report.fidelity.worst_ssim_frame }}).{% endif %}</p>
+PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
+{{ "%.3f" | format(report.fidelity.ssim) }}.{% endif %}</p>
 <img src="{{ fidelity }}" alt="SSIM of each frame">
+<table><tr><th>shot</th><th>PSNR</th><th>worst</th><th>frame</th><th>SSIM</th><th>worst</th>
+<th>frame</th></tr>
+{% for shot in report.shots %}{% set said = report.fidelity.shots[loop.index0] %}
+<tr><td>{{ shot.prompt }}</td><td>{{ said.psnr_db | db }}</td><td>{{ said.worst_psnr_db | db }}</td>
+<td>{{ said.worst_psnr_frame }}</td><td>{{ "%.3f" | format(said.ssim) }}</td>
+<td>{{ "%.3f" | format(said.worst_ssim) }}</td><td>{{ said.worst_ssim_frame }}</td></tr>{% endfor %}
+</table>
+{% if worst %}<p>The worst frames of each shot: the film's, then the reference's.</p>
+<img src="{{ worst }}" alt="worst frames beside the reference">{% endif %}
 {% endif %}
 {% if report.seam_median is not none %}
 <h2>Window borders</h2>
@@ -71,28 +82,45 @@ step, white skipped the model.</p>
 {% for kind in ("encode", "step", "decode") %}<td>{{ "%.1f" | format(kinds.get(kind, 0)) }} s</td>
 {% endfor %}</tr>{% endfor %}</table>
 {% endif %}
+{% if report.memory.workers %}
+<h2>Memory</h2>
+<p>Planned for a worker: {{ planned | mib }}, of them {{ report.memory.planned.model_bytes | mib }}
+model and {{ report.memory.planned.tile_bytes | mib }} tile. Held at most, beside its libraries (on
+a processor, what these take once they are used counts: a hundred MiB or so):</p>
+<table><tr><th>worker</th><th>held</th><th>of the plan</th></tr>
+{% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
+<td>{{ peak | mib }}</td><td>{{ "%.0f" | format(100 * peak / planned) }} %</td></tr>{% endfor %}
+</table>
+{% endif %}
 </body></html>
 """
 
 
-def write_page(report: dict[str, Any], sheet: Image | None, path: Path) -> None:
+def write_page(report: dict[str, Any], pictures: Pictures, path: Path) -> None:
     """The page as a file, whole or absent. Raises BadJob if it cannot be written."""
     with whole_or_absent(path) as part:
-        part.write_text(page(report, sheet), encoding="utf-8")
+        part.write_text(page(report, pictures), encoding="utf-8")
 
 
-def page(report: dict[str, Any], sheet: Image | None) -> str:
+def page(report: dict[str, Any], pictures: Pictures) -> str:
     """The page; whatever a person wrote into prompts is text there, never markup."""
-    template = Environment(autoescape=True).from_string(_PAGE)
-    return template.render(
+    environment = Environment(autoescape=True)
+    environment.filters |= {"db": _db, "mib": lambda size: f"{size / 2**20:,.0f} MiB"}
+    return environment.from_string(_PAGE).render(
         title=f"Report of {report['job'] or report['film']}",
         report=report,
-        sheet=None if sheet is None else _as_source(sheet),
+        sheet=_as_source(pictures.sheet),
+        worst=_as_source(pictures.worst),
         seams=_seam_chart(report),
         colours=_colour_chart(report),
         fidelity=_fidelity_chart(report) if report["fidelity"] else None,
         tiles=_tiles_chart(report["tiles"]) if report["tiles"] else None,
+        planned=sum(report["memory"].get("planned", {}).values()),
     )
+
+
+def _db(value: float | None) -> str:
+    return "equal" if value is None else f"{value:.1f} dB"
 
 
 def _seam_chart(report: dict[str, Any]) -> str:
@@ -165,7 +193,9 @@ def _drawn(figure: Figure) -> str:
     return _source(buffer.getvalue())
 
 
-def _as_source(picture: Image) -> str:
+def _as_source(picture: Image | None) -> str | None:
+    if picture is None:
+        return None
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
     return _source(buffer.getvalue())

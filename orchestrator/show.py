@@ -11,7 +11,7 @@ from typing import Any
 from jobs import errors
 from jobs.presets import PRESETS
 from jobs.units import Unit
-from orchestrator.engagement import engaged_lines
+from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
 from orchestrator.events import EndRender
 from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
@@ -43,10 +43,18 @@ class Ending:
     plan: Plan
     ended: EndRender
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
+    kept: str = ""  # where another file is now that had the film's name
+
+    @property
+    def _proofs(self) -> list[Proof]:
+        """Of a film that is done: before, a technique may still engage."""
+        done = self.ended.outcome == "done"
+        return proofs(self.plan.accelerations, self.engaged) if done else []
 
     @property
     def exit_code(self) -> int:
-        return EXIT_CODES[self.ended.outcome]
+        idle = idle_message(self._proofs)
+        return errors.EXIT_IDLE_ACCELERATION if idle else EXIT_CODES[self.ended.outcome]
 
     def as_json(self) -> dict[str, Any]:
         outcome = self.ended.outcome
@@ -54,12 +62,14 @@ class Ending:
             "id": self.job,
             "state": "rendering" if outcome == "conflict" else STATES[outcome],
             "outcome": outcome,
-            "message": self.ended.message,
+            "message": idle_message(self._proofs) or self.ended.message,
             "out": str(self.out),
+            "kept": self.kept if outcome == "done" else "",
             "store": str(self.store),
             "pixel_frames": self.plan.pixel_frames,
             "fps": self.plan.fps,
             "engaged": dict(self.engaged),
+            "idle": [proof.name for proof in self._proofs if proof.engaged is False],
         }
 
     def text(self) -> str:
@@ -68,7 +78,8 @@ class Ending:
             lines = [
                 f"{self.out}: {seconds:.1f} s, {self.plan.pixel_frames} frames of "
                 f"{self.plan.width_px}x{self.plan.height_px} at {self.plan.fps} fps",
-                *engaged_lines(self.plan.accelerations, self.engaged),
+                *proof_lines(self._proofs),
+                *([f"longtake: {said}"] if (said := idle_message(self._proofs)) else []),
                 f"next: {next_command('verify', self.job, self.store)}",
             ]
             return "\n".join(lines)
@@ -257,6 +268,7 @@ def job_text(report: dict[str, Any]) -> str:
     lines += [f"  shot {n}: {_shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
     if report["state"] == "done":
         lines.append(f"  film: {report['out']}")
+        lines += [f"  {line}" for line in report["accelerations"]]
     elif report["playable"]:
         lines.append(f"  watch the first piece: {report['playable'][0]}")
     if report["message"] and report["state"] != "done":
@@ -287,6 +299,22 @@ def verify_text(report: dict[str, Any]) -> str:
         return "\n".join([*lines, "  all as recorded"])
     to_mend = next_command("resume", report["id"], report["store"])
     return "\n".join([*lines, f"  not as recorded; to make again what is damaged: {to_mend}"])
+
+
+def removal_text(report: dict[str, Any]) -> str:
+    """What leaves the store with a job, or has left."""
+    lines = [
+        f"{report['id']}: {_count(report['results'], 'result')} of its own, "
+        f"{report['bytes'] / 2**20:,.1f} MiB"
+    ]
+    if report["results_shared"]:
+        whose = "other jobs share"
+        if report["unreadable_jobs"]:
+            whose = f"jobs that cannot be read may share ({', '.join(report['unreadable_jobs'])})"
+        lines.append(f"  left there: {_count(report['results_shared'], 'result')} that {whose}")
+    if report["film"]:
+        lines.append(f"  the film stays, if it is there: {report['film']}")
+    return "\n".join(lines)
 
 
 def _count(number: int, thing: str) -> str:

@@ -30,7 +30,6 @@ from jobs.attention_plan import AttentionPlan, PlanKey, save
 from jobs.errors import BadJob
 from jobs.units import ShotRender, Unit
 from workers.families.family import ModelFamily, stepper_of
-from workers.families.folder import guided
 from workers.noise import initial_noise
 from workers.schedulers import build
 
@@ -76,7 +75,7 @@ def plan_key(family: ModelFamily, model: str, shot: ShotRender) -> PlanKey:
         steps=shot.steps,
         scheduler=scheduler,
         flow_shift=shot.flow_shift,
-        guided=guided(shot),
+        guided=family.geometry.has_two_branches(shot.guidance),
     )
 
 

@@ -30,22 +30,54 @@ class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
     ) -> tuple[torch.Tensor]:
         """The sample after this step. DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), the
         second-order multistep SDE solver; in diffusers' own arithmetic and order."""
-        before = timestep - self.config.num_train_timesteps // self.num_inference_steps
-        alpha = self.alphas_cumprod[timestep]
-        alpha_prev = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
+        alpha, alpha_prev = self._alphas(timestep)
         first = self._step_index == 0
         alpha_back = None if first else self.alphas_cumprod[self.timesteps[self._step_index - 1]]
         h, r, _, _ = self.get_variables(alpha, alpha_prev, alpha_back)
         mult = self.get_mult(h, r, alpha, alpha_prev, alpha_back)
-        mult_noise = (1 - alpha_prev) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
+        mult_noise = _mult_noise(h, alpha_prev)
 
         original = self._original(model_output, sample, alpha)
         old, self.old_pred_original_sample = self.old_pred_original_sample, original
         # The first step knows no other, and the last one goes to no noise at all.
-        single = old is None or before < 0
+        single = old is None or self._next(timestep) < 0
         denoised = original if single else mult[2] * original - mult[3] * old
         moved = mult[0] * sample - mult[1] * denoised + mult_noise * noise.to(sample.dtype)
         return (moved,)
+
+    def noise_scale(self, timestep: Any) -> float:
+        """What the step from here multiplies its noise by."""
+        alpha, alpha_prev = self._alphas(timestep)
+        h, _, _, _ = self.get_variables(alpha, alpha_prev, None)
+        return float(_mult_noise(h, alpha_prev))
+
+    def renewed(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        next_timestep: Any,
+        next_sample: torch.Tensor,
+    ) -> torch.Tensor:
+        """The model's output that says the same x_0 of the next sample as ``model_output`` says of
+        this one: an output also says which noise a sample holds, and that is another one now."""
+        told, after = model_output.float(), next_sample.float()
+        original = self._original(told, sample.float(), self.alphas_cumprod[timestep])
+        alpha = self.alphas_cumprod[next_timestep]
+        if self.config.prediction_type == "epsilon":
+            output = (after - alpha**0.5 * original) / (1 - alpha) ** 0.5
+        else:
+            output = (alpha**0.5 * after - original) / (1 - alpha) ** 0.5
+        return output.to(model_output.dtype)
+
+    def _next(self, timestep: Any) -> Any:
+        return timestep - self.config.num_train_timesteps // self.num_inference_steps
+
+    def _alphas(self, timestep: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cumulative alphas where the step begins and where it ends."""
+        after = self._next(timestep)
+        ends = self.alphas_cumprod[after] if after >= 0 else self.final_alpha_cumprod
+        return self.alphas_cumprod[timestep], ends
 
     def _original(
         self, model_output: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor
@@ -55,3 +87,7 @@ class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
             return (sample - (1 - alpha) ** 0.5 * model_output) / alpha**0.5
         assert self.config.prediction_type == "v_prediction", "others are refused by name"
         return alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
+
+
+def _mult_noise(h: torch.Tensor, alpha_prev: torch.Tensor) -> torch.Tensor:
+    return (1 - alpha_prev) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5

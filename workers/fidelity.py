@@ -26,18 +26,20 @@ class Fidelity:
     squared_error_F: np.ndarray
     ssim_F: np.ndarray
 
-    def summary(self) -> dict[str, Any]:
-        """Over the whole film and at its worst frames; a PSNR is None where all is equal."""
-        worst, unlike = int(self.squared_error_F.argmax()), int(self.ssim_F.argmin())
+    def summary(self, start: int = 0, stop: int | None = None) -> dict[str, Any]:
+        """Over frames ``[start, stop)``, if not the whole film, and at the worst of them, which are
+        counted in the film; a PSNR is None where all is equal."""
+        error_F, ssim_F = self.squared_error_F[start:stop], self.ssim_F[start:stop]
+        worst, unlike = int(error_F.argmax()), int(ssim_F.argmin())
         return {
-            "frames": len(self.ssim_F),
-            "equal_frames": int((self.squared_error_F == 0).sum()),
-            "psnr_db": psnr_db(float(self.squared_error_F.mean())),
-            "worst_psnr_db": psnr_db(float(self.squared_error_F[worst])),
-            "worst_psnr_frame": worst,
-            "ssim": float(self.ssim_F.mean()),
-            "worst_ssim": float(self.ssim_F[unlike]),
-            "worst_ssim_frame": unlike,
+            "frames": len(ssim_F),
+            "equal_frames": int((error_F == 0).sum()),
+            "psnr_db": psnr_db(float(error_F.mean())),
+            "worst_psnr_db": psnr_db(float(error_F[worst])),
+            "worst_psnr_frame": start + worst,
+            "ssim": float(ssim_F.mean()),
+            "worst_ssim": float(ssim_F[unlike]),
+            "worst_ssim_frame": start + unlike,
         }
 
 

@@ -7,7 +7,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import socket
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -111,6 +113,24 @@ def free_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def held_bytes(device: str) -> int:
+    """What this process holds: of the allocator on a GPU, resident memory on a processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def peak_bytes(device: str) -> int:
+    """The most that this process has held so far, as ``held_bytes`` counts."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    told = re.search(r"^VmHWM:\s*(\d+) kB$", _read(Path("/proc/self/status")), re.MULTILINE)
+    if told:
+        return int(told[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def synchronise(device: str) -> None:

@@ -180,6 +180,28 @@ class RangeStepper:
     def adds_noise(self) -> bool:
         return self._adds_noise
 
+    def noise_scale(self, step_index: int) -> float:
+        """What a scheduler that ``adds_noise`` multiplies a step's noise by."""
+        return self._scheduler.noise_scale(self.timesteps[step_index])
+
+    def renewed(
+        self,
+        step_index: int,
+        prediction: torch.Tensor,
+        before: torch.Tensor,
+        latents: torch.Tensor,
+    ) -> torch.Tensor:
+        """What stands in for the prediction of step ``step_index`` where the model is skipped:
+        that of the step before, made of the latents ``before``.
+
+        Where noise was added since, an epsilon or v of before says of noise that the latents no
+        longer hold: what it says of the clean film, x_0, is kept then. Else it is the same one.
+        """
+        if not self.adds_noise:
+            return prediction
+        times = self.timesteps[step_index - 1], self.timesteps[step_index]
+        return self._scheduler.renewed(prediction, times[0], before, times[1], latents)
+
     def sigma(self, step_index: int) -> float:
         """Of a flow or EDM scheduler."""
         return float(self._scheduler.sigmas[step_index])

@@ -18,6 +18,7 @@ import torch
 
 from accel import adaptive, compose, slicing
 from accel.handle import TileStep
+from jobs.accelerations import LOOKS_BACK
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
@@ -50,6 +51,7 @@ class Worker:
         self._applied: compose.Applied | None = None
         self._decoder_sliced = False
         machine.configure(setup)
+        self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
         self._family = open_family(
             setup.family,
             setup.model,
@@ -121,9 +123,8 @@ class Worker:
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
             tile = self._tile_step(task, own, engaged)
-            if self._skips(tile, latents, own):
-                assert own is not None, "a stage's first step always runs"
-                output["prediction"] = to_tensor(own, "prediction", self.setup.device)
+            if self._skips(task, tile, latents, own, stepper):
+                output["prediction"] = self._stand_in(task, latents, own, stepper)
             else:
                 output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
@@ -139,15 +140,39 @@ class Worker:
             engaged=engaged,
         )
 
-    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle | None) -> bool:
+    def _skips(
+        self,
+        task: StepTask,
+        tile: TileStep,
+        latents: torch.Tensor,
+        own: Bundle | None,
+        stepper: RangeStepper,
+    ) -> bool:
         config = self.setup.accelerations.adaptive
         if config is None:
             return False
         before = None if own is None else to_tensor(own, "latents", self.setup.device)
-        skips = adaptive.skips(config, tile, latents, before)
+        skips = adaptive.skips(config, tile, latents, before, self._added(task, stepper))
         if skips:  # what others remember waits for the next step that runs
             tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
         return skips
+
+    def _added(self, task: StepTask, stepper: RangeStepper) -> list[adaptive.Noise]:
+        """The noise of the steps that a decision looks back at, newest first."""
+        last = range(task.unit.step - LOOKS_BACK, task.unit.step)
+        if not stepper.adds_noise or last.start < 0:
+            return []
+        scaled = [(stepper.noise_scale(s), self._step_noise(task, s)) for s in reversed(last)]
+        return [adaptive.Noise(*each) for each in scaled]
+
+    def _stand_in(
+        self, task: StepTask, latents: torch.Tensor, own: Bundle | None, stepper: RangeStepper
+    ) -> torch.Tensor:
+        """The prediction of a step that skips the model."""
+        assert own is not None, "a stage's first step always runs"
+        device = self.setup.device
+        told, before = (to_tensor(own, name, device) for name in ("prediction", "latents"))
+        return stepper.renewed(task.unit.step, told, before, latents)
 
     def _start(
         self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
@@ -188,12 +213,12 @@ class Worker:
             blend(task.window, task.covering, predictions),
             to_tensor(own, "latents", device),
             to_tensors(own, "history.", device),
-            self._step_noise(task) if stepper.adds_noise else None,
+            self._step_noise(task, task.unit.step - 1) if stepper.adds_noise else None,
         )
 
-    def _step_noise(self, task: StepTask) -> torch.Tensor:
+    def _step_noise(self, task: StepTask, step: int) -> torch.Tensor:
         frames, channels = range(task.window.start, task.window.stop), self._family.latent_channels
-        return step_noise(task.shot, task.unit.step - 1, frames, channels).to(self.setup.device)
+        return step_noise(task.shot, step, frames, channels).to(self.setup.device)
 
     def _predict(
         self,
@@ -281,6 +306,7 @@ class Worker:
             "step": unit.step,
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
+            "peak_bytes": machine.peak_bytes(self.setup.device) - self._bare_bytes,
             "at_s": time.time(),
         }
         folder = Path(self.setup.log_dir)

@@ -37,6 +37,9 @@ _TRANSFORMER_WHOLE = 3
 #: Text tokens that Wan's pipelines give it.
 _WAN_TEXT_TOKENS = 512
 
+#: And, unless a job says otherwise, HunyuanVideo's.
+_HUNYUAN_TEXT_TOKENS = 256
+
 #: More slices than this are never looked for: a frame or a few tokens each.
 _MOST_SLICES = 1024
 
@@ -153,6 +156,19 @@ def _cogvideox(config: Config, latent_size: Size, branches: int, dtype: str) -> 
     yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
 
 
+def _hunyuan_video(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+    """As CogVideoX's block; a slice's intermediates are those of feed-forward beside attention. The
+    rotary embedding of every token is in float32."""
+    frames, height, width = latent_size
+    patch, patch_frames = config["patch_size"], config["patch_size_t"]
+    tokens = (frames // patch_frames) * (height // patch) * (width // patch)
+    features = branches * config["num_attention_heads"] * config["attention_head_dim"]
+    rotary = 2 * tokens * config["attention_head_dim"] * (4 / DTYPE_BYTES[dtype])
+    held = 4 * features * (tokens + _HUNYUAN_TEXT_TOKENS) + rotary
+    inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features * tokens
+    yield Group(held, inside, lengths=(tokens,))
+
+
 def _temporal_decoder(
     config: Config, latent_size: Size, branches: int, dtype: str
 ) -> Iterator[Group]:
@@ -183,6 +199,7 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
     "CogVideoXTransformer3DModel": _cogvideox,
+    "HunyuanVideoTransformer3DModel": _hunyuan_video,
     "LTXVideoTransformer3DModel": _ltx,
     "UNetMotionModel": _unet,
     "UNetSpatioTemporalConditionModel": _unet,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from accel.adaptive import changes_evenly, skips
+from accel.adaptive import Noise, changes_evenly, skips
 from accel.handle import TileStep
 from jobs.accelerations import Adaptive
 from jobs.units import Unit
@@ -22,12 +23,16 @@ def trace(*values: float | tuple[float, ...]) -> list[torch.Tensor]:
     return [torch.tensor(row).view(1, -1, 1, 1, 1) for row in rows]
 
 
-def decide(config: Adaptive, latents: list[torch.Tensor]) -> str:
-    """ "x" where the model runs and "." where a tile skips, going through the steps of a stage."""
+def decide(
+    config: Adaptive, latents: list[torch.Tensor], noises: Sequence[Noise] | None = None
+) -> str:
+    """ "x" where the model runs and "." where a tile skips, going through the steps of a stage;
+    ``noises`` are those that the scheduler added at the end of each."""
     said, carried = "", {}
     for step, now in enumerate(latents):
         tile = TileStep(unit=Unit("step", 0, step=step), steps=len(latents), carried=carried)
-        skip = skips(config, tile, now, latents[step - 1] if step else None)
+        added = noises[step - 3 : step][::-1] if noises and step >= 3 else ()
+        skip = skips(config, tile, now, latents[step - 1] if step else None, added)
         assert tile.engaged == {"adaptive.skipped" if skip else "adaptive.computed": 1}
         said += "." if skip else "x"
         carried = tile.kept
@@ -75,6 +80,51 @@ def test_only_the_tensor_form_sees_a_change_of_direction() -> None:
     steps = trace((0.0, 0.0), (1.0, 0.0), (2.0, 0.0), (2.0, 1.0), (2.0, 2.0), (2.0, 3.0))
     assert decide(turns.model_copy(update={"form": "scalar"}), steps) == "xxx..x"
     assert decide(turns, steps) == "xxxxxx"
+
+
+def with_noise(
+    quiet: Sequence[float], scales: Sequence[float], seed: int
+) -> tuple[list[torch.Tensor], list[Noise]]:
+    """Latents that go as ``quiet`` says, but for the noise of every step; and that noise."""
+    generator, total = torch.Generator().manual_seed(seed), torch.zeros(1, 4, 2, 8, 8)
+    latents, noises = [], []
+    for value, scale in zip(quiet, scales, strict=True):
+        latents.append(value + total)
+        noises.append(Noise(scale, torch.randn(total.shape, generator=generator)))
+        total = total + scale * noises[-1].drawn
+    return latents, noises
+
+
+EVEN_NOISE = [0.5] * 12
+
+
+@pytest.mark.parametrize("form", ["tensor", "scalar"])
+def test_fresh_noise_hides_no_even_change_whatever_its_seed(form: str) -> None:
+    config = Adaptive(form=form, most_skips=99)
+    for seed in range(5):
+        latents, noises = with_noise(range(12), EVEN_NOISE, seed)
+        assert decide(config, latents, noises) == "xxx........x"
+    told_nothing = decide(Adaptive(most_skips=99), latents)
+    assert told_nothing == "x" * 12, "the paper's first estimator, on the latents as they are"
+
+
+@pytest.mark.parametrize("form", ["tensor", "scalar"])
+def test_fresh_noise_hides_no_uneven_change_either(form: str) -> None:
+    uneven = [0, 1, 2, 3, 4, 5, 5, 5, 8, 9, 10, 11]
+    said = {decide(Adaptive(form=form, most_skips=99), trace(*map(float, uneven)))}
+    for seed in range(5):
+        latents, noises = with_noise(uneven, EVEN_NOISE, seed)
+        said.add(decide(Adaptive(form=form, most_skips=99), latents, noises))
+    assert said == {"xxx...xxxxxx"}
+
+
+@pytest.mark.parametrize("form", ["tensor", "scalar"])
+def test_noise_whose_scale_jumps_asks_for_the_model(form: str) -> None:
+    """The second estimator: what is added at the end of step 5 is another size than before."""
+    scales = [0.5] * 5 + [0.9] + [0.5] * 6
+    for seed in range(5):
+        latents, noises = with_noise(range(12), scales, seed)
+        assert decide(Adaptive(form=form, most_skips=99), latents, noises) == "xxx...xxx..x"
 
 
 def test_nothing_that_changes_at_all_passes_a_tiny_threshold() -> None:

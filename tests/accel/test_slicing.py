@@ -32,6 +32,8 @@ CASES = {
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
     "cogvideox": tiny_models.cogvideox,
     "cogvideox without rotary embedding": partial(tiny_models.cogvideox, rotary=False),
+    "hunyuan video": tiny_models.hunyuan_video,
+    "hunyuan video that runs twice": partial(tiny_models.hunyuan_video, guidance=False),
     "ltx": tiny_models.ltx,
     "ltx of times per token": partial(tiny_models.ltx, times_per_token=True),
 }

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -126,6 +127,25 @@ COGVIDEOX = Case(
         image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
     ),
 )
+HUNYUAN_VIDEO = Case(
+    lambda: HunyuanVideoTransformer3DModel(
+        num_attention_heads=3,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+    ),
+    lambda model, height, width: model(
+        torch.empty(1, 16, FRAMES, 2 * height, 2 * width),
+        torch.tensor([5]),
+        torch.empty(1, 256, 16),
+        torch.ones(1, 256, dtype=torch.long),
+        torch.empty(1, 8),
+        torch.empty(1),
+    ),
+    branches=1,
+)
 WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
 TEMPORAL_DECODER = Case(
     lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
@@ -144,6 +164,7 @@ CASES = {
     "wan": wan(4, 1536),
     "wan, small feed-forward": wan(6, 512),
     "cogvideox": COGVIDEOX,
+    "hunyuan video": HUNYUAN_VIDEO,
     "ltx": LTX,
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,

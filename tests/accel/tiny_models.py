@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
+    HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -178,3 +179,28 @@ def cogvideox(*, rotary: bool = True) -> Case:
     angles = torch.randn(2, FRAMES * 4 * 6, 16, dtype=torch.float64)
     turn = (angles[0].cos(), angles[1].sin()) if rotary else None
     return Case(model, lambda: model(x, text, torch.tensor([7, 7]), image_rotary_emb=turn).sample)
+
+
+def hunyuan_video(*, guidance: bool = True) -> Case:
+    """Two double blocks and two single ones; the second prompt is shorter, and masked."""
+    model = random_(
+        HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=2,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            guidance_embeds=guidance,
+            text_embed_dim=10,
+            pooled_projection_dim=6,
+            rope_axes_dim=(4, 6, 6),
+        ),
+        std=0.2,
+    )
+    x = torch.randn(2, 4, FRAMES, 8, 12, dtype=torch.float64)
+    text, pooled = (torch.randn(2, *shape, dtype=torch.float64) for shape in ((7, 10), (6,)))
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    told = torch.tensor([6000.0, 6000.0], dtype=torch.float64) if guidance else None
+    return Case(model, lambda: model(x, torch.tensor([7, 7]), text, mask, pooled, told).sample)

@@ -44,6 +44,13 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert desk.run("plan", "fast.yaml", "--json").json()["accelerations"]["fast_attention"]
     assert "no attention plan" in refusal(desk.run("plan", "fast.yaml", "--steps", "5"), 2)
 
+    (found,) = (path for path in (desk.folder / "plans").iterdir() if "search" not in path.name)
+    record = json.loads(found.read_text())
+    record["rows"] = [["full"] * len(row) for row in record["rows"]]
+    found.write_text(json.dumps(record))
+    said = refusal(desk.run("plan", "fast.yaml"), 2)
+    assert "fast_attention: does nothing: the plan" in said and "larger --delta" in said
+
 
 def test_plans_are_not_searched_for_pyramids(desk: Desk, tmp_path: Path) -> None:
     (desk.folder / "film.yaml").write_text(

@@ -19,7 +19,9 @@ from tests.cli.conftest import Desk, refusal
 from tests.ray.harness import LONGTAKE, Ran, environment
 from tests.ray.harness import longtake as console
 
-COMMANDS = ("render", "resume", "plan", "calibrate", "presets", "ls", "show", "verify", "report")
+COMMANDS = (
+    "render", "resume", "plan", "calibrate", "presets", "ls", "show", "verify", "report", "remove",
+)  # fmt: skip
 
 
 def command(desk: Desk, name: str, *args: object) -> Ran:
@@ -42,6 +44,7 @@ def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
         "show": "job --store --json",
         "verify": "job --store --json",
         "report": "job_or_film --store --out --reference --json",
+        "remove": "job --store --yes --json",
     }
     assert needed.keys() == set(COMMANDS)
     for name, words in needed.items():

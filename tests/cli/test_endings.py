@@ -12,7 +12,9 @@ from typing import Any, get_args
 import pytest
 
 from jobs import errors
+from jobs.units import Unit
 from orchestrator import cli_planning
+from orchestrator.engagement import engagement
 from orchestrator.events import EndRender, Outcome
 from orchestrator.show import EXIT_CODES
 from tests.cli.conftest import Desk
@@ -62,6 +64,54 @@ def test_a_render_ends_with_the_code_of_its_outcome(
         assert (to_resume in ran.err) == (outcome != "conflict")
 
 
+def test_an_acceleration_that_did_nothing_is_an_error_and_the_film_is_kept(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again when the job is resumed, whose steps are all there by then."""
+    counts = [{"adaptive.computed": 1}]
+
+    def render(render: Any) -> EndRender:
+        noted = [engagement(Unit("step", 0, step=n), each) for n, each in enumerate(counts)]
+        render._journal.append(noted)
+        counts.clear()
+        return EndRender("done", "")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
+    args = [file, *flags, "--steps", "5", "--out", "film.mp4"]
+    ran = desk.render(*args)
+    wrong = "longtake: adaptive did nothing: skipped the model in 0 of 1 steps of tiles"
+    assert (ran.code, ran.out) == (9, "")
+    assert ran.err.count(wrong) == 1 and ran.err.count("longtake: ") == 1
+    assert "a higher threshold than 0.5 skips more" in ran.err
+    assert f"{desk.folder / 'film.mp4'}: 1.0 s" in ran.err, "it is finished"
+    (job,) = os.listdir(desk.store / "jobs")
+    assert f"next: longtake verify {job}" in ran.err
+    ran = desk.run("resume", job, "--store", desk.store, "--json")
+    assert (ran.code, ran.err.count(wrong)) == (9, 1)
+    assert (ran.json()["state"], ran.json()["idle"]) == ("done", ["adaptive"])
+    assert ran.json()["message"].startswith("adaptive did nothing")
+    shown = desk.run("show", job, "--store", desk.store)
+    assert shown.code == 0 and "adaptive did nothing" in shown.out
+    counts += [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
+    ran = desk.run("resume", job, "--store", desk.store)
+    assert ran.code == 0 and "adaptive: skipped the model in 1 of 2 steps of tiles" in ran.err
+
+
+@pytest.mark.parametrize("outcome", ["interrupted", "failed"])
+def test_a_film_that_is_not_done_may_still_engage(
+    desk: Desk, flags: list[str], outcome: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(render: Any) -> EndRender:
+        render._journal.append([engagement(Unit("step", 0), {"adaptive.computed": 1})])
+        return EndRender(outcome, "why")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
+    ran = desk.render(file, *flags, "--steps", "5")
+    assert ran.code == OUTCOMES[outcome] and "did nothing" not in ran.err
+
+
 @pytest.mark.parametrize(
     "raises", ["Lease.acquire", "Journal.open", "_Render._sessions", "_note_end"]
 )
@@ -106,6 +156,38 @@ def test_json_of_a_render_stands_alone_on_standard_output(
     assert (report["outcome"], report["message"]) == ("timeout", "why")
     assert report["state"] == "interrupted", "as `ls` says"
     assert report["pixel_frames"] == report["fps"] == 8
+
+
+def test_json_names_the_file_that_had_the_films_name(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(render: Any) -> EndRender:
+        film = {"type": "film", "key": "film", "path": "film.mp4", "sha256": "0" * 64}
+        render._journal.append([film | {"kept": "film.1.mp4"}])
+        return EndRender("done", "film.mp4")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    ran = desk.render(*flags, "--json")
+    assert (ran.code, ran.json()["kept"]) == (0, "film.1.mp4")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_becomes_of_the_latents_is_in_the_one_object(
+    desk: Desk, flags: list[str], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*args: Any) -> None:
+        if fails:
+            raise errors.StoreError("the latents are gone")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: EndRender("done", ""))
+    monkeypatch.setattr("orchestrator.cli.export_latents", export)
+    ran = desk.render(*flags, "--json", "--save-latents", "a.safetensors")
+    told = ran.json()
+    assert (ran.code, told["state"], told["kept"]) == (6 if fails else 0, "done", "")
+    assert told["latents"] == (None if fails else "a.safetensors")
+    assert told.get("error") == ("the latents are gone" if fails else None)
+    assert told.get("exit_code", 0) == ran.code
+    assert ("longtake: the latents are gone" in ran.err) == fails
 
 
 @pytest.mark.parametrize("error", ERRORS)

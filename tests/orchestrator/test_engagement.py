@@ -1,10 +1,17 @@
-"""What accelerations did is told, and doing nothing is a warning."""
+"""What accelerations did is told, and doing nothing is an error."""
 
 from __future__ import annotations
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
-from orchestrator.engagement import engaged, engaged_lines, engagement, tile_steps
+from orchestrator.engagement import (
+    engaged,
+    engagement,
+    idle_message,
+    proof_lines,
+    proofs,
+    tile_steps,
+)
 
 ASKED = Accelerations(adaptive=Adaptive())
 
@@ -24,18 +31,29 @@ def test_a_unit_that_was_computed_again_counts_once() -> None:
     }  # fmt: skip
 
 
+def told(asked: Accelerations, **counts: int) -> tuple[list[str], str]:
+    """What is said of those that engaged, and what is wrong."""
+    found = proofs(asked, {name.replace("__", "."): count for name, count in counts.items()})
+    return proof_lines(found), idle_message(found)
+
+
 def test_what_was_asked_for_tells_what_it_did() -> None:
-    counts = {"adaptive.skipped": 3, "adaptive.computed": 7}
-    assert engaged_lines(ASKED, counts) == ["adaptive: skipped the model in 3 of 10 steps of tiles"]
-    (line,) = engaged_lines(ASKED, {"adaptive.computed": 7})
-    assert line.startswith("warning: adaptive: skipped the model in 0 of 7 steps")
+    said = "adaptive: skipped the model in 3 of 10 steps of tiles"
+    assert told(ASKED, adaptive__skipped=3, adaptive__computed=7) == ([said], "")
+    lines, wrong = told(ASKED, adaptive__computed=7)
+    assert lines == [] and wrong.startswith("adaptive did nothing: skipped the model in 0 of 7")
+    assert "a higher threshold than 0.01 skips more" in wrong
     rehash = Accelerations(rehash=Rehash(every=2))
-    assert engaged_lines(rehash, {"rehash.key": 6, "rehash.reused": 4}) == [
-        "rehash: reused features in 4 of 10 passes of the model"
-    ]
-    assert engaged_lines(rehash, {"rehash.key": 6})[0].startswith("warning: rehash: reused")
-    assert engaged_lines(Accelerations(), counts) == []
-    assert engaged_lines(ASKED, {}) == [], "all of it was finished before"
+    said = "rehash: reused features in 4 of 10 passes of the model"
+    assert told(rehash, rehash__key=6, rehash__reused=4) == ([said], "")
+    assert "rehash did nothing: reused features in 0 of 6" in told(rehash, rehash__key=6)[1]
+    assert told(Accelerations(), adaptive__computed=7) == ([], "")
+
+
+def test_where_no_step_was_left_to_compute_nothing_is_known() -> None:
+    said = "adaptive: no step was left to compute: other jobs had rendered them all"
+    assert told(ASKED) == ([said], "")
+    assert told(ASKED, rehash__key=6) == ([said], "")
 
 
 def test_what_every_tile_did_step_by_step() -> None:
@@ -52,13 +70,25 @@ def test_what_every_tile_did_step_by_step() -> None:
     ]
 
 
-def test_whatever_did_nothing_warns() -> None:
-    sliced = Accelerations(slicing=Slicing(slices=2))
-    (line,) = engaged_lines(sliced, {"slicing": 0})
-    assert line.startswith("warning: slicing: ran 0 groups")
-    assert engaged_lines(sliced, {"slicing": 7}) == ["slicing: ran 7 groups of operators in slices"]
+def test_whatever_did_nothing_is_named_in_one_message() -> None:
+    both = Accelerations(slicing=Slicing(slices=2), adaptive=Adaptive())
+    lines, wrong = told(both, slicing=0, adaptive__computed=4)
+    assert lines == [] and wrong.startswith("adaptive and slicing did nothing: ")
+    assert "ran 0 groups of operators in slices (the model is too small" in wrong
+    lines, wrong = told(both, slicing=7, adaptive__computed=4)
+    assert lines == ["slicing: ran 7 groups of operators in slices"]
+    assert wrong.startswith("adaptive did nothing: ")
     attention = Accelerations(fast_attention=FastAttention())
-    (line,) = engaged_lines(attention, {"fast_attention.layers": 8})
-    assert line.startswith("warning: fast_attention: of 8 calls of layers 0 windowed, 0 shared")
-    (line,) = engaged_lines(attention, {"fast_attention.layers": 8, "fast_attention.window": 2})
+    wrong = told(attention, fast_attention__layers=8)[1]
+    assert wrong.startswith("fast_attention did nothing: of 8 calls of layers 0 windowed, 0 shared")
+    (line,) = told(attention, fast_attention__layers=8, fast_attention__window=2)[0]
     assert line.startswith("fast_attention: of 8 calls of layers 2 windowed")
+
+
+def test_nothing_done_is_counted_too() -> None:
+    """Counters that are added up leave out zeros: then nothing would be known."""
+    records = [engagement(Unit("step", 0, step=step), {"slicing": 0}) for step in range(2)]
+    counts = engaged(records)
+    assert dict(counts) == {"slicing": 0}
+    sliced = Accelerations(slicing=Slicing(slices=2))
+    assert idle_message(proofs(sliced, counts)).startswith("slicing did nothing")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.accelerations import Accelerations, Adaptive
 from jobs.errors import BadJob
 from jobs.journal import Journal
 from jobs.units import Unit
@@ -34,7 +35,7 @@ def test_a_jobs_report(tmp_path: Path) -> None:
     log(job, "w2", kind="decode", shot=1, elapsed_s=0.5)
     with open(job.folder.logs / "w2.jsonl", "a") as file:
         file.write('{"unit": "torn')
-    said, sheet = report_job(job.folder, None)
+    said, pictures = report_job(job.folder, None)
     verified = job.verify()
     assert said["seam_median"] == verified["seam_median"]
     assert [seam for shot in said["shots"] for seam in shot["seams"]] == verified["seams"]
@@ -46,7 +47,8 @@ def test_a_jobs_report(tmp_path: Path) -> None:
     assert len(windows) == 4 and windows[0]["start"] == 0
     assert windows[-1]["stop"] == job.plan.shots[0].render.pixel_frames
     assert said["fidelity"] is None
-    assert sheet is not None and sheet.width > sheet.height
+    assert pictures.sheet is not None and pictures.sheet.width > pictures.sheet.height
+    assert pictures.worst is None
 
 
 def test_a_jump_in_colour_is_told(tmp_path: Path) -> None:
@@ -77,14 +79,50 @@ def test_fidelity_to_a_reference(tmp_path: Path) -> None:
         report_job(job.folder, tmp_path / "missing.mp4")
 
 
+def test_every_shots_worst_frames_are_shown_beside_the_references(tmp_path: Path) -> None:
+    job = finished(tmp_path, codec="ffv1")
+    first = job.plan.shots[0].render.pixel_frames
+    spoiled = job.frames.copy()
+    spoiled[3] = 255 - spoiled[3]
+    other = Finished(tmp_path / "other", job.plan, spoiled)
+    said, pictures = report_job(other.folder, job.film)
+    one, two = said["fidelity"]["shots"]
+    assert (one["frames"], one["worst_psnr_frame"], one["worst_ssim_frame"]) == (first, 3, 3)
+    assert two["psnr_db"] is None and two["equal_frames"] == two["frames"]
+    height, width = job.frames.shape[1:3]
+    assert pictures.worst is not None and pictures.worst.width == 2 * width + 18
+    shown = np.asarray(pictures.worst)[22 : 22 + height]
+    assert np.array_equal(shown[:, 6 : 6 + width], spoiled[3])
+    assert np.array_equal(shown[:, 12 + width : 12 + 2 * width], job.frames[3])
+    assert page(said, pictures).count('alt="worst frames beside the reference"') == 1
+    same, pictures = report_job(job.folder, job.film)
+    assert pictures.worst is None and "worst frames" not in page(same, pictures)
+
+
+def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    plan = replace(job.plan, model_bytes=2**27, tile_bytes=2**26)
+    job = Finished(tmp_path / "planned", plan, job.frames)
+    assert "<h2>Memory</h2>" not in page(*report_job(job.folder, None))
+    for worker, peak in (("w1", 900), ("w1", 2**27), ("w2", 2**26)):
+        log(job, worker, kind="step", shot=0, elapsed_s=1.0, peak_bytes=peak)
+    log(job, "w0", kind="step", shot=0, elapsed_s=1.0)  # by a version that did not measure it
+    said, pictures = report_job(job.folder, None)
+    planned = {"model_bytes": 2**27, "tile_bytes": 2**26}
+    assert said["memory"] == {"planned": planned, "workers": {"w1": 2**27, "w2": 2**26}}
+    told = page(said, pictures)
+    assert "Planned for a worker: 192 MiB" in told
+    assert "<td>128 MiB</td><td>67 %</td>" in told and "<td>64 MiB</td><td>33 %</td>" in told
+
+
 def test_any_film_has_a_report(tmp_path: Path) -> None:
     job = finished(tmp_path, codec="h264")
-    said, sheet = report_file(job.film, None)
+    said, pictures = report_file(job.film, None)
     assert (said["job"], said["seam_median"], said["time"]) == (None, None, {})
     assert said["pixel_frames"] == job.plan.pixel_frames
     windows = said["shots"][0]["colours"]["windows"]
     assert [w["stop"] - w["start"] for w in windows[:-1]] == [job.plan.fps] * (len(windows) - 1)
-    assert "Window borders" not in page(said, sheet)
+    assert "Window borders" not in page(said, pictures)
 
 
 def test_a_job_without_its_film(tmp_path: Path) -> None:
@@ -117,6 +155,18 @@ def test_what_the_tiles_did_is_drawn(tmp_path: Path) -> None:
     counts = [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
     units = [Unit("step", 0, index=1, step=step) for step in range(2)]
     journal.append([engagement(*each) for each in zip(units, counts, strict=True)])
-    said, sheet = report_job(job.folder, None)
+    said, pictures = report_job(job.folder, None)
     assert said["tiles"] == [{"shot": 0, "stage": 0, "window": 1, "steps": "x."}]
-    assert "<h2>Steps</h2>" in page(said, sheet)
+    assert "<h2>Steps</h2>" in page(said, pictures)
+
+
+def test_what_accelerations_did_is_told(tmp_path: Path) -> None:
+    plan = finished(tmp_path).plan
+    asked = replace(plan, accelerations=Accelerations(adaptive=Adaptive()))
+    job = Finished(tmp_path / "asked", asked, finished(tmp_path / "same").frames)
+    journal = Journal.open(job.folder, "driver-2")
+    journal.begin_epoch()
+    journal.append([engagement(Unit("step", 0), {"adaptive.computed": 1})])
+    said, pictures = report_job(job.folder, None)
+    assert said["accelerations"][0].startswith("adaptive did nothing: skipped the model in 0 of 1")
+    assert "<li>adaptive did nothing" in page(said, pictures)

@@ -39,6 +39,20 @@ def test_a_finished_film_verifies(reference: dict[str, Any]) -> None:
     assert len(report["seams"]) > 4
 
 
+def test_an_acceleration_that_did_nothing_is_an_error_with_its_film_kept(
+    model: Path, tmp_path: Path
+) -> None:
+    job, store, out = (tmp_path / name for name in ("job.yaml", "store", "film.mp4"))
+    job.write_text(
+        f"model: {model}\nprompt: a\npixel_frames: 9\nsize: 64x64\nsteps: 5\nfps: 8\n"
+        "accelerations: {adaptive: {threshold: 1.0e-9}}\n"
+    )
+    ran = longtake("render", job, "--store", store, "--out", out, "--workers", 1, "--json")
+    assert (ran.code, ran.json()["idle"]) == (9, ["adaptive"]), ran.err
+    assert read_film(out).pixel_frames == 9
+    assert show(store, ran.json()["id"])["state"] == "done"
+
+
 def test_our_packages_are_found_beside_strangers_of_the_same_name(
     job_file: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from accel import adaptive
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan
@@ -15,6 +16,8 @@ from jobs.families.features import feature_bytes
 from jobs.units import Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
+from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
+from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
 from workers.bundles import to_tensor
 from workers.tile_memory import apart, with_memory
 from workers.worker import Worker
@@ -23,6 +26,12 @@ WINDOWS = [Window(0, 0, 5), Window(1, 3, 8)]
 STEPS = 8
 WAN = tiny_shot(latent_frames=8, pixel_frames=15, stage_steps=(STEPS,), scheduler="unipc")
 UNET = animatediff_shot(latent_frames=8, pixel_frames=8, stage_steps=(STEPS,))
+#: With a scheduler that adds noise.
+NOISY = cogvideox_shot(
+    latent_frames=8, pixel_frames=15, stage_steps=(STEPS,), scheduler="cogvideox-dpm"
+)
+#: Text and video attend as one sequence.
+JOINT = hunyuan_shot(latent_frames=8, pixel_frames=29, stage_steps=(STEPS,))
 #: Two layers: the first is windowed from step 1 on and shared over branches from step 4 on.
 PLAN = AttentionPlan(
     rows=(
@@ -47,13 +56,21 @@ ASKED = {
 #: The tiny Wan has two blocks, and rehash wants three.
 FITS = [("wan", name) for name in ASKED if "rehash" not in name]
 FITS += [("animatediff", name) for name in ASKED if "fast" not in name]
-SHOTS = {"wan": WAN, "animatediff": UNET}
+FITS += [("cogvideox", "adaptive"), ("hunyuan-video", "slicing")]
+SHOTS = {"wan": WAN, "animatediff": UNET, "cogvideox": NOISY, "hunyuan-video": JOINT}
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     animatediff = write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
-    return {"wan": tiny_wan, "animatediff": animatediff}
+    cogvideox = write_tiny_cogvideox(tmp_path_factory.mktemp("tiny") / "cogvideox")
+    hunyuan = write_tiny_hunyuan_video(tmp_path_factory.mktemp("tiny") / "hunyuan-video")
+    return {
+        "wan": tiny_wan,
+        "animatediff": animatediff,
+        "cogvideox": cogvideox,
+        "hunyuan-video": hunyuan,
+    }
 
 
 def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: int) -> list[Worker]:
@@ -108,6 +125,27 @@ def test_slicing_changes_no_more_than_rounding(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+def test_a_tile_looks_at_its_latents_without_the_noise(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the very frames and steps: what is left of a change has nothing of the noise."""
+    (worker,) = workers(folders, "cogvideox", ASKED["adaptive"], 1)
+    seen: list[tuple[float, float]] = []
+
+    def look(config: Adaptive, latents: list[torch.Tensor], added: list[adaptive.Noise]) -> bool:
+        for newer, older, noise in zip(latents, latents[1:], added, strict=False):
+            changes = newer - older, newer - older - noise.scale * noise.drawn
+            rows = torch.stack([each.flatten() for each in (noise.drawn, *changes)])
+            _, noisy, quiet = rows.corrcoef()[0].tolist()
+            seen.append((noisy, quiet))
+        return False
+
+    monkeypatch.setattr(adaptive, "changes_evenly", look)
+    render([worker], "cogvideox")
+    assert len(seen) == len(WINDOWS) * 3 * (STEPS - 4)
+    assert all(noisy > 0.4 and abs(quiet) < 0.2 for noisy, quiet in seen), seen
+
+
 def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) -> None:
     """Else the step after a skipped one would be a key step, whatever the job says."""
     _, engaged = render(
@@ -120,7 +158,7 @@ def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) 
     assert engaged["rehash.key"] <= keys
 
 
-@pytest.mark.parametrize("kind", SHOTS)
+@pytest.mark.parametrize("kind", ["wan", "animatediff"])
 def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
     folders: dict[str, Path], kind: str
 ) -> None:

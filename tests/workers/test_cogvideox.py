@@ -285,10 +285,6 @@ def test_a_long_film_is_the_same_whoever_decodes_it(folder: Path) -> None:
             {"accelerations": {"rehash": {"every": 2}}, "steps": 9},
             "accelerations.rehash: cogvideox models do not take rehash yet; they take slicing, ad",
         ),
-        (
-            {"scheduler": "cogvideox-dpm", "steps": 9, "preset": "balanced"},
-            "preset: adaptive skips no step with scheduler cogvideox-dpm, .* cogvideox-ddim, or",
-        ),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(small: Path, changes: dict, says: str) -> None:

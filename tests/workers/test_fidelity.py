@@ -32,6 +32,17 @@ def test_the_worst_frame_is_found() -> None:
     assert psnr_db(100.0) == said["worst_psnr_db"]
 
 
+def test_a_part_of_a_film_counts_by_itself() -> None:
+    other = film()
+    other[1] += 2
+    other[3] += 10
+    found = compare(other, film())
+    first, second = found.summary(0, 2), found.summary(2, 4)
+    assert (first["frames"], first["worst_psnr_frame"], second["worst_psnr_frame"]) == (2, 1, 3)
+    assert first["psnr_db"] == pytest.approx(10 * math.log10(255**2 / 2))
+    assert second["worst_ssim_frame"] == 3 and second["equal_frames"] == 1
+
+
 def test_structure_counts_not_brightness() -> None:
     brighter, blurred = film(), film()
     brighter += 10

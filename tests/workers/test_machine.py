@@ -90,3 +90,11 @@ def test_a_profile_is_read_without_torch() -> None:
     )
     pickled = pickle.dumps(numerics()).hex()
     assert subprocess.run([sys.executable, "-c", code, pickled]).returncode == 0
+
+
+def test_the_peak_is_the_most_that_was_held() -> None:
+    held = machine.held_bytes("cpu")
+    big = torch.ones(2**24)  # 64 MiB
+    assert machine.peak_bytes("cpu") > held + 60 * 2**20
+    del big
+    assert machine.peak_bytes("cpu") > held + 60 * 2**20

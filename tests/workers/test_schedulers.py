@@ -353,3 +353,44 @@ def test_config_is_read_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"a": 1}))
     assert read_scheduler_config(tmp_path) == {"a": 1}
+
+
+NOISY = [pair for pair in SUPPORTED if SCHEDULERS[pair[0]][pair[1]].adds_noise]
+
+
+@pytest.mark.parametrize(("diffusion", "name"), NOISY)
+def test_the_scale_of_a_steps_noise_is_known(diffusion, name) -> None:
+    stepper = RangeStepper(name, CONFIGS[diffusion], (8,), diffusion=diffusion)
+    latents, history = start().double(), {}
+    for i, prediction in enumerate(predictions_of(8, torch.float64)):
+        noise = noise_of(stepper, i).double()
+        steps = [stepper.step_range(i, prediction, latents, history, n * noise) for n in (0, 1)]
+        added = steps[1][0] - steps[0][0]
+        torch.testing.assert_close(added, stepper.noise_scale(i) * noise, rtol=1e-6, atol=1e-9)
+        latents, history = steps[1]
+    assert stepper.noise_scale(0) > 0.1 and stepper.noise_scale(7) == 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("diffusion", "name"), NOISY)
+def test_what_stands_in_for_a_prediction_says_the_same_clean_film(
+    diffusion, name, prediction_type
+) -> None:
+    config = CONFIGS[diffusion] | {"prediction_type": prediction_type}
+    stepper = RangeStepper(name, config, (8,), diffusion=diffusion)
+    told, before, latents = predictions_of(3, torch.float32)
+    renewed = stepper.renewed(3, told, before, latents)
+    scheduler, times = stepper._scheduler, stepper.timesteps
+    alphas = [scheduler.alphas_cumprod[times[i]] for i in (2, 3)]
+    said = [
+        scheduler._original(*each, alpha)
+        for each, alpha in zip([(told, before), (renewed, latents)], alphas, strict=True)
+    ]
+    torch.testing.assert_close(said[0], said[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(renewed, told)
+
+
+def test_a_prediction_stands_in_as_it_is_where_no_noise_was_added() -> None:
+    stepper = RangeStepper("euler", CONFIG, (8,))
+    told, before, latents = predictions_of(3, torch.float32)
+    assert stepper.renewed(3, told, before, latents) is told

@@ -184,6 +184,7 @@ def test_report_profile_and_log(tiny_wan: Path, tmp_path: Path) -> None:
     assert [line["kind"] for line in lines] == ["encode", "step"]
     assert lines[1]["unit"] == "shot 1 window 1 step 0"
     assert lines[1].keys() >= {"shot", "stage", "index", "step", "attempt", "elapsed_s", "at_s"}
+    assert lines[1]["peak_bytes"] >= lines[0]["peak_bytes"] > 0, "beside what it held at first"
 
 
 @pytest.mark.parametrize("broken", ["prediction", "latents"])

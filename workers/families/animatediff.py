@@ -16,7 +16,7 @@ from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import CLIP_TOKENIZERS, FolderFamily, Parts, check_length, guided
+from workers.families.folder import CLIP_TOKENIZERS, FolderFamily, Parts, check_length
 from workers.schedulers import RangeStepper
 
 
@@ -40,7 +40,7 @@ class AnimateDiffFamily(FolderFamily):
         tokenizer = pipeline.tokenizer
         check_length(tokenizer, tokenizer.model_max_length, shot.prompt, shot.negative_prompt)
         return pipeline.encode_prompt(
-            shot.prompt, self._device, 1, guided(shot), shot.negative_prompt
+            shot.prompt, self._device, 1, self.guided(shot), shot.negative_prompt
         )
 
     @torch.no_grad()
@@ -55,17 +55,17 @@ class AnimateDiffFamily(FolderFamily):
     ) -> torch.Tensor:
         self.free_text()
         model = self.denoiser
-        branches = ("uncond", "cond") if guided(shot) else ("cond",)
+        branches = ("uncond", "cond") if self.guided(shot) else ("cond",)
         text = [embeddings[name] for name in branches]
         hidden = torch.cat([latents.to(model.dtype)] * len(text))
-        with branch("both" if guided(shot) else "cond"):
+        with branch("both" if self.guided(shot) else "cond"):
             prediction = model(
                 hidden,
                 stepper.timesteps[step],
                 encoder_hidden_states=torch.cat(text).repeat_interleave(latents.shape[2], dim=0),
                 return_dict=False,
             )[0]
-        if not guided(shot):
+        if not self.guided(shot):
             return prediction
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)

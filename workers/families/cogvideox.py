@@ -27,8 +27,6 @@ from workers.families.folder import (
     FolderFamily,
     Parts,
     check_length,
-    guided,
-    prompts_read,
 )
 from workers.lanes import go_on
 from workers.schedulers import RangeStepper
@@ -52,11 +50,11 @@ class CogVideoXFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, *prompts_read(shot))
+        check_length(pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot))
         return pipeline.encode_prompt(
             shot.prompt,
             shot.negative_prompt,
-            guided(shot),
+            self.guided(shot),
             max_sequence_length=shot.text_tokens,
             device=self._device,
         )
@@ -73,10 +71,10 @@ class CogVideoXFamily(FolderFamily):
     ) -> torch.Tensor:
         self.free_text()
         model = self.denoiser
-        branches = ("uncond", "cond") if guided(shot) else ("cond",)
+        branches = ("uncond", "cond") if self.guided(shot) else ("cond",)
         z_BTCHW = torch.cat([latents.to(model.dtype).transpose(1, 2)] * len(branches))
         frames, _, height, width = z_BTCHW.shape[1:]
-        with branch("both" if guided(shot) else "cond"), model.cache_context("cond_uncond"):
+        with branch("both" if self.guided(shot) else "cond"), model.cache_context("cond_uncond"):
             prediction = model(
                 hidden_states=z_BTCHW,
                 encoder_hidden_states=torch.cat([embeddings[name] for name in branches]),
@@ -85,7 +83,7 @@ class CogVideoXFamily(FolderFamily):
                 return_dict=False,
             )[0]
         prediction = prediction.float().transpose(1, 2)
-        if not guided(shot):
+        if not self.guided(shot):
             return prediction
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)

@@ -92,6 +92,13 @@ class FolderModel(ABC):
     def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
         """``pipeline`` is diffusers', with nothing but what encodes."""
 
+    def guided(self, shot: ShotRender) -> bool:
+        return self.geometry.has_two_branches(shot.guidance)
+
+    def prompts_read(self, shot: ShotRender) -> tuple[str, ...]:
+        """Those that the encoder reads: without guidance there is no use for a negative one."""
+        return (shot.prompt, shot.negative_prompt) if self.guided(shot) else (shot.prompt,)
+
     def kept(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents in the dtype that the family's pipeline keeps them in between steps."""
         return latents.to(self._dtype) if self.rounds_latents else latents
@@ -137,15 +144,6 @@ class FolderFamily(FolderModel):
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Embeddings of the prompt and, with guidance, of the negative one."""
-
-
-def guided(shot: ShotRender) -> bool:
-    return shot.guidance[0] > 1.0
-
-
-def prompts_read(shot: ShotRender) -> tuple[str, ...]:
-    """Those that the encoder reads: without guidance there is no use for a negative one."""
-    return (shot.prompt, shot.negative_prompt) if guided(shot) else (shot.prompt,)
 
 
 def check_length(tokenizer: Any, most: int, *prompts: str) -> None:

@@ -23,8 +23,6 @@ from workers.families.folder import (
     FolderFamily,
     Parts,
     check_length,
-    guided,
-    prompts_read,
 )
 from workers.ltx_decoding import decode_range
 from workers.schedulers import RangeStepper
@@ -55,11 +53,11 @@ class LTXFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, *prompts_read(shot))
+        check_length(pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot))
         cond, _, uncond, _ = pipeline.encode_prompt(
             shot.prompt,
             shot.negative_prompt,
-            guided(shot),
+            self.guided(shot),
             max_sequence_length=shot.text_tokens,
             device=self._device,
         )
@@ -88,12 +86,12 @@ class LTXFamily(FolderFamily):
     ) -> torch.Tensor:
         self.free_text()
         model = self.denoiser
-        branches = ("uncond", "cond") if guided(shot) else ("cond",)
+        branches = ("uncond", "cond") if self.guided(shot) else ("cond",)
         size = frames, height, width = latents.shape[2:]
         packed_BSC = latents.permute(0, 2, 3, 4, 1).flatten(1, 3)
-        if guided(shot):
+        if self.guided(shot):
             packed_BSC = torch.cat([packed_BSC] * 2)
-        with branch("both" if guided(shot) else "cond"), model.cache_context("cond_uncond"):
+        with branch("both" if self.guided(shot) else "cond"), model.cache_context("cond_uncond"):
             prediction_BSC = model(
                 hidden_states=packed_BSC.to(model.dtype),
                 encoder_hidden_states=torch.cat([embeddings[name] for name in branches]),
@@ -106,7 +104,7 @@ class LTXFamily(FolderFamily):
                 return_dict=False,
             )[0]
         prediction = prediction_BSC.float().unflatten(1, size).permute(0, 4, 1, 2, 3)
-        if not guided(shot):
+        if not self.guided(shot):
             return prediction
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)

@@ -24,7 +24,7 @@ from jobs.images import decode_image, read_image
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderModel, Parts, guided
+from workers.families.folder import FolderModel, Parts
 from workers.noise import image_noise
 from workers.schedulers import RangeStepper
 
@@ -89,11 +89,11 @@ class SVDFamily(FolderModel):
         image, embedding = embeddings["image_latents"], embeddings["image"]
         told = torch.tensor([[shot.fps - 1, MOTION_BUCKET_ID, NOISE_AUG_STRENGTH]])
         hidden = stepper.scale_input(latents, step).to(model.dtype).transpose(1, 2)
-        if guided(shot):
+        if self.guided(shot):
             hidden, told = torch.cat([hidden] * 2), torch.cat([told] * 2)
             image, embedding = _with_blank(image), _with_blank(embedding)
         beside = image.unsqueeze(1).repeat(1, frames, 1, 1, 1)
-        with branch("both" if guided(shot) else "cond"):
+        with branch("both" if self.guided(shot) else "cond"):
             prediction = model(
                 torch.cat([hidden, beside], dim=2),
                 stepper.timesteps[step],
@@ -101,7 +101,7 @@ class SVDFamily(FolderModel):
                 added_time_ids=told.to(latents.device, embedding.dtype),
                 return_dict=False,
             )[0].transpose(1, 2)
-        if not guided(shot):
+        if not self.guided(shot):
             return prediction
         uncond, cond = prediction.chunk(2)
         guidance = torch.linspace(MIN_GUIDANCE, shot.guidance[0], frames)

@@ -17,7 +17,7 @@ from accel.positions import stage_positions
 from jobs.units import ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts, guided
+from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts
 from workers.schedulers import RangeStepper
 
 
@@ -41,7 +41,7 @@ class WanFamily(FolderFamily):
         return pipeline.encode_prompt(
             prompt=shot.prompt,
             negative_prompt=shot.negative_prompt,
-            do_classifier_free_guidance=guided(shot),
+            do_classifier_free_guidance=self.guided(shot),
             max_sequence_length=shot.text_tokens,
             device=self._device,
         )
@@ -76,7 +76,7 @@ class WanFamily(FolderFamily):
                 )[0]
 
         cond = forward("cond")
-        if not guided(shot):
+        if not self.guided(shot):
             return cond
         uncond = forward("uncond")
         return uncond + shot.guidance[0] * (cond - uncond)

@@ -1,0 +1,66 @@
+"""Estimates of a tile's memory beside the model, from configuration files alone."""
+
+from __future__ import annotations
+
+from jobs.families.features import feature_bytes
+from jobs.families.slicing_memory import DECODERS, sliced_bytes
+from jobs.geometry import ModelGeometry
+from jobs.model_folder import ModelInfo
+from jobs.spec import ResolvedSpec
+
+#: Models with less weights than this render in float32 unless told otherwise.
+SMALL_MODEL_BYTES = 2**30
+
+
+def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
+    branches = 2 if model.family.batches_branches else 1
+    config = model.configs[model.family.denoiser]
+    size = largest_tile(job, model.geometry)
+    return sliced_bytes(config, size, dtype, slices, branches=branches)
+
+
+def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
+    return _auto_dtype(model) if job.dtype == "auto" else job.dtype
+
+
+def _auto_dtype(model: ModelInfo) -> str:
+    """A function of the model alone, so that the film does not depend on who renders it."""
+    small = sum(model.parameters_bytes.values()) < SMALL_MODEL_BYTES
+    return "float32" if small else "bfloat16"
+
+
+def largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
+    """Latent frames, height and width."""
+    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
+    scale = geometry.spatial_scale
+    frames = min(job.window_latent_frames, longest)
+    return frames, job.height_px // scale, job.width_px // scale
+
+
+def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
+    geometry, slicing = model.geometry, job.accelerations.slicing
+    latent_size = largest_tile(job, geometry)
+    if slicing is None or slicing.slices is None:
+        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
+    else:
+        denoise = sliced_tile_bytes(job, model, dtype, slicing.slices)
+    pixel_frames = geometry.pixel_frames(latent_size[0])
+    decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
+    vae = model.configs["vae"]
+    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
+        decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
+    # What a step gets from the one before it, and what it leaves.
+    return max(denoise + 2 * kept_bytes(job, model, dtype), decode)
+
+
+def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
+    asked = job.accelerations
+    kept = 2 if asked.rehash else 0
+    if asked.fast_attention and (plan := asked.fast_attention.plan):
+        kept += max(len(plan.kept_after(step)) for step in range(plan.steps))
+    if not kept:
+        return 0
+    config = model.configs[model.family.denoiser]
+    return kept * feature_bytes(config, largest_tile(job, model.geometry), dtype)

@@ -1,0 +1,150 @@
+"""A job that leaves the store takes with it what is its alone, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import StoreConflict
+from jobs.lease import Lease
+from jobs.results import Results
+from jobs.store import JobFolder, Store
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_to_json
+from orchestrator.recipes import Recipes
+from orchestrator.remove import belongings, remove_job
+from tests.orchestrator.plans import make_plan
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "store")
+
+
+def submit(store: Store, job: str, plan: Plan) -> tuple[JobFolder, set[str]]:
+    """A job with all that it may store, checkpoints among it; and the recipes of that."""
+    folder = store.create_job(job, {"job": job}, plan_to_json(plan))
+    recipes, results, made = Recipes(plan, job), Results(store), set()
+    for unit in filter(plan.is_durable, plan.units()):
+        made.add(recipes.key(unit))
+        about = {"kind": unit.kind, "numerics": "a", "writer": "w"}
+        results.commit(recipes.key(unit), b"x" * 10, **about)
+    return folder, made
+
+
+def stored(store: Store) -> set[str]:
+    results = Results(store)
+    found = {path.name for path in (store.root / "results").glob("*/*")}
+    assert all(results.lookup(recipe) for recipe in found)
+    return found
+
+
+PLAN = make_plan(9, 5)
+
+
+def other_second_shot() -> Plan:
+    """As PLAN, but for its second shot."""
+    first, second = PLAN.shots
+    render = replace(second.render, prompt="something else")
+    return replace(PLAN, shots=(first, replace(second, render=render)))
+
+
+def test_a_job_alone_leaves_nothing(store: Store) -> None:
+    folder, made = submit(store, "kite", PLAN)
+    assert stored(store) == made
+    found = belongings(store, folder)
+    assert (set(found.recipes), found.freed_bytes) == (made, 10 * len(made))
+    assert stored(store) == made, "looking removes nothing"
+    assert remove_job(store, folder) == found
+    assert stored(store) == set() and store.jobs() == []
+    assert list(store.scratch.iterdir()) == []
+
+
+def test_what_another_job_shares_stays(store: Store) -> None:
+    folder, mine = submit(store, "kite", PLAN)
+    _, theirs = submit(store, "kite-again", other_second_shot())
+    shared = mine & theirs
+    assert shared and mine - theirs and theirs - mine
+    found = remove_job(store, folder)
+    assert set(found.recipes) == mine - theirs and found.shared == len(shared)
+    assert stored(store) == theirs and store.jobs() == ["kite-again"]
+
+
+def test_a_job_of_the_same_plan_keeps_its_results_but_not_the_others_checkpoints(
+    store: Store,
+) -> None:
+    folder, mine = submit(store, "kite", PLAN)
+    _, theirs = submit(store, "kite-again", PLAN)
+    assert mine - theirs, "checkpoints name their job"
+    remove_job(store, folder)
+    assert stored(store) == theirs
+
+
+def test_a_job_that_is_rendered_is_not_removed(store: Store) -> None:
+    folder, made = submit(store, "kite", PLAN)
+    with Lease.acquire(folder.lease_path), pytest.raises(StoreConflict, match="is being rendered"):
+        remove_job(store, folder)
+    assert stored(store) == made and store.jobs() == ["kite"]
+    remove_job(store, folder)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_what_a_job_that_cannot_be_read_might_share_stays(
+    store: Store, spoil: Callable[[Path], object]
+) -> None:
+    folder, _ = submit(store, "kite", PLAN)
+    other, theirs = submit(store, "kite-again", PLAN)
+    spoil(other.path / "plan.json")
+    found = remove_job(store, folder)
+    assert found.kept_for == ("kite-again",)
+    assert stored(store) == theirs, "checkpoints are nobody else's"
+
+
+def test_a_job_whose_own_plan_cannot_be_read_is_removed_without_results(store: Store) -> None:
+    folder, made = submit(store, "kite", PLAN)
+    (folder.path / "plan.json").unlink()
+    assert remove_job(store, folder).recipes == ()
+    assert store.jobs() == [] and stored(store) == made
+
+
+def test_a_damaged_result_is_removed_too(store: Store) -> None:
+    folder, made = submit(store, "kite", PLAN)
+    recipe = min(made)
+    (store.root / "results" / recipe[:2] / recipe / "record.json").write_text("{")
+    remove_job(store, folder)
+    assert not list((store.root / "results").glob("*/*"))
+
+
+def test_killed_on_its_way_a_job_can_be_removed_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = submit(store, "kite", PLAN)
+    delete, done = Results.delete, []
+
+    def die(results: Results, recipe: str) -> None:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(delete(results, recipe))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            remove_job(store, folder)
+    assert store.jobs() == ["kite"]
+    remove_job(store, folder)
+    assert store.jobs() == [] and stored(store) == set()
+
+
+def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
+    folder, _ = submit(store, "kite", PLAN)
+    precious = tmp_path / "precious"
+    shutil.copytree(folder.logs, precious)
+    (precious / "film.mp4").write_text("mine")
+    os.symlink(precious, folder.logs / "link")
+    remove_job(store, folder)
+    assert (precious / "film.mp4").read_text() == "mine"
