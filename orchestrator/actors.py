@@ -41,7 +41,7 @@ def worker_shell() -> type:
             """Compute a unit; (("finished", report), output, memory) or (("failed", kind, why),
             None, None). ``memory`` is what only the same tile's next step reads, or None."""
             from jobs.errors import UnitError
-            from workers.tile_memory import apart, with_memory
+            from workers.carrying import apart, with_memory
 
             try:
                 report, output = self.worker.run(task, with_memory(task, inputs, memory))
@@ -75,7 +75,7 @@ def keeper_shell() -> type:
         ) -> tuple[str, Any]:  # fmt: skip
             """("stored", (record, warnings)) or ("refused", message)."""
             from jobs.errors import StoreError
-            from workers.tile_memory import together
+            from workers.carrying import together
 
             output = together(output, memory)
             try:
@@ -99,7 +99,7 @@ def keeper_shell() -> type:
             import contextlib
 
             from jobs.errors import StoreError
-            from workers.tile_memory import apart
+            from workers.carrying import apart
 
             try:
                 return ("loaded", ""), *apart(self.keeper.load_bundle(recipe))

@@ -53,7 +53,7 @@ Watch = Callable[[Any, Callable[[Any], Event | None]], None]
 @dataclass(frozen=True, slots=True)
 class Output:
     """References to a unit's output: what everybody reads of it, and what only its tile's next
-    step does (``workers.tile_memory``)."""
+    step does (``workers.carrying``)."""
 
     shown: Any
     memory: Any

@@ -27,12 +27,12 @@ from jobs.pyramid import firsts
 from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
+from workers.carrying import ACCEL
 from workers.families import open_family
 from workers.families.family import stepper_of
 from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
-from workers.tile_memory import ACCEL
 from workers.tiles import assemble, blend
 from workers.video import encode_segment
 

@@ -19,7 +19,7 @@ from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animated
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
 from workers.bundles import to_tensor
-from workers.tile_memory import apart, with_memory
+from workers.carrying import apart, with_memory
 from workers.worker import Worker
 
 WINDOWS = [Window(0, 0, 5), Window(1, 3, 8)]

@@ -8,7 +8,7 @@ import pytest
 from jobs.arrays import Bundle
 from jobs.units import Window
 from tests.workers.tiny import step_task, tiny_shot
-from workers.tile_memory import apart, together, with_memory
+from workers.carrying import apart, together, with_memory
 
 OUTPUT = Bundle.of(
     {"latents": np.ones(3), "history.x": np.zeros(2), "accel.rehash.deep": np.arange(4)},
