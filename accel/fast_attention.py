@@ -96,10 +96,7 @@ class FastAttentionHandle:
         return stages[stage]
 
     def _enter_model(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-        current = self._current()
-        if args:
-            given = {**given, "hidden_states": args[0]}
-        current.grid = self._kind.grid(model, given)
+        self._current().grid = self._kind.grid_of(model, args, given)
 
     def _around(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._current().attend(number, partial(plain, *args, **kwargs))

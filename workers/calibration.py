@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,45 +26,88 @@ from accel.handle import Branch, TileStep
 from accel.rehash import key_steps
 from accel.windowed import window_of
 from jobs.accelerations import Rehash
-from jobs.attention_plan import AttentionPlan, PlanKey, save
+from jobs.attention_plan import AttentionPlan, Extent, PlanKey, save
 from jobs.errors import BadJob
+from jobs.pyramid import parents, stage_frames, stage_strides
 from jobs.units import ShotRender, Unit
 from workers.families.family import ModelFamily, stepper_of
 from workers.families.folder import guided
-from workers.noise import initial_noise
 from workers.schedulers import build
+from workers.stepping import StageSteps
 
 __all__ = ["CalibrationSample", "find_plan", "key_steps", "plan_key", "step_similarity"]
 
 
 class CalibrationSample:
-    """A shot of one window, on its way through its steps."""
+    """The first window of each of a shot's stages, on its way through all their steps."""
 
-    def __init__(self, family: ModelFamily, shot: ShotRender) -> None:
-        if len(shot.stage_steps) != 1:
-            raise BadJob("a calibration shot has one stage; give the steps of a flat render")
+    def __init__(
+        self, family: ModelFamily, shot: ShotRender, window_latent_frames: int | None = None
+    ) -> None:
+        """A window has so many frames of its stage, or as many as the stage has; None: all."""
         self._family, self._shot = family, shot
         self._embeddings = family.encode(shot)
-        device = next(iter(self._embeddings.values())).device
-        places = shot.latent_frames * shot.latent_height * shot.latent_width
-        self._stepper = stepper_of(family, shot, 0, places, device)
-        noise = initial_noise(shot, range(shot.latent_frames), family.latent_channels)
-        self.latents = noise.to(device)
-        self._history: dict[str, torch.Tensor] = {}
-        self._step = 0
+        self._device = next(iter(self._embeddings.values())).device
+        self._frames = window_frames(family, shot, window_latent_frames)
+        self._enter(0)
+        self.latents = self._at.start((0, self._frames[0]))
 
     def predict(self, branch: Callable[[Branch], AbstractContextManager[None]]) -> torch.Tensor:
         """The prediction [1, C, T, H, W] at the sample's step."""
-        return self._family.predict(
-            self._shot, self.latents, self._stepper, self._step, self._embeddings, branch
-        )
+        return self._at.predict(self._step, self.latents, self._embeddings, branch)
 
     def advance(self, prediction: torch.Tensor) -> None:
-        """Let the scheduler take the step."""
-        self.latents, self._history = self._stepper.step_range(
-            self._step, prediction, self.latents, self._history
+        """Let the scheduler take the step, and go on to the next stage after a stage's last."""
+        frames = (0, self._frames[self._at.stage])
+        self.latents, self._history = self._at.settle(
+            self._step, frames, prediction, self.latents, self._history
         )
         self._step += 1
+        stage = self._at.stage + 1
+        if self._step == self._shot.stage_steps[stage - 1] and stage < len(self._frames):
+            self._enter(stage)
+            frames = (0, self._frames[stage])
+            _, above = parents(*frames, first_alone=self._family.first_alone)
+            self.latents = self._at.jump(frames, self.latents[:, :, :above], 0)
+
+    def _enter(self, stage: int) -> None:
+        family, shot = self._family, self._shot
+        places = self._frames[stage] * shot.latent_height * shot.latent_width
+        self._at = StageSteps(
+            family=family,
+            shot=shot,
+            stage=stage,
+            stepper=stepper_of(family, shot, stage, places, self._device),
+            device=self._device,
+        )
+        self._step, self._history = 0, dict[str, torch.Tensor]()
+
+
+def window_frames(family: ModelFamily, shot: ShotRender, most: int | None) -> list[int]:
+    """Of each of a shot's stages: the frames of its windows, which have ``most`` of them where the
+    stage has so many."""
+    strides = stage_strides(len(shot.stage_steps))
+    every = [
+        stage_frames(shot.latent_frames, stride, first_alone=family.first_alone)
+        for stride in strides
+    ]
+    return [min(frames, most or frames) for frames in every]
+
+
+def token_grid(family: ModelFamily, sample: CalibrationSample) -> Extent:
+    """Frames, rows and columns of the tokens that the model makes of a sample, from a real pass:
+    families hand their latents over in ways of their own. Raises CannotRunHere."""
+    kind, found = video_transformer(family.denoiser), list[Extent]()
+
+    def look(model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+        found.append(kind.grid_of(model, args, given))
+
+    hook = family.denoiser.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        sample.predict(lambda branch: nullcontext())
+    finally:
+        hook.remove()
+    return found[0]
 
 
 def plan_key(family: ModelFamily, model: str, shot: ShotRender) -> PlanKey:
@@ -122,16 +165,15 @@ def find_plan(
     ``share``: of the tokens that a window holds. Every finished step is on file there: the same
     call goes on after an interruption. Raises BadJob for shots that no single plan is for.
     """
+    if any(len(shot.stage_steps) != 1 for shot in shots):
+        raise BadJob("a calibration shot has one stage; give the steps of a flat render")
     keys = {plan_key(family, model, shot) for shot in shots}
     if len(keys) != 1:
         raise BadJob(f"calibration shots are to have one size, schedule and guidance, not {keys}")
     (key,) = keys
     samples = [CalibrationSample(family, shot) for shot in shots]
-    transformer = video_transformer(family.denoiser)
-    grid = transformer.grid(family.denoiser, {"hidden_states": samples[0].latents})
-    settings = Search(
-        steps=key.steps, window=window_of(grid, share), delta=delta, guided=key.guided
-    )
+    window = window_of(token_grid(family, samples[0]), share)
+    settings = Search(steps=key.steps, window=window, delta=delta, guided=key.guided)
     prompts = [[s.prompt, s.negative_prompt, s.seed, *s.guidance] for s in shots]
     how = {"key": asdict(key), "settings": asdict(settings), "prompts": prompts}
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()

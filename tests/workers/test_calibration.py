@@ -14,8 +14,9 @@ from jobs.accelerations import Accelerations, FastAttention
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
-from jobs.units import Window
+from jobs.units import ShotRender, Window
 from tests.workers.test_conformance import assert_same_bits, finished
+from tests.workers.test_pyramid import ended, run_all, shot_of
 from tests.workers.tiny import (
     encode,
     render_windows,
@@ -24,7 +25,8 @@ from tests.workers.tiny import (
     tiny_shot,
     tiny_worker,
 )
-from workers.calibration import CalibrationSample, find_plan, plan_key
+from tests.workers.tiny_families import KINDS, tiny_family
+from workers.calibration import CalibrationSample, find_plan, plan_key, token_grid
 from workers.families import open_family
 
 SHOT = tiny_shot(latent_frames=5, pixel_frames=9, stage_steps=(4,))
@@ -40,14 +42,51 @@ def by_plan(plan: AttentionPlan) -> Accelerations:
     return Accelerations(fast_attention=FastAttention(plan=plan))
 
 
-@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
-def test_a_sample_goes_the_way_of_a_render(tiny_wan: Path, family, scheduler: str) -> None:
-    shot = dataclasses.replace(SHOT, scheduler=scheduler)
-    sample = CalibrationSample(family, shot)
+def through_all_steps(sample: CalibrationSample, shot: ShotRender) -> torch.Tensor:
     for _ in range(shot.steps):
         sample.advance(sample.predict(lambda name: nullcontext()))
-    rendered = render_windows(tiny_worker(tiny_wan), shot, WHOLE)
-    assert torch.equal(sample.latents, finished(rendered, shot))
+    return sample.latents
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_goes_the_way_of_a_render(tmp_path: Path, kind: str, dtype: str) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    shot, whole = tiny.shot, [Window(0, 0, tiny.shot.latent_frames)]
+    sample = CalibrationSample(open_family(tiny.name, str(tiny.folder), dtype, "cpu"), shot)
+    worker = tiny_worker(tiny.folder, family=tiny.name, dtype=dtype)
+    rendered = finished(render_windows(worker, shot, whole), shot)
+    ours = through_all_steps(sample, shot)
+    assert ours.dtype == rendered.dtype and ours.float().std() > 0.1
+    assert torch.equal(ours, rendered)
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler"])
+def test_a_sample_takes_the_first_window_of_every_stage(
+    tiny_wan: Path, family, scheduler: str
+) -> None:
+    """Seven latent frames are four of the stage before; its second window has no part in these."""
+    shot = shot_of(scheduler, stage_positions=True)
+    stages = [[Window(0, 0, 4)], [Window(0, 0, 5)]]
+    rendered = ended(run_all(tiny_worker(tiny_wan), shot, stages), 1)
+    assert torch.equal(through_all_steps(CalibrationSample(family, shot, 5), shot), rendered)
+
+
+GRIDS = {
+    "wan": (5, 8, 8), "cogvideox-2b": (5, 8, 8), "cogvideox-5b": (5, 8, 8), "ltx": (5, 8, 8),
+    "hunyuan-video": (5, 2, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_the_grid_of_tokens_is_that_of_a_pass(tmp_path: Path, kind: str) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    sample = CalibrationSample(family, tiny.shot)
+    before = sample.latents.clone()
+    assert token_grid(family, sample) == GRIDS[kind]
+    assert torch.equal(sample.latents, before)
+    assert not family.denoiser._forward_pre_hooks
 
 
 def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
