@@ -16,17 +16,14 @@ window step reads it, a computed output is kept only where a later step shares i
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jobs import calibration
+from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, CannotRunHere
-from jobs.files import replace_file
-from jobs.model_hashes import cache_file
 
 #: Frames, rows and columns of a video's tokens.
 Extent = tuple[int, int, int]
@@ -42,8 +39,6 @@ Kind = Literal["residual", "output"]
 #: A guidance branch, or both as one batch, unconditional first. A cache of one is never read by
 #: another, unless the technique is to share between branches and its plan says so.
 Branch = Literal["cond", "uncond", "both"]
-
-FORMAT = 1
 
 
 def shares_branches(strategy: Strategy) -> bool:
@@ -64,24 +59,6 @@ def _writes(strategy: Strategy, kind: Kind) -> bool:
 
 def _reads(strategy: Strategy, kind: Kind) -> bool:
     return is_windowed(strategy) if kind == "residual" else strategy == "share_steps"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanKey:
-    """What a plan was made for: it holds for nothing else."""
-
-    model: str  # identity of the model folder, by the hashes of its files
-    latent_size: Extent  # latent frames, height and width of a tile
-    steps: int
-    scheduler: str
-    flow_shift: float | None  # None: as the model folder says
-    guided: bool  # whether there is an unconditional branch
-
-    @property
-    def file(self) -> str:
-        """The name of the plan's file."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return f"attention-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
 @dataclass(frozen=True)
@@ -162,51 +139,21 @@ def _kept_after(plan: AttentionPlan) -> tuple[frozenset[tuple[Kind, int, Branch]
 # -- files
 
 
-def usual_folder() -> Path:
-    """Where plans are kept unless a job or a command names another place."""
-    found = os.environ.get("LONGTAKE_PLANS")
-    return Path(found) if found else cache_file().parent / "plans"
-
-
-def save(folder: Path, key: PlanKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:
+def save(folder: Path, key: CalibrationKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:
     """Write a plan where ``load`` finds it; ``how`` says how it was found (delta and so on)."""
-    path = folder / key.file
-    record = {"format": FORMAT, "key": asdict(key), "window": plan.window, "rows": plan.rows}
-    text = json.dumps({**record, "how": dict(how)}, indent=1) + "\n"
-    try:
-        replace_file(path, text)
-    except OSError as error:
-        raise BadJob(
-            f"{path} cannot be written: {error.strerror}; choose another folder"
-        ) from error
-    return path
+    found = {"window": plan.window, "rows": plan.rows}
+    return calibration.save(folder, "attention plan", key, found, how)
 
 
-def load(folder: Path, key: PlanKey) -> AttentionPlan:
-    """The plan that was made for ``key``. Raises CannotRunHere if there is none."""
-    path = folder / key.file
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        wanted = ", ".join(f"{name} {value}" for name, value in asdict(key).items())
-        raise CannotRunHere(f"no attention plan for {wanted} in {folder}: search one") from None
-    except ValueError as error:
-        raise CannotRunHere(f"{path} is no attention plan ({error}): search it again") from error
-    return read(record, key, str(path))
-
-
-def read(record: Any, key: PlanKey, where: str) -> AttentionPlan:
-    """A plan from its record. Raises CannotRunHere for another format, another key or rows that
-    do not fit the key."""
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CannotRunHere(f"{where} is no attention plan of format {FORMAT}: search it again")
-    if record.get("key") != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(f"{where} was made for {record.get('key')}, not for {asdict(key)}")
+def load(folder: Path, key: CalibrationKey) -> AttentionPlan:
+    """The plan that was made for ``key``. Raises CannotRunHere if there is none, or if its rows do
+    not fit the key."""
+    record, path = calibration.load(folder, "attention plan", key)
     try:
         first, second, third = record["window"]
         plan = AttentionPlan(tuple(map(tuple, record["rows"])), (first, second, third))
     except (BadJob, KeyError, TypeError, ValueError) as error:
-        raise CannotRunHere(f"{where} holds no plan ({error}): search it again") from error
+        raise CannotRunHere(f"{path} holds no plan ({error}): calibrate again") from error
     if plan.steps != key.steps:
-        raise CannotRunHere(f"{where} has {plan.steps} steps, its key says {key.steps}")
+        raise CannotRunHere(f"{path} has {plan.steps} steps, its key says {key.steps}")
     return plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -37,6 +38,10 @@ class ModelGeometry:
     def first_alone(self) -> bool:
         """Whether the first latent frame holds fewer pixel frames than all others."""
         return self.temporal_scale > 1
+
+    def has_two_branches(self, guidance: Sequence[float]) -> bool:
+        """Whether the model computes an unconditional branch, too."""
+        return guidance[0] > 1.0 and not self.embedded_guidance
 
     def latent_frames(self, pixel_frames: int) -> int:
         """The least n with 1 + r * (n - 1) >= pixel_frames that is made of whole batches: the one

@@ -12,8 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.accelerations import Accelerations
-from jobs.attention_plan import PlanKey, usual_folder
-from jobs.attention_plan import load as load_plan
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import Diffusion, loaded_bytes
 from jobs.families.features import feature_bytes
@@ -28,6 +26,7 @@ from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from orchestrator.calibrated import with_calibrations
 from orchestrator.plan import Plan, lay_shot
 
 _PLAN = TypeAdapter(Plan)
@@ -65,8 +64,7 @@ def prepare(spec: JobSpec) -> Prepared:
         raise bad_job(misfits, spec._places)
     if job.accelerations.slicing and job.accelerations.slicing.slices is None:
         job = replace(job, accelerations=_with_slices(spec, job, model))
-    if job.accelerations.fast_attention:
-        job = replace(job, accelerations=_with_plan(spec, job, model, scheduler))
+    job = replace(job, accelerations=with_calibrations(spec, job, model, scheduler))
     problems = [*_family_problems(spec, model), *_window_problems(job, model)]
     if job.accelerations.adaptive and SCHEDULERS[diffusion][scheduler].adds_noise:
         problems.append(_noisy(spec, scheduler, diffusion))
@@ -126,32 +124,6 @@ def _sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: 
     config = model.configs[model.family.denoiser]
     size = _largest_tile(job, model.geometry)
     return sliced_bytes(config, size, dtype, slices, branches=branches)
-
-
-def _with_plan(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Accelerations:
-    """The job's accelerations with the plan of attention that is on file for it. Raises BadJob."""
-    asked = job.accelerations.fast_attention
-    assert asked is not None
-    folder = usual_folder() if asked.plans is None else Path(asked.plans).expanduser()
-    try:
-        plan = load_plan(folder, attention_key(job, model, scheduler))
-    except CannotRunHere as missing:
-        how = f"{missing}; longtake calibrate finds one"
-        raise bad_job([Problem(("accelerations", "fast_attention"), how)], spec._places) from None
-    found = asked.model_copy(update={"plan": plan})
-    return job.accelerations.model_copy(update={"fast_attention": found})
-
-
-def attention_key(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> PlanKey:
-    """What a job's plan of attention is found by: its longest window and its schedule."""
-    return PlanKey(
-        model=model.identity,
-        latent_size=_largest_tile(job, model.geometry),
-        steps=job.steps,
-        scheduler=scheduler,
-        flow_shift=job.flow_shift,
-        guided=job.shots[0].guidance[0] > 1,
-    )
 
 
 def _noisy(spec: JobSpec, scheduler: str, diffusion: Diffusion) -> Problem:
@@ -310,12 +282,12 @@ def _kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
     asked = job.accelerations
     kept = 2 if asked.rehash else 0
-    if asked.fast_attention and (plan := asked.fast_attention.plan):
-        kept += max(len(plan.kept_after(step)) for step in range(plan.steps))
+    if asked.fast_attention and (plans := asked.fast_attention.stages):
+        kept += max(len(plan.kept_after(step)) for plan in plans for step in range(plan.steps))
     if not kept:
         return 0
-    config = model.configs[model.family.denoiser]
-    return kept * feature_bytes(config, _largest_tile(job, model.geometry), dtype)
+    config, tile = model.configs[model.family.denoiser], _largest_tile(job, model.geometry)
+    return kept * feature_bytes(config, tile, dtype, job.text_tokens)
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class HunyuanVideo:
     )
     diffusion: Diffusion = "flow"
     fixed_text = False
-    accelerations: tuple[str, ...] = ("adaptive",)
+    accelerations: tuple[str, ...] = ("adaptive", "fast_attention")
     batches_branches = False
     defaults = ModelDefaults(
         size=(1280, 720),

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attention_plan import STRATEGIES, AttentionPlan, PlanKey, load, save
+from jobs.attention_plan import STRATEGIES, AttentionPlan, load, save
+from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, CannotRunHere
 
 WINDOW = (3, 5, 5)
 F, FB, W, WB, S = (
     "full", "full+share_branches", "window", "window+share_branches", "share_steps",
 )  # fmt: skip
-KEY = PlanKey(
+KEY = CalibrationKey(
     model="a" * 64,
     latent_size=(9, 12, 12),
-    steps=3,
+    stage_steps=(3, 4),
+    stage=0,
     scheduler="unipc",
     flow_shift=None,
     guided=True,
@@ -115,7 +117,9 @@ def test_a_saved_plan_is_found_by_its_key(tmp_path: Path) -> None:
     [
         {"model": "b" * 64},
         {"latent_size": (9, 12, 16)},
-        {"steps": 4},
+        {"stage_steps": (4, 4)},
+        {"stage_steps": (3, 5)},
+        {"stage": 1},
         {"scheduler": "euler"},
         {"flow_shift": 3.0},
         {"guided": False},
@@ -130,7 +134,7 @@ def test_no_plan_for_another_key(tmp_path: Path, change: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 9}, "no attention plan of format 1"),
+        ({"format": 9}, "no attention plan of format 2"),
         ({"rows": [[F]]}, "has 1 steps, its key says 3"),
         ({"key": {}}, "was made for"),
         ({"rows": [[W]] * 3}, "reads the residual"),

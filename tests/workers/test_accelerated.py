@@ -35,7 +35,7 @@ ASKED = {
     "slicing": Accelerations(slicing=Slicing(slices=3)),
     "adaptive": Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=2)),
     "rehash": Accelerations(rehash=Rehash(every=3)),
-    "fast_attention": Accelerations(fast_attention=FastAttention(plan=PLAN)),
+    "fast_attention": Accelerations(fast_attention=FastAttention(stages=(PLAN,))),
     "slicing and adaptive": Accelerations(
         slicing=Slicing(slices=3), adaptive=Adaptive(threshold=50.0, most_skips=2)
     ),
@@ -130,6 +130,6 @@ def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
         most = max(most, sum(arrays[name].nbytes for name in arrays if name.startswith("accel.")))
     config = dict(worker._family.denoiser.config)
     one = feature_bytes(config, (5, shot.latent_height, shot.latent_width), "float32")
-    plan = asked.fast_attention.plan if asked.fast_attention else None
+    plan = PLAN if asked.fast_attention else None
     kept = max(len(plan.kept_after(step)) for step in range(STEPS)) if plan else 2
     assert 0.5 * kept * one <= most <= kept * one

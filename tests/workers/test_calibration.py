@@ -26,7 +26,7 @@ from tests.workers.tiny import (
     tiny_worker,
 )
 from tests.workers.tiny_families import KINDS, tiny_family
-from workers.calibration import CalibrationSample, find_plan, plan_key, token_grid
+from workers.calibration import CalibrationSample, calibration_keys, find_plans, token_grid
 from workers.families import open_family
 
 SHOT = tiny_shot(latent_frames=5, pixel_frames=9, stage_steps=(4,))
@@ -39,7 +39,7 @@ def family(tiny_wan: Path):
 
 
 def by_plan(plan: AttentionPlan) -> Accelerations:
-    return Accelerations(fast_attention=FastAttention(plan=plan))
+    return Accelerations(fast_attention=FastAttention(stages=(plan,)))
 
 
 def through_all_steps(sample: CalibrationSample, shot: ShotRender) -> torch.Tensor:
@@ -96,16 +96,18 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
     shots = [SHOT, dataclasses.replace(SHOT, prompt="a blue star", seed=8)]
     how = {"delta": 0.02, "folder": tmp_path / "plans"}
 
-    def stop(progress: Progress) -> None:
+    def stop(stage: int, progress: Progress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        find_plan(family, model, shots, progress=stop, **how)
+        find_plans(family, model, shots, progress=stop, **how)
     told: list[Progress] = []
-    plan, found = find_plan(family, model, shots, progress=told.append, **how)
+    ((plan, found),) = find_plans(
+        family, model, shots, progress=lambda stage, at: told.append(at), **how
+    )
     assert {p.step for p in told} == {2, 3}
-    assert load(tmp_path / "plans", plan_key(family, model, SHOT)) == plan
+    assert load(tmp_path / "plans", *calibration_keys(family, model, SHOT)) == plan
     assert (plan.steps, plan.layers) == (4, 2)
     assert {s for row in plan.rows[1:] for s in row} != {"full"}
     assert all(loss < 0.02 for loss in found.losses)
@@ -114,11 +116,7 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
 def test_shots_of_different_kinds_have_no_plan_in_common(family, tmp_path: Path) -> None:
     shots = [SHOT, dataclasses.replace(SHOT, guidance=(1.0,))]
     with pytest.raises(BadJob, match="one size, schedule and guidance"):
-        find_plan(family, "m", shots, delta=0.1, folder=tmp_path)
-    with pytest.raises(BadJob, match="one stage"):
-        find_plan(
-            family, "m", [dataclasses.replace(SHOT, stage_steps=(2, 2))], delta=0.1, folder=tmp_path
-        )
+        find_plans(family, "m", shots, delta=0.1, folder=tmp_path)
 
 
 # -- renders
@@ -151,3 +149,40 @@ def test_full_everywhere_is_the_render_without_it(tiny_wan: Path) -> None:
     full = by_plan(AttentionPlan(((F, F),) * 4, (3, 3, 3)))
     ours = render_windows(tiny_worker(tiny_wan, accelerations=full), SHOT, WHOLE)
     assert_same_bits(ours, render_windows(tiny_worker(tiny_wan), SHOT, WHOLE))
+
+
+# -- pyramids
+
+
+def test_every_stage_has_a_plan_and_goes_on_after_an_interruption(family, tmp_path: Path) -> None:
+    shot = shot_of("unipc")  # 3 and 2 steps; 4 and 7 frames, of which a window has 5
+    how = {"delta": 0.5, "folder": tmp_path, "window_latent_frames": 5}
+    whole = find_plans(family, "m", [shot], **(how | {"folder": tmp_path / "whole"}))
+
+    def stop(stage: int, progress: Progress) -> None:
+        if (stage, progress.step) == (1, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(family, "m", [shot], progress=stop, **how)
+    told: list[tuple[int, int]] = []
+    again = find_plans(
+        family, "m", [shot], progress=lambda stage, at: told.append((stage, at.step)), **how
+    )
+    assert set(told) == {(1, 1)}, "all steps before were on file"
+    assert [plan for plan, _ in again] == [plan for plan, _ in whole]
+    assert [found.losses for _, found in again] == [found.losses for _, found in whole]
+    keys = calibration_keys(family, "m", shot, 5)
+    assert [key.latent_size[0] for key in keys] == [4, 5]
+    assert [key.steps for key in keys] == [3, 2]
+    assert [load(tmp_path, key) for key in keys] == [plan for plan, _ in again]
+    assert [plan.steps for plan, _ in again] == [3, 2]
+    assert any(strategy != "full" for plan, _ in again for row in plan.rows for strategy in row)
+
+
+def test_a_model_that_is_told_its_guidance_has_one_branch(tmp_path: Path) -> None:
+    for kind, two in (("hunyuan-video", False), ("hunyuan-video-guided", True), ("ltx", True)):
+        tiny = tiny_family(kind, tmp_path)
+        family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+        (key,) = calibration_keys(family, "m", tiny.shot)
+        assert key.guided is two

@@ -29,7 +29,7 @@ from jobs.errors import BadJob
 from jobs.units import ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import FolderModel, Parts, guided
+from workers.families.folder import FolderModel, Parts
 from workers.schedulers import RangeStepper
 
 #: What the transformer is told of a prompt, and how the pipeline's ``encode_prompt`` orders it.
@@ -66,7 +66,7 @@ class HunyuanVideoFamily(FolderModel):
         """``cond``: Llama's [1, text_tokens, text_dim]; ``pooled_cond``: CLIP's [1, width];
         ``mask_cond``: [1, text_tokens]. And of ``uncond`` where both branches run."""
         prompts = {"cond": shot.prompt}
-        if self._runs_twice(shot):
+        if self.geometry.has_two_branches(shot.guidance):
             prompts["uncond"] = shot.negative_prompt
         embeddings = {}
         for name, prompt in prompts.items():
@@ -76,9 +76,6 @@ class HunyuanVideoFamily(FolderModel):
             )
             embeddings |= {kind + name: each for kind, each in zip(_TOLD, told, strict=True)}
         return embeddings
-
-    def _runs_twice(self, shot: ShotRender) -> bool:
-        return guided(shot) and not self.geometry.embedded_guidance
 
     @torch.no_grad()
     def predict(
@@ -109,7 +106,7 @@ class HunyuanVideoFamily(FolderModel):
                 )[0]
 
         cond = forward("cond")
-        if not self._runs_twice(shot):
+        if not self.geometry.has_two_branches(shot.guidance):
             return cond
         uncond = forward("uncond")
         return uncond + shot.guidance[0] * (cond - uncond)
