@@ -29,7 +29,9 @@ def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
     if accelerations.fast_attention is not None:
         stages = accelerations.fast_attention.stages
         assert stages is not None, "planning has found them"
-        config = fast_attention.FastAttention(stages=stages)
+        config = fast_attention.FastAttention(
+            stages=stages, may_skip=accelerations.may_skip([plan.steps for plan in stages])
+        )
         techniques.append(
             Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)
         )

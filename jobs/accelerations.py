@@ -5,6 +5,7 @@ A part that is None is off. ``jobs.presets`` has named choices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -31,6 +32,10 @@ class Adaptive(Part):
     form: Literal["tensor", "scalar"] = "tensor"
     first: Annotated[int, Field(ge=LOOKS_BACK, le=1000)] = LOOKS_BACK  # steps that always run
     last: Annotated[int, Field(ge=0, le=1000)] = 1
+
+    def may_skip(self, steps: int) -> range:
+        """The steps of a stage of so many that may be skipped."""
+        return range(self.first, max(self.first, steps - self.last))
 
 
 KeySteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
@@ -108,6 +113,12 @@ class Accelerations(Part):
     rehash: Rehash | None = None
     fast_attention: FastAttention | None = None
 
+    def may_skip(self, stage_steps: Sequence[int]) -> tuple[range, ...]:
+        """The steps of each stage where the model may not be called at all."""
+        if self.adaptive is None:
+            return tuple(range(0) for _ in stage_steps)
+        return tuple(self.adaptive.may_skip(steps) for steps in stage_steps)
+
     def recipe(self) -> dict[str, Any]:
         """What a result's bits depend on: the settings of all that is on."""
         asked = {
@@ -120,7 +131,6 @@ class Accelerations(Part):
 
 #: What cannot be combined yet, and why. Named before any weight loads.
 CONFLICTS: dict[tuple[str, str], str] = {
-    ("adaptive", "fast_attention"): "a skipped step leaves no attention for later ones to share",
     ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
     ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
     ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",

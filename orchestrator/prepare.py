@@ -283,7 +283,8 @@ def _kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     asked = job.accelerations
     kept = 2 if asked.rehash else 0
     if asked.fast_attention and (plans := asked.fast_attention.stages):
-        kept += max(len(plan.kept_after(step)) for plan in plans for step in range(plan.steps))
+        each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
+        kept += max(len(p.kept_after(step, skip)) for p, skip in each for step in range(p.steps))
     if not kept:
         return 0
     config, tile = model.configs[model.family.denoiser], _largest_tile(job, model.geometry)

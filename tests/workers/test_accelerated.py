@@ -39,6 +39,10 @@ ASKED = {
     "slicing and adaptive": Accelerations(
         slicing=Slicing(slices=3), adaptive=Adaptive(threshold=50.0, most_skips=2)
     ),
+    "adaptive and fast_attention": Accelerations(
+        adaptive=Adaptive(threshold=50.0, most_skips=1),
+        fast_attention=FastAttention(stages=(PLAN,)),
+    ),
     "adaptive and rehash": Accelerations(
         adaptive=Adaptive(threshold=50.0, most_skips=1), rehash=Rehash(every=3)
     ),
@@ -112,6 +116,22 @@ def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) 
     assert engaged["rehash.key"] + engaged["rehash.reused"] == ran
     keys = sum(step in (0, 3, 6, 7) for step in range(STEPS)) * len(WINDOWS)
     assert engaged["rehash.key"] <= keys
+
+
+def test_a_skipped_step_leaves_attention_of_the_one_before_to_those_after(
+    folders: dict[str, Path],
+) -> None:
+    """Step 3 is skipped, and is the only one that would make what step 4 reads anew."""
+    rows = (("full", "full"), *[("full", "full")] * 3, *[("window", "share_steps")] * 4)
+    plans = FastAttention(stages=(AttentionPlan(rows, (1, 3, 3)),))
+    asked = Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=1), fast_attention=plans)
+    alone, engaged = render(workers(folders, "wan", asked, 1), "wan")
+    together, _ = render(workers(folders, "wan", asked, 3), "wan")
+    assert all(map(torch.equal, alone, together))
+    # Skipped are steps 3 and 5; the others run, two branches and layers in each.
+    assert engaged["adaptive.skipped"] == 2 * len(WINDOWS)
+    assert engaged["fast_attention.layers"] == 6 * 4 * len(WINDOWS)
+    assert engaged["fast_attention.window"] == 3 * 2 * len(WINDOWS)
 
 
 @pytest.mark.parametrize("kind", SHOTS)
