@@ -14,6 +14,7 @@ from jobs.rehash_profile import key_steps
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
+from tests.workers.tiny_families import tiny_family
 
 
 @pytest.mark.slow
@@ -67,6 +68,27 @@ def test_every_stage_of_a_pyramid_has_its_plan(desk: Desk, monkeypatch: pytest.M
     other = {**asked, "pyramid_steps": [2, 2]}
     (desk.folder / "fast.yaml").write_text(json.dumps(other))
     assert "stage_steps (2, 2), stage 0" in refusal(desk.run("plan", "fast.yaml"), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ltx", "cogvideox-5b", "hunyuan-video"])
+def test_jobs_of_every_family_find_their_plans(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longtake: Callable[..., Ran]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        "version": 1, "model": str(tiny_family(kind, tmp_path).folder), "prompt": "a red kite",
+        "seconds": 1, "size": [32, 32], "steps": 2, "window_latent_frames": 5,
+        "overlap_latent_frames": 1, "accelerations": {"fast_attention": {"plans": "plans"}},
+    }  # fmt: skip
+    Path("fast.yaml").write_text(json.dumps(asked))
+    ran = longtake("calibrate", "fast.yaml", "--delta", "9", "--plans", "plans")
+    assert ran.code == 0, ran.err
+    assert "use it: accelerations: {fast_attention: {plans: plans}} in a job file" in ran.out
+    ran = longtake("plan", "fast.yaml", "--json")
+    assert ran.code == 0, ran.err
+    (plan,) = ran.json()["accelerations"]["fast_attention"]["stages"]
+    assert plan["rows"] == [["full"] * 2, ["share_steps"] * 2]
 
 
 STEPS = 5

@@ -6,14 +6,17 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from accel.attention_search import Progress
-from jobs.accelerations import Accelerations, FastAttention
+from accel.rehash import similarity
+from jobs.accelerations import Accelerations, FastAttention, Rehash
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
+from jobs.rehash_profile import load as load_profile
 from jobs.units import ShotRender, Window
 from tests.workers.test_conformance import assert_same_bits, finished
 from tests.workers.test_pyramid import ended, run_all, shot_of
@@ -26,7 +29,14 @@ from tests.workers.tiny import (
     tiny_worker,
 )
 from tests.workers.tiny_families import KINDS, tiny_family
-from workers.calibration import CalibrationSample, calibration_keys, find_plans, token_grid
+from workers.bundles import to_tensors
+from workers.calibration import (
+    CalibrationSample,
+    calibration_keys,
+    find_plans,
+    find_profiles,
+    token_grid,
+)
 from workers.families import open_family
 
 SHOT = tiny_shot(latent_frames=5, pixel_frames=9, stage_steps=(4,))
@@ -186,3 +196,36 @@ def test_a_model_that_is_told_its_guidance_has_one_branch(tmp_path: Path) -> Non
         family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
         (key,) = calibration_keys(family, "m", tiny.shot)
         assert key.guided is two
+
+
+# -- profiles of rehash
+
+
+def test_a_profile_is_of_the_features_that_a_render_keeps(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(4,))
+    asked = Accelerations(rehash=Rehash(key_steps=((0, 1, 2, 3),)))
+    worker = tiny_worker(tiny.folder, family=tiny.name, accelerations=asked)
+    done = render_windows(worker, shot, WHOLE)
+    kept = [to_tensors(done[0, step], "accel.rehash.")["both.feature"] for step in range(3)]
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    (found,) = find_profiles(family, "m", [shot], folder=tmp_path / "plans")
+    np.testing.assert_allclose(found[:3, :3], similarity(kept), rtol=1e-12)
+    assert found.shape == (4, 4) and 0 < found[0, 3] < 1
+    (key,) = calibration_keys(family, "m", shot)
+    np.testing.assert_array_equal(load_profile(tmp_path / "plans", key), found)
+
+
+def test_every_stage_has_a_profile(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(3, 2))
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    shots, told = [shot, dataclasses.replace(shot, seed=8)], []
+    found = find_profiles(family, "m", shots, folder=tmp_path, progress=lambda *at: told.append(at))
+    assert [each.shape for each in found] == [(3, 3), (2, 2)]
+    assert told == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    for key, each in zip(calibration_keys(family, "m", shot), found, strict=True):
+        np.testing.assert_array_equal(load_profile(tmp_path, key), each)
+    alone = [find_profiles(family, "m", [each], folder=tmp_path / "alone") for each in shots]
+    for stage, mean in enumerate(found):
+        np.testing.assert_allclose(mean, (alone[0][stage] + alone[1][stage]) / 2)
