@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from jobs.accelerations import Accelerations, FastAttention
+from jobs.accelerations import Accelerations, Adaptive, FastAttention
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan, Strategy
 from jobs.families import FAMILIES
@@ -115,6 +116,21 @@ def test_every_strategy_survives_a_checkpoint(tiny: Tiny) -> None:
     assert_same_bits(alone, render_apart(workers[1:], tiny.shot))
     assert any(name.startswith("accel.fast_attention.") for name in alone[0, 0].arrays)
     assert not any(name.startswith("accel.") for name in alone[0, 3].arrays)
+
+
+def test_skipped_steps_survive_a_checkpoint_too(tiny: Tiny) -> None:
+    """Steps 3 and 5 are skipped, in front of steps that read what they would have made."""
+    rows = ((F, F), (W, S), (WB, F), (F, FB), (W, S), (FB, W), (S, W), (F, F))
+    plans = FastAttention(stages=(AttentionPlan(rows, WINDOW),))
+    adaptive = Adaptive(threshold=50.0, most_skips=1)
+    asked = Accelerations(fast_attention=plans, adaptive=adaptive)
+    workers = [tiny_worker(tiny.folder, family=tiny.name, accelerations=asked) for _ in range(3)]
+    shot = dataclasses.replace(tiny.shot, stage_steps=(8,))
+    alone = render_windows(workers[0], shot, WINDOWS)
+    assert_same_bits(alone, render_apart(workers[1:], shot))
+    predictions = [alone[0, step].arrays["prediction"].tobytes() for step in range(8)]
+    same = [step for step, (a, b) in enumerate(pairwise(predictions), 1) if a == b]
+    assert same == [3, 5]
 
 
 def test_the_planned_memory_of_what_is_kept_is_what_is_kept(tiny: Tiny) -> None:
