@@ -56,7 +56,7 @@ def skips(
     known = [latents, *(each for each in trail if each is not None)]
     row = int(tile.carried[_SKIPS]) if _SKIPS in tile.carried else 0
     skip = (
-        config.first <= tile.unit.step < tile.steps - config.last
+        tile.unit.step in config.may_skip(tile.steps)
         and row < config.most_skips
         and changes_evenly(config, known, added)
     )

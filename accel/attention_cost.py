@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.windowed import Geometry, dense_flops, window_flops
-from jobs.attention_plan import AttentionPlan, is_full, is_windowed, shares_branches
+from jobs.attention_plan import AttentionPlan, Branch, is_full, is_windowed, shares_branches
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,13 @@ def plan_flops(plan: AttentionPlan, attention: Attention, *, guided: bool) -> li
 
 def _step_flops(plan: AttentionPlan, step: int, attention: Attention, guided: bool) -> int:
     kept, flops = plan.kept_after(step), 0
+    branches: tuple[Branch, ...] = ("cond", "uncond") if guided else ("cond",)
     for layer, strategy in enumerate(plan.rows[step]):
-        for branch in ("cond", "uncond") if guided else ("cond",):
+        for branch in branches:
             if branch == "uncond" and shares_branches(strategy):
                 continue
             if is_full(strategy):
-                leaves = ("residual", layer, branch) in kept
+                leaves = ("residual", layer, plan.owner(step, layer, branch)) in kept
                 flops += attention.dense + (attention.window if leaves else 0)
             elif is_windowed(strategy):
                 flops += attention.window
@@ -59,7 +60,7 @@ def kept_bytes(
     have. Text has outputs and no residuals."""
     channels = attention.heads * attention.head_dim * element_bytes
     tokens = {"residual": attention.geometry.grid_tokens, "output": attention.geometry.tokens}
-    owners = ("cond", "uncond") if guided else ("cond",)
+    owners = ("cond", "uncond", "shared") if guided else ("cond", "shared")
     return [
         sum(tokens[kind] * channels for kind, _, owner in plan.kept_after(step) if owner in owners)
         for step in range(plan.steps)

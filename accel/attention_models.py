@@ -33,6 +33,10 @@ class VideoTransformer:
     text: Literal["none", "first", "last"] = "none"
     outputs: int = 1
 
+    def grid_of(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> Extent:
+        """``grid`` from a call's arguments as a forward hook has them."""
+        return self.grid(model, {**given, "hidden_states": args[0]} if args else given)
+
 
 def _patched(latents: torch.Tensor, patch: Sequence[int]) -> Extent:
     """Tokens of latents [B, C, T, H, W]."""

@@ -27,9 +27,11 @@ def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
             Acceleration(name="slicing", config=accelerations.slicing, apply=slicing.apply)
         )
     if accelerations.fast_attention is not None:
-        plan = accelerations.fast_attention.plan
-        assert plan is not None, "planning has found it"
-        config = fast_attention.FastAttention(stages=(plan,))
+        stages = accelerations.fast_attention.stages
+        assert stages is not None, "planning has found them"
+        config = fast_attention.FastAttention(
+            stages=stages, may_skip=accelerations.may_skip([plan.steps for plan in stages])
+        )
         techniques.append(
             Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)
         )

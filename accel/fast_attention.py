@@ -29,17 +29,35 @@ from accel.attention_models import VideoTransformer, check_layers, video_transfo
 from accel.handle import Branch, TileStep
 from accel.windowed import Geometry
 from accel.wrapping import Wrapped
-from jobs.attention_plan import AttentionPlan, Extent, is_windowed, shares_branches
+from jobs.attention_plan import (
+    NONE_SKIPPED,
+    AttentionPlan,
+    Extent,
+    Kind,
+    Owner,
+    is_windowed,
+    shares_branches,
+)
 from jobs.errors import CannotRunHere
 
 NAME = "fast_attention"
 
+#: Under whose names a branch finds what steps before it left. No more than one of them holds
+#: something: a step that makes it anew drops what was there.
+_FINDS: dict[Branch, tuple[Owner, ...]] = {
+    "cond": ("cond", "shared"),
+    "uncond": ("uncond", "shared"),
+    "both": ("both",),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastAttention:
-    """A plan for each stage of a pyramid, coarsest first; a single one is no pyramid."""
+    """A plan for each stage of a pyramid, coarsest first; a single one is no pyramid. ``may_skip``:
+    the steps of each stage that another technique may leave out, none if it is empty."""
 
     stages: tuple[AttentionPlan, ...]
+    may_skip: tuple[range, ...] = ()
 
 
 def apply(model: torch.nn.Module, config: FastAttention) -> FastAttentionHandle:
@@ -62,7 +80,7 @@ class FastAttentionHandle:
     def __init__(
         self, model: torch.nn.Module, kind: VideoTransformer, config: FastAttention
     ) -> None:
-        self._kind, self._stages = kind, config.stages
+        self._kind, self._stages, self._may_skip = kind, config.stages, config.may_skip
         self._pass: _Pass | None = None
         self._undo: list[Callable[[], None]] = []
         for number, layer in enumerate(kind.layers(model)):
@@ -73,7 +91,9 @@ class FastAttentionHandle:
     @contextmanager
     def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
         assert self._pass is None, "one pass at a time"
-        self._pass = _Pass(self._plan(tile), tile, branch, self._kind)
+        plan, stage = self._plan(tile), tile.unit.stage
+        may_skip = self._may_skip[stage] if self._may_skip else NONE_SKIPPED
+        self._pass = _Pass(plan, tile, branch, self._kind, may_skip)
         try:
             yield
             self._pass.finish()
@@ -96,10 +116,7 @@ class FastAttentionHandle:
         return stages[stage]
 
     def _enter_model(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
-        current = self._current()
-        if args:
-            given = {**given, "hidden_states": args[0]}
-        current.grid = self._kind.grid(model, given)
+        self._current().grid = self._kind.grid_of(model, args, given)
 
     def _around(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return self._current().attend(number, partial(plain, *args, **kwargs))
@@ -114,13 +131,19 @@ class _Pass:
     """One pass of a tile and branch through the model."""
 
     def __init__(
-        self, plan: AttentionPlan, tile: TileStep, branch: Branch, kind: VideoTransformer
+        self,
+        plan: AttentionPlan,
+        tile: TileStep,
+        branch: Branch,
+        kind: VideoTransformer,
+        may_skip: range,
     ) -> None:
         self.grid: Extent | None = None
         self._plan, self._tile, self._branch, self._kind = plan, tile, branch, kind
         self._step = tile.unit.step
-        # Branches that run as one batch are guided by the batch's own state.
-        self._kept = {key[:2] for key in plan.kept_after(self._step) if key[2] == branch}
+        # What both branches share, the conditional one leaves and hands on.
+        mine = [owner for owner in _FINDS[branch] if (branch, owner) != ("uncond", "shared")]
+        self._kept = {key for key in plan.kept_after(self._step, may_skip) if key[2] in mine}
         self._reached: list[int] = []
 
     def attend(self, layer: int, plain: partial[Any]) -> Any:
@@ -139,8 +162,8 @@ class _Pass:
             outputs = self._compute(layer, plain)
             if shares and self._branch == "cond":
                 self._tile.shared.update(self._named("output", layer, "cond", outputs))
-        if ("output", layer) in self._kept:
-            self._tile.kept.update(self._named("output", layer, self._branch, outputs))
+        if strategy != "share_steps":
+            self._leave("output", layer, outputs)
         return outputs if self._kind.outputs > 1 else outputs[0]
 
     def finish(self) -> None:
@@ -151,10 +174,13 @@ class _Pass:
                 f"{self._tile.unit}: of {self._plan.layers} layers with fast attention the model "
                 f"called {self._reached}; each is to be called once"
             )
-        for kind, layer in self._kept:
-            names = self._names(kind, layer, self._branch)
-            if not self._tile.kept.keys() >= set(names):
-                self._tile.kept.update({name: self._carried(name) for name in names})
+        for kind, layer in {key[:2] for key in self._kept}:
+            if self._plan.writes(kind, self._step, layer):
+                continue
+            owner = self._found(kind, layer)
+            if (kind, layer, owner) in self._kept:
+                names = self._names(kind, layer, owner)
+                self._tile.kept.update({name: self._tile.carried[name] for name in names})
 
     # -- computing
 
@@ -173,8 +199,7 @@ class _Pass:
                 f"scaled_dot_product_attention once; set the attention backend 'native'"
             )
         if isinstance(core, Residual):
-            found = self._named("residual", layer, self._branch, (core.residual,))
-            self._tile.kept.update(found)
+            self._leave("residual", layer, (core.residual,))
         return tuple(torch.cat([x, x]) for x in outputs) if half else outputs
 
     def _core(self, layer: int) -> Core | None:
@@ -182,7 +207,7 @@ class _Pass:
         if is_windowed(self._plan.rows[self._step][layer]):
             self._count("window")
             return Windowed(self.geometry, self._read("residual", layer)[0])
-        return Residual(self.geometry) if ("residual", layer) in self._kept else None
+        return Residual(self.geometry) if self._leaves("residual", layer) else None
 
     def geometry(self, tokens: int) -> Geometry:
         """Of a layer that attends over so many tokens."""
@@ -198,18 +223,31 @@ class _Pass:
 
     # -- what is remembered
 
-    def _read(self, kind: Any, layer: int) -> tuple[torch.Tensor, ...]:
-        owner = self._plan.reads(kind, self._step, layer, self._branch)
-        assert owner is not None, "a plan's step reads what it was checked to"
-        return tuple(self._carried(name) for name in self._names(kind, layer, owner))
+    def _leaves(self, kind: Kind, layer: int) -> bool:
+        """Whether a later step may read what this pass computes."""
+        owner = self._plan.owner(self._step, layer, self._branch)
+        return (kind, layer, owner) in self._kept
 
-    def _carried(self, name: str) -> torch.Tensor:
-        if name not in self._tile.carried:
-            raise CannotRunHere(
-                f"{self._tile.unit} came without '{name}', which its attention plan reads: the "
-                "step before ran by another plan. Render this stage from its first step"
-            )
-        return self._tile.carried[name]
+    def _leave(self, kind: Kind, layer: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        if self._leaves(kind, layer):
+            owner = self._plan.owner(self._step, layer, self._branch)
+            self._tile.kept.update(self._named(kind, layer, owner, tensors))
+
+    def _read(self, kind: Kind, layer: int) -> tuple[torch.Tensor, ...]:
+        names = self._names(kind, layer, self._found(kind, layer))
+        return tuple(self._tile.carried[name] for name in names)
+
+    def _found(self, kind: Kind, layer: int) -> Owner:
+        """Under whose name the newest lies, of the last step that ran and made one: whether that
+        step shared its branches, only the tile knows where steps may be skipped."""
+        for owner in _FINDS[self._branch]:
+            if self._tile.carried.keys() >= set(self._names(kind, layer, owner)):
+                return owner
+        name = f"{NAME}.{self._branch}.{kind}.{layer}"
+        raise CannotRunHere(
+            f"{self._tile.unit} came without '{name}', which its attention plan reads: the step "
+            "before ran by another plan. Render this stage from its first step"
+        )
 
     def _from_cond(self, layer: int) -> tuple[torch.Tensor, ...]:
         names = self._names("output", layer, "cond")
@@ -221,13 +259,13 @@ class _Pass:
         return tuple(self._tile.shared.pop(name) for name in names)
 
     def _named(
-        self, kind: str, layer: int, branch: Branch, tensors: tuple[torch.Tensor, ...]
+        self, kind: Kind, layer: int, owner: Owner, tensors: tuple[torch.Tensor, ...]
     ) -> dict[str, torch.Tensor]:
-        return dict(zip(self._names(kind, layer, branch), tensors, strict=True))
+        return dict(zip(self._names(kind, layer, owner), tensors, strict=True))
 
-    def _names(self, kind: str, layer: int, branch: Branch) -> list[str]:
+    def _names(self, kind: Kind, layer: int, owner: Owner) -> list[str]:
         parts = self._kind.outputs if kind == "output" else 1
-        return [f"{NAME}.{branch}.{kind}.{layer}.{part}" for part in range(parts)]
+        return [f"{NAME}.{owner}.{kind}.{layer}.{part}" for part in range(parts)]
 
     def _count(self, what: str) -> None:
         self._tile.engaged[f"{NAME}.{what}"] += 1

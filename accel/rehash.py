@@ -161,17 +161,7 @@ def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
     ]
 
 
-# -- which steps are key steps
-
-
-def key_steps(similarity_SS: NDArray[np.floating[Any]], threshold: float) -> tuple[int, ...]:
-    """The greedy choice of the paper's algorithm 1: a step is a key step if its features are less
-    like those of the key step before it than ``threshold``; the first and the last step are."""
-    steps, keys = len(similarity_SS), [0]
-    for step in range(1, steps):
-        if similarity_SS[step, keys[-1]] < threshold:
-            keys.append(step)
-    return tuple(keys) if keys[-1] == steps - 1 else (*keys, steps - 1)
+# -- how alike steps are
 
 
 def similarity(features: Sequence[torch.Tensor]) -> NDArray[np.float64]:

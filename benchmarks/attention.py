@@ -36,7 +36,7 @@ from benchmarks.common import write_result
 from jobs.attention_plan import AttentionPlan, Extent
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.units import ShotRender, Unit
-from workers.calibration import CalibrationSample, find_plan
+from workers.calibration import CalibrationSample, find_plans
 from workers.families import ModelFamily, open_family
 from workers.fidelity import compare
 
@@ -171,7 +171,9 @@ def model_figures(deltas: Sequence[float]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as plans:
             calibration = [shot_of(prompt, 100 + n) for n, prompt in enumerate(CALIBRATION)]
             identity = inspect_model(folder).identity
-            plan, _ = find_plan(family, identity, calibration, delta=delta, folder=Path(plans))
+            ((plan, _),) = find_plans(
+                family, identity, calibration, delta=delta, folder=Path(plans)
+            )
         searched_s = time.perf_counter() - began
         row = {"delta": delta, "search_s": round(searched_s, 1)}
         rows.append(row | against_full(family, shots, plan, full))

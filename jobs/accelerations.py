@@ -5,6 +5,7 @@ A part that is None is off. ``jobs.presets`` has named choices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -33,28 +34,40 @@ class Adaptive(Part):
     first: Annotated[int, Field(ge=LOOKS_BACK, le=1000)] = LOOKS_BACK  # steps that always run
     last: Annotated[int, Field(ge=0, le=1000)] = 1
 
+    def may_skip(self, steps: int) -> range:
+        """The steps of a stage of so many that may be skipped."""
+        return range(self.first, max(self.first, steps - self.last))
+
 
 KeySteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 
 
 class Rehash(Part):
     """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
-    2411.01171). Key steps are those of each stage, coarsest first, or every so many steps."""
+    2411.01171). Key steps are those of each stage, coarsest first, or every so many steps; or
+    planning finds them: by the profile that ``longtake calibrate --rehash`` made, steps whose
+    features are less like those of the key step before than ``threshold``. ``profiles`` is the
+    folder that it wrote to, None the usual one."""
 
     key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
     every: Annotated[int, Field(ge=2, le=1000)] | None = None
+    threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    profiles: FilePath | None = None
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Rehash:
-        if (self.key_steps is None) == (self.every is None):
-            raise ValueError("needs key_steps or every, and not both")
+        asked = (self.key_steps or self.threshold, self.every)  # planning puts key steps beside it
+        if sum(each is not None for each in asked) != 1:
+            raise ValueError("needs one of key_steps, every and threshold")
+        if self.profiles is not None and self.threshold is None:
+            raise ValueError("profiles is for a threshold; give one, or remove profiles")
         return self
 
     def keys(self, stage: int, steps: int) -> frozenset[int]:
         """The key steps of a stage of so many steps. Its first and last are always."""
         if self.every is not None:
             return frozenset({*range(0, steps, self.every), steps - 1})
-        assert self.key_steps is not None
+        assert self.key_steps is not None, "planning has found them"
         return frozenset({0, *self.key_steps[stage], steps - 1})
 
 
@@ -73,20 +86,24 @@ class Slicing(Part):
         return self
 
 
+def _as_plans(value: Any) -> Any:
+    """As JSON has them."""
+    return tuple(map(_as_plan, value)) if isinstance(value, list | tuple) else value
+
+
 def _as_plan(value: Any) -> Any:
-    """As JSON has it."""
     if isinstance(value, dict) and value.keys() == {"rows", "window"}:
         return AttentionPlan(tuple(map(tuple, value["rows"])), tuple(value["window"]))
     return value
 
 
 class FastAttention(Part):
-    """Windowed and shared self-attention (DiTFastAttn, arXiv 2406.08552), by a plan that
+    """Windowed and shared self-attention (DiTFastAttn, arXiv 2406.08552), by plans that
     ``longtake calibrate`` found. ``plans`` is the folder that it wrote to, None the usual one. A
-    job that is planned holds the plan itself."""
+    job that is planned holds the plan of each stage itself, coarsest first."""
 
     plans: FilePath | None = None
-    plan: Annotated[AttentionPlan | None, BeforeValidator(_as_plan)] = None
+    stages: Annotated[tuple[AttentionPlan, ...] | None, BeforeValidator(_as_plans)] = None
 
 
 class Accelerations(Part):
@@ -97,15 +114,24 @@ class Accelerations(Part):
     rehash: Rehash | None = None
     fast_attention: FastAttention | None = None
 
+    def may_skip(self, stage_steps: Sequence[int]) -> tuple[range, ...]:
+        """The steps of each stage where the model may not be called at all."""
+        if self.adaptive is None:
+            return tuple(range(0) for _ in stage_steps)
+        return tuple(self.adaptive.may_skip(steps) for steps in stage_steps)
+
     def recipe(self) -> dict[str, Any]:
         """What a result's bits depend on: the settings of all that is on."""
-        asked = {"fast_attention": {"plans"}, "slicing": {"budget_gb"}}
+        asked = {
+            "fast_attention": {"plans"},
+            "rehash": {"threshold", "profiles"},
+            "slicing": {"budget_gb"},
+        }
         return self.model_dump(mode="json", exclude_none=True, exclude=asked)
 
 
 #: What cannot be combined yet, and why. Named before any weight loads.
 CONFLICTS: dict[tuple[str, str], str] = {
-    ("adaptive", "fast_attention"): "a skipped step leaves no attention for later ones to share",
     ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
     ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
     ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",

@@ -11,22 +11,27 @@ WA-RS, ``+share_branches`` is ASC.
 
 From these follows what must be remembered when: a full step is asked for its residual only where a
 window step reads it, a computed output is kept only where a later step shares it.
+
+The words "last" and "before" count the steps that ran. Where another technique skips a step (the
+whole model, as ``adaptive`` does), nothing in it was computed: a later step reads what the last
+step that did run has left. That is what the paper's caches would do, which a step that is left out
+does not touch. So the residual of an older full step serves where a newer one was skipped, and the
+look-ahead keeps it until then. The plan itself does not move: each step that runs goes by its own
+row.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import os
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from jobs import calibration
+from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, CannotRunHere
-from jobs.files import replace_file
-from jobs.model_hashes import cache_file
 
 #: Frames, rows and columns of a video's tokens.
 Extent = tuple[int, int, int]
@@ -43,7 +48,12 @@ Kind = Literal["residual", "output"]
 #: another, unless the technique is to share between branches and its plan says so.
 Branch = Literal["cond", "uncond", "both"]
 
-FORMAT = 1
+#: Under whose name a step leaves something: its branch's, or, computed for one and used for the
+#: other as well, that of both.
+Owner = Literal["cond", "uncond", "both", "shared"]
+
+#: Every step runs.
+NONE_SKIPPED = range(0)
 
 
 def shares_branches(strategy: Strategy) -> bool:
@@ -64,24 +74,6 @@ def _writes(strategy: Strategy, kind: Kind) -> bool:
 
 def _reads(strategy: Strategy, kind: Kind) -> bool:
     return is_windowed(strategy) if kind == "residual" else strategy == "share_steps"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanKey:
-    """What a plan was made for: it holds for nothing else."""
-
-    model: str  # identity of the model folder, by the hashes of its files
-    latent_size: Extent  # latent frames, height and width of a tile
-    steps: int
-    scheduler: str
-    flow_shift: float | None  # None: as the model folder says
-    guided: bool  # whether there is an unconditional branch
-
-    @property
-    def file(self) -> str:
-        """The name of the plan's file."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return f"attention-{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ class AttentionPlan:
         if strategy not in STRATEGIES:
             raise BadJob(f"{where}: unknown strategy '{strategy}'; valid: {', '.join(STRATEGIES)}")
         for kind in get_args(Kind):
-            if _reads(strategy, kind) and self.source(kind, step, layer) is None:
+            if _reads(strategy, kind) and not self.sources(kind, step, layer):
                 raise BadJob(f"{where}: '{strategy}' reads the {kind} of a step before; there is "
                              "none: let an earlier step be 'full'")  # fmt: skip
 
@@ -118,95 +110,81 @@ class AttentionPlan:
     def layers(self) -> int:
         return len(self.rows[0])
 
-    def source(self, kind: Kind, step: int, layer: int) -> int | None:
-        """The last step before ``step`` that can leave a residual or an output."""
-        return next(
-            (at for at in reversed(range(step)) if _writes(self.rows[at][layer], kind)), None
-        )
+    def writes(self, kind: Kind, step: int, layer: int) -> bool:
+        """Whether a step makes anew what later ones may read."""
+        return _writes(self.rows[step][layer], kind)
 
-    def owner(self, source: int, layer: int, branch: Branch) -> Branch:
-        """Under which branch's name lies what a step left for this branch."""
-        shared = branch == "uncond" and shares_branches(self.rows[source][layer])
-        return "cond" if shared else branch
+    def sources(
+        self, kind: Kind, step: int, layer: int, may_skip: range = NONE_SKIPPED
+    ) -> tuple[int, ...]:
+        """The steps before ``step`` that may have left the newest residual or output, newest first:
+        the last one that is sure to run, and those after it that may be skipped."""
+        found: list[int] = []
+        for at in reversed(range(step)):
+            if self.writes(kind, at, layer):
+                found.append(at)
+                if at not in may_skip:
+                    break
+        return tuple(found)
 
-    def reads(self, kind: Kind, step: int, layer: int, branch: Branch) -> Branch | None:
-        """The branch under whose name a step finds what it reads; None if it reads nothing of the
-        kind, or has it from the conditional branch of the same step."""
+    def owner(self, step: int, layer: int, branch: Branch) -> Owner:
+        """Under whose name lies what a step left for this branch."""
+        shares = branch != "both" and shares_branches(self.rows[step][layer])
+        return "shared" if shares else branch
+
+    def reads(self, kind: Kind, step: int, layer: int, branch: Branch) -> bool:
+        """Whether a step reads what one before it left. What the unconditional branch has from the
+        conditional one of the same step is not read."""
         strategy = self.rows[step][layer]
         from_cond = branch == "uncond" and shares_branches(strategy)
-        source = self.source(kind, step, layer)
-        if not _reads(strategy, kind) or from_cond or source is None:
-            return None
-        return self.owner(source, layer, branch)
+        return _reads(strategy, kind) and not from_cond
 
-    def kept_after(self, step: int) -> frozenset[tuple[Kind, int, Branch]]:
-        """The look-ahead: (kind, layer, owner) of all that steps after this one read, and that was
-        left at this step or before. ``both`` stands for runs that take the branches as a batch."""
-        return _kept_after(self)[step]
+    def kept_after(
+        self, step: int, may_skip: range = NONE_SKIPPED
+    ) -> frozenset[tuple[Kind, int, Owner]]:
+        """The look-ahead: (kind, layer, owner) of all that steps after this one may read, and that
+        was left at this step or before. ``both`` stands for runs that take the branches as a batch.
+
+        Where steps ``may_skip``, what they would make anew is kept until one that is sure to run
+        has done so: so more is kept than is read."""
+        return _kept_after(self, may_skip)[step]
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_after(plan: AttentionPlan) -> tuple[frozenset[tuple[Kind, int, Branch]], ...]:
-    kept: list[set[tuple[Kind, int, Branch]]] = [set() for _ in plan.rows]
-    for reader in range(plan.steps):
-        for layer in range(plan.layers):
-            for kind in get_args(Kind):
-                source = plan.source(kind, reader, layer)
-                for branch in get_args(Branch):
-                    owner = plan.reads(kind, reader, layer, branch)
-                    for step in range(source or 0, reader) if owner else ():
-                        kept[step].add((kind, layer, owner))  # type: ignore[arg-type]
+def _kept_after(
+    plan: AttentionPlan, may_skip: range
+) -> tuple[frozenset[tuple[Kind, int, Owner]], ...]:
+    kept: list[set[tuple[Kind, int, Owner]]] = [set() for _ in plan.rows]
+    readers = itertools.product(
+        range(plan.steps), range(plan.layers), get_args(Kind), get_args(Branch)
+    )
+    for reader, layer, kind, branch in readers:
+        if not plan.reads(kind, reader, layer, branch):
+            continue
+        for source in plan.sources(kind, reader, layer, may_skip):
+            for step in range(source, reader):
+                kept[step].add((kind, layer, plan.owner(source, layer, branch)))
     return tuple(frozenset(each) for each in kept)
 
 
 # -- files
 
 
-def usual_folder() -> Path:
-    """Where plans are kept unless a job or a command names another place."""
-    found = os.environ.get("LONGTAKE_PLANS")
-    return Path(found) if found else cache_file().parent / "plans"
-
-
-def save(folder: Path, key: PlanKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:
+def save(folder: Path, key: CalibrationKey, plan: AttentionPlan, how: Mapping[str, Any]) -> Path:
     """Write a plan where ``load`` finds it; ``how`` says how it was found (delta and so on)."""
-    path = folder / key.file
-    record = {"format": FORMAT, "key": asdict(key), "window": plan.window, "rows": plan.rows}
-    text = json.dumps({**record, "how": dict(how)}, indent=1) + "\n"
-    try:
-        replace_file(path, text)
-    except OSError as error:
-        raise BadJob(
-            f"{path} cannot be written: {error.strerror}; choose another folder"
-        ) from error
-    return path
+    found = {"window": plan.window, "rows": plan.rows}
+    return calibration.save(folder, "attention plan", key, found, how)
 
 
-def load(folder: Path, key: PlanKey) -> AttentionPlan:
-    """The plan that was made for ``key``. Raises CannotRunHere if there is none."""
-    path = folder / key.file
-    try:
-        record = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        wanted = ", ".join(f"{name} {value}" for name, value in asdict(key).items())
-        raise CannotRunHere(f"no attention plan for {wanted} in {folder}: search one") from None
-    except ValueError as error:
-        raise CannotRunHere(f"{path} is no attention plan ({error}): search it again") from error
-    return read(record, key, str(path))
-
-
-def read(record: Any, key: PlanKey, where: str) -> AttentionPlan:
-    """A plan from its record. Raises CannotRunHere for another format, another key or rows that
-    do not fit the key."""
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CannotRunHere(f"{where} is no attention plan of format {FORMAT}: search it again")
-    if record.get("key") != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(f"{where} was made for {record.get('key')}, not for {asdict(key)}")
+def load(folder: Path, key: CalibrationKey) -> AttentionPlan:
+    """The plan that was made for ``key``. Raises CannotRunHere if there is none, or if its rows do
+    not fit the key."""
+    record, path = calibration.load(folder, "attention plan", key)
     try:
         first, second, third = record["window"]
         plan = AttentionPlan(tuple(map(tuple, record["rows"])), (first, second, third))
     except (BadJob, KeyError, TypeError, ValueError) as error:
-        raise CannotRunHere(f"{where} holds no plan ({error}): search it again") from error
+        raise CannotRunHere(f"{path} holds no plan ({error}): calibrate again") from error
     if plan.steps != key.steps:
-        raise CannotRunHere(f"{where} has {plan.steps} steps, its key says {key.steps}")
+        raise CannotRunHere(f"{path} has {plan.steps} steps, its key says {key.steps}")
     return plan

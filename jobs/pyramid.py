@@ -31,6 +31,17 @@ def stage_frames(latent_frames: int, stride: int, *, first_alone: bool) -> int:
     return alone + -(-(latent_frames - alone) // stride)
 
 
+def window_frames(
+    latent_frames: int, stages: int, most: int | None, *, first_alone: bool
+) -> tuple[int, ...]:
+    """How many frames the windows of each stage have: ``most``, or as many as the stage has."""
+    every = [
+        stage_frames(latent_frames, stride, first_alone=first_alone)
+        for stride in stage_strides(stages)
+    ]
+    return tuple(min(frames, most or frames) for frames in every)
+
+
 def covered(frame: int, stride: int, latent_frames: int, *, first_alone: bool) -> tuple[int, int]:
     """The shot's latent frames ``[start, stop)`` that a stage's frame stands for."""
     (start,) = firsts(frame, frame + 1, stride, first_alone=first_alone)

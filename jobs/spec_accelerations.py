@@ -26,14 +26,14 @@ def acceleration_problems(
     ]
     if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "adaptive"), said))
-    if asked.rehash and (said := _rehash_problem(asked.rehash, stage_steps)):
+    if asked.rehash and asked.rehash.threshold is not None and asked.rehash.key_steps is not None:
+        said = "key_steps are found by the threshold; remove one of them"
+        problems.append(Problem(("accelerations", "rehash"), said))
+    elif asked.rehash and (said := rehash_problem(asked.rehash, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "rehash"), said))
-    if spec.accelerations.fast_attention and spec.accelerations.fast_attention.plan:
-        said = "a plan cannot stand in a job: longtake calibrate finds one; remove it"
-        problems.append(Problem(("accelerations", "fast_attention", "plan"), said))
-    if asked.fast_attention and len(stage_steps) > 1:
-        said = "plans of attention are for renders without a pyramid yet; say pyramid: off"
-        problems.append(Problem(acceleration_place(spec, "fast_attention"), said))
+    if spec.accelerations.fast_attention and spec.accelerations.fast_attention.stages:
+        said = "plans cannot stand in a job: longtake calibrate finds them; remove them"
+        problems.append(Problem(("accelerations", "fast_attention", "stages"), said))
     return problems
 
 
@@ -55,7 +55,11 @@ def _adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
     )
 
 
-def _rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
+def rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
+    """Why there is nothing to reuse, or which key steps cannot be; empty if all is well, or not
+    known before planning has found the key steps."""
+    if rehash.key_steps is None and rehash.every is None:
+        return ""
     stages = len(stage_steps)
     for keys, steps in zip(rehash.key_steps or (), stage_steps, strict=False):
         if max(keys) >= steps:
@@ -67,5 +71,5 @@ def _rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
         return ""
     return (
         f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; give more "
-        "steps, or remove it"
+        f"steps, {'a lower threshold, ' if rehash.threshold is not None else ''}or remove it"
     )

@@ -1,98 +1,157 @@
-"""``longtake calibrate``: finds a model's plan of attention and keeps it where jobs look."""
+"""``longtake calibrate``: finds a model's plans of attention, or its profile for rehash, and keeps
+them where jobs look."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.attention_plan import STRATEGIES, AttentionPlan, usual_folder
+from jobs.attention_plan import STRATEGIES, AttentionPlan
+from jobs.calibration import usual_folder
 from jobs.errors import BadJob
+from jobs.rehash_profile import key_steps
 from jobs.units import ShotRender
+from orchestrator.plan import ShotPlan
 from orchestrator.prepare import Prepared
 from workers.parts import whole_or_absent
 
 
 def calibrate(
     prepared: Prepared, device: str, delta: float, folder: Path, say: Callable[[str], None]
-) -> tuple[dict[str, Any], AttentionPlan]:
-    """Search a plan on the shots of a job, each shortened to one window. What is found is kept
-    step by step: the same call goes on after an interruption. Raises BadJob."""
-    from workers.calibration import find_plan
+) -> tuple[dict[str, Any], list[AttentionPlan]]:
+    """Search a plan for each stage on the shots of a job. What is found is kept step by step: the
+    same call goes on after an interruption. Raises BadJob."""
+    from workers.calibration import find_plans
 
-    family, shots = _opened(prepared, "fast_attention", device)
-    found, _ = find_plan(
-        family, prepared.plan.model_identity, shots, delta=delta, folder=folder,
-        progress=lambda at: say(_progress(at)) if at.layer == at.layers - 1 else None,
+    given = _given(prepared, "fast_attention", device)
+    stages = len(given.shots[0].stage_steps)
+
+    def told(stage: int, at: Any) -> None:
+        if at.layer == at.layers - 1:
+            say(_stage(stage, stages) + f"step {at.step + 1} of {at.steps}: loss {at.loss:.4f}")
+
+    found = find_plans(
+        given.family, prepared.plan.model_identity, given.shots, delta=delta, folder=folder,
+        window_latent_frames=given.window_latent_frames, progress=told,
     )  # fmt: skip
-    report = {"folder": str(folder), "steps": found.steps, "layers": found.layers}
-    return report | _shares(found), found
+    plans = [plan for plan, _ in found]
+    report = {"folder": str(folder), "layers": plans[0].layers}
+    each = [{"steps": plan.steps, "window": plan.window, "shares": _shares(plan)} for plan in plans]
+    return report | {"stages": each}, plans
 
 
-def find_key_steps(prepared: Prepared, device: str, threshold: float) -> dict[str, Any]:
-    """Key steps for Step Rehash, from the shots of a job, each shortened to one window: the
-    greedy choice with ``threshold`` on the similarity of their features. Raises BadJob."""
-    from workers.calibration import key_steps, step_similarity
+def find_key_steps(
+    prepared: Prepared,
+    device: str,
+    threshold: float,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda said: None,
+) -> dict[str, Any]:
+    """Make a profile for Step Rehash of each stage on the shots of a job, and keep it in
+    ``folder``; tell the key steps that ``threshold`` then chooses. Raises BadJob."""
+    from workers.calibration import find_profiles
 
-    family, shots = _opened(prepared, "rehash", device)
-    keys = key_steps(step_similarity(family, shots), threshold)
-    return {"steps": shots[0].steps, "key_steps": [list(keys)]}
+    given, folder = _given(prepared, "rehash", device), folder or usual_folder()
+    stage_steps = given.shots[0].stage_steps
+
+    def told(stage: int, step: int) -> None:
+        say(_stage(stage, len(stage_steps)) + f"step {step + 1} of {stage_steps[stage]}")
+
+    found = find_profiles(
+        given.family, prepared.plan.model_identity, given.shots, folder=folder,
+        window_latent_frames=given.window_latent_frames, progress=told,
+    )  # fmt: skip
+    keys = [list(key_steps(similarity, threshold)) for similarity in found]
+    return {
+        "folder": str(folder),
+        "steps": sum(stage_steps),
+        "threshold": threshold,
+        "key_steps": keys,
+    }
 
 
-def _opened(prepared: Prepared, technique: str, device: str) -> tuple[Any, list[ShotRender]]:
+@dataclass(frozen=True)
+class _Given:
+    """What is calibrated on."""
+
+    family: Any
+    shots: list[ShotRender]
+    window_latent_frames: int
+
+
+def _given(prepared: Prepared, technique: str, device: str) -> _Given:
+    """The job's longest shots: what is found holds for shorter windows, too."""
     from workers.families import open_family
 
     plan, known = prepared.plan, prepared.model.family
     if technique not in known.accelerations:
         raise BadJob(f"{known.name} models do not take {technique} yet: there is nothing to find")
-    if len(plan.shots[0].stages) > 1:
-        raise BadJob("calibration is for renders without a pyramid yet; say pyramid: off")
+    window = max(shot.stages[-1].windows[0].stop for shot in plan.shots)
+    longest = max(_window_lengths(shot) for shot in plan.shots)
     family = open_family(
         known.name, str(prepared.model.folder), plan.dtype, device,
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
-    return family, [_one_window(s.render, s.stages[0].windows[0].stop) for s in plan.shots]
+    shots = [shot.render for shot in plan.shots if _window_lengths(shot) == longest]
+    return _Given(family, shots, window)
 
 
-def _progress(at: Any) -> str:
-    return f"step {at.step + 1} of {at.steps}: loss {at.loss:.4f}"
+def _window_lengths(shot: ShotPlan) -> list[int]:
+    """In frames of each stage."""
+    return [stage.windows[0].latent_frames for stage in shot.stages]
 
 
-def _one_window(shot: ShotRender, latent_frames: int) -> ShotRender:
-    return replace(shot, latent_frames=latent_frames)
+def _stage(stage: int, stages: int) -> str:
+    return f"stage {stage + 1} of {stages}, " if stages > 1 else ""
 
 
-def _shares(plan: AttentionPlan) -> dict[str, Any]:
+def _shares(plan: AttentionPlan) -> dict[str, float]:
     """How much of all layers and steps each strategy has."""
     rows = [strategy for row in plan.rows for strategy in row]
-    return {"shares": {name: rows.count(name) / len(rows) for name in STRATEGIES}}
+    return {name: rows.count(name) / len(rows) for name in STRATEGIES}
 
 
-def draw(plan: AttentionPlan, out: Path) -> None:
-    """A picture of the plan: layers over steps."""
+def draw(plans: Sequence[AttentionPlan], out: Path) -> None:
+    """A picture of the plans: layers over steps, one after the other."""
     from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.5 + 0.18 * plan.layers), layout="constrained")
+    layers, rows = plans[0].layers, [row for plan in plans for row in plan.rows]
+    figure = Figure(figsize=(9, 1.5 + 0.18 * layers), layout="constrained")
     axes = figure.subplots()
-    cells = [[STRATEGIES.index(row[layer]) for row in plan.rows] for layer in range(plan.layers)]
+    cells = [[STRATEGIES.index(row[layer]) for row in rows] for layer in range(layers)]
     colours = ListedColormap(["#fff", "#9ecae1", "#3182bd", "#bbb", "#333"])
     mesh = axes.pcolormesh(cells, cmap=colours, vmin=-0.5, vmax=4.5, edgecolors="#ddd", lw=0.3)
+    for border in itertools.accumulate(plan.steps for plan in plans[:-1]):
+        axes.axvline(border, color="#d62728", lw=2)
     bar = figure.colorbar(mesh, ticks=range(len(STRATEGIES)))
     bar.ax.set_yticklabels(STRATEGIES)
-    axes.set(xlabel="step", ylabel="layer")
+    axes.set(xlabel="step, of all stages" if len(plans) > 1 else "step", ylabel="layer")
     axes.invert_yaxis()
     with whole_or_absent(out, "--picture") as part:
         figure.savefig(part, format="png", dpi=110)
 
 
 def as_text(report: dict[str, Any]) -> str:
+    usual = Path(report["folder"]) == usual_folder()
     if "key_steps" in report:
-        use = f"accelerations: {{rehash: {{key_steps: {report['key_steps']}}}}}"
-        return f"{len(report['key_steps'][0])} key steps of {report['steps']}; use them: {use}"
-    lines = [f"a plan of {report['steps']} steps and {report['layers']} layers: {report['folder']}"]
-    lines += [f"  {name}: {share:.0%}" for name, share in report["shares"].items()]
-    where = "" if Path(report["folder"]) == usual_folder() else f"plans: {report['folder']}"
+        where = "" if usual else f", profiles: {report['folder']}"
+        count = sum(map(len, report["key_steps"]))
+        use = f"accelerations: {{rehash: {{threshold: {report['threshold']}{where}}}}}"
+        said = f"a profile in {report['folder']}: {count} key steps of {report['steps']}"
+        return f"{said}, {report['key_steps']}\nuse it: {use} in a job file"
+    stages = report["stages"]
+    lines = [f"plans of {report['layers']} layers in {report['folder']}"]
+    for number, stage in enumerate(stages):
+        frames, rows, columns = stage["window"]
+        lines.append(
+            f"{_stage(number, len(stages))}{stage['steps']} steps, windows of {frames} x {rows} x "
+            f"{columns} tokens (frames, rows, columns)"
+        )
+        lines += [f"  {name}: {share:.0%}" for name, share in stage["shares"].items()]
+    where = "" if usual else f"plans: {report['folder']}"
     use = f"use it: accelerations: {{fast_attention: {{{where}}}}} in a job file"
     return "\n".join([*lines, use])

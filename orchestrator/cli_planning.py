@@ -103,25 +103,25 @@ def calibrate_command(
     device: CalibrateDeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Find how a model's attention can be cut short at a job's size and steps, or with --rehash
-    its key steps: the job's shots are what that is tried on."""
+    """Find how a model's attention can be cut short at a job's size and steps, or with --rehash how
+    alike its steps are: the job's shots are what that is tried on."""
     from jobs.accelerations import Accelerations
-    from jobs.attention_plan import usual_folder
+    from jobs.calibration import usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, find_key_steps
 
     spec = _spec_of(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
+    folder, say = plans or usual_folder(), lambda said: print(said, file=sys.stderr)
     if rehash is not None:
-        found = find_key_steps(prepared, device, rehash)
+        if picture is not None:
+            raise errors.BadJob("--picture draws plans of attention; remove it, or --rehash")
+        found = find_key_steps(prepared, device, rehash, folder, say)
         print(json.dumps(found) if as_json else as_text(found))
         return
-    folder = plans or usual_folder()
-    report, plan = calibrate(
-        prepared, device, delta, folder, lambda said: print(said, file=sys.stderr)
-    )
+    report, plans_found = calibrate(prepared, device, delta, folder, say)
     if picture is not None:
-        draw(plan, picture)
+        draw(plans_found, picture)
     print(json.dumps(report) if as_json else as_text(report))
 
 

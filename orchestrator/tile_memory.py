@@ -58,9 +58,10 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
     asked = job.accelerations
     kept = 2 if asked.rehash else 0
-    if asked.fast_attention and (plan := asked.fast_attention.plan):
-        kept += max(len(plan.kept_after(step)) for step in range(plan.steps))
+    if asked.fast_attention and (plans := asked.fast_attention.stages):
+        each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
+        kept += max(len(p.kept_after(step, skip)) for p, skip in each for step in range(p.steps))
     if not kept:
         return 0
-    config = model.configs[model.family.denoiser]
-    return kept * feature_bytes(config, largest_tile(job, model.geometry), dtype)
+    config, tile = model.configs[model.family.denoiser], largest_tile(job, model.geometry)
+    return kept * feature_bytes(config, tile, dtype, job.text_tokens)

@@ -23,16 +23,15 @@ from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
-from jobs.pyramid import firsts
 from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL
 from workers.families import open_family
 from workers.families.family import stepper_of
-from workers.noise import initial_noise, jump_noise, step_noise
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
+from workers.stepping import StageSteps
 from workers.tiles import assemble, blend
 from workers.video import encode_segment
 
@@ -112,21 +111,20 @@ class Worker:
         predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
         _check_inputs(task, before)
-        stepper = self._stepper(task)
+        stage = self._stage(task)
         if unit.step == 0:
-            latents, history = self._start(task, before, stepper), {}
+            latents, history = self._start(task, before, stage), {}
         else:
-            latents, history = self._settle(task, before, stepper)
+            latents, history = self._settle(task, before, stage)
             _check_finite(latents, "the latents", unit, self.setup.dtype)
-        latents = self._family.kept(latents)
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
             tile = self._tile_step(task, own, engaged)
-            if self._skips(task, tile, latents, own, stepper):
-                output["prediction"] = self._stand_in(task, latents, own, stepper)
+            if self._skips(task, tile, latents, own, stage):
+                output["prediction"] = self._stand_in(task, latents, own, stage)
             else:
-                output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
+                output["prediction"] = self._predict(task, tile, latents, stage, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
@@ -146,60 +144,50 @@ class Worker:
         tile: TileStep,
         latents: torch.Tensor,
         own: Bundle | None,
-        stepper: RangeStepper,
+        stage: StageSteps,
     ) -> bool:
         config = self.setup.accelerations.adaptive
         if config is None:
             return False
         before = None if own is None else to_tensor(own, "latents", self.setup.device)
-        skips = adaptive.skips(config, tile, latents, before, self._added(task, stepper))
+        skips = adaptive.skips(config, tile, latents, before, self._added(task, stage))
         if skips:  # what others remember waits for the next step that runs
             tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
         return skips
 
-    def _added(self, task: StepTask, stepper: RangeStepper) -> list[adaptive.Noise]:
+    def _added(self, task: StepTask, stage: StageSteps) -> list[adaptive.Noise]:
         """The noise of the steps that a decision looks back at, newest first."""
         last = range(task.unit.step - LOOKS_BACK, task.unit.step)
-        if not stepper.adds_noise or last.start < 0:
+        if not stage.stepper.adds_noise or last.start < 0:
             return []
-        scaled = [(stepper.noise_scale(s), self._step_noise(task, s)) for s in reversed(last)]
+        frames = (task.window.start, task.window.stop)
+        scaled = [
+            (stage.stepper.noise_scale(s), stage.step_noise(s, frames)) for s in reversed(last)
+        ]
         return [adaptive.Noise(*each) for each in scaled]
 
     def _stand_in(
-        self, task: StepTask, latents: torch.Tensor, own: Bundle | None, stepper: RangeStepper
+        self, task: StepTask, latents: torch.Tensor, own: Bundle | None, stage: StageSteps
     ) -> torch.Tensor:
         """The prediction of a step that skips the model."""
         assert own is not None, "a stage's first step always runs"
         device = self.setup.device
         told, before = (to_tensor(own, name, device) for name in ("prediction", "latents"))
-        return stepper.renewed(task.unit.step, told, before, latents)
+        return stage.stepper.renewed(task.unit.step, told, before, latents)
 
-    def _start(
-        self, task: StepTask, parents: Sequence[Bundle], stepper: RangeStepper
-    ) -> torch.Tensor:
+    def _start(self, task: StepTask, parents: Sequence[Bundle], stage: StageSteps) -> torch.Tensor:
         """What a stage starts from: noise, or the finished stage before at twice the frame rate."""
-        shot, window, channels = task.shot, task.window, self._family.latent_channels
-        alone, stride = self._family.first_alone, stepper.stride
+        frames = (task.window.start, task.window.stop)
         if task.unit.stage == 0:
-            frames = firsts(window.start, window.stop, stride, first_alone=alone)
-            return stepper.start(initial_noise(shot, frames, channels).to(self.setup.device))
+            return stage.start(frames)
         pieces = [
             (parent.start, to_tensor(bundle, "latents", self.setup.device))
             for parent, bundle in zip(task.parents, parents, strict=True)
         ]
-        first, last = task.owned[0][0], task.owned[-1][1]
-        frames = firsts(first, last, 2 * stride, first_alone=alone)
-        noise = jump_noise(shot, task.unit.stage, frames, channels)
-        return stepper.jump(
-            assemble(pieces, task.owned),
-            noise.to(self.setup.device),
-            (window.start, window.stop),
-            first,
-            first_alone=alone,
-        )
+        return stage.jump(frames, assemble(pieces, task.owned), task.owned[0][0])
 
     def _settle(
-        self, task: StepTask, before: Sequence[Bundle], stepper: RangeStepper
+        self, task: StepTask, before: Sequence[Bundle], stage: StageSteps
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Finish the step before over the window: blend what was predicted, step the scheduler.
 
@@ -208,34 +196,25 @@ class Worker:
         device = self.setup.device
         own = before[task.covering.index(task.window)]
         predictions = [to_tensor(bundle, "prediction", device) for bundle in before]
-        return stepper.step_range(
+        return stage.settle(
             task.unit.step - 1,
+            (task.window.start, task.window.stop),
             blend(task.window, task.covering, predictions),
             to_tensor(own, "latents", device),
             to_tensors(own, "history.", device),
-            self._step_noise(task, task.unit.step - 1) if stepper.adds_noise else None,
         )
-
-    def _step_noise(self, task: StepTask, step: int) -> torch.Tensor:
-        frames, channels = range(task.window.start, task.window.stop), self._family.latent_channels
-        return step_noise(task.shot, step, frames, channels).to(self.setup.device)
 
     def _predict(
         self,
         task: StepTask,
         tile: TileStep,
         latents: torch.Tensor,
-        stepper: RangeStepper,
+        stage: StageSteps,
         embeddings: Bundle,
     ) -> torch.Tensor:
-        prediction = self._family.predict(
-            task.shot,
-            latents,
-            stepper,
-            task.unit.step,
-            to_tensors(embeddings, device=self.setup.device),
-            partial(self._attach().run, tile),
-        )
+        told = to_tensors(embeddings, device=self.setup.device)
+        branch = partial(self._attach().run, tile)
+        prediction = stage.predict(task.unit.step, latents, told, branch)
         _check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
         return prediction
 
@@ -280,6 +259,15 @@ class Worker:
                 self._family.denoiser, compose.attached(self.setup.accelerations)
             )
         return self._applied
+
+    def _stage(self, task: StepTask) -> StageSteps:
+        return StageSteps(
+            family=self._family,
+            shot=task.shot,
+            stage=task.unit.stage,
+            stepper=self._stepper(task),
+            device=self.setup.device,
+        )
 
     def _stepper(self, task: StepTask) -> RangeStepper:
         """All windows of a stage have the same length, hence the same schedule."""

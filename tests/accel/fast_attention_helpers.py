@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,13 +90,19 @@ def run_plan(
     plan: AttentionPlan,
     move: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] = no_move,
     batched: bool = False,
+    skipped: Collection[int] = (),
 ) -> Run:
-    """All steps, a fresh handle for each; ``move`` carries what is kept to the next one."""
+    """All steps, a fresh handle for each; ``move`` carries what is kept to the next one. Where a
+    step is ``skipped``, as any but the first may be if one is, the last prediction stands in."""
+    may_skip = (range(1, plan.steps),) if skipped else ()
     run, x, carried = Run(), start(), {}
     for step in range(plan.steps):
         tile = TileStep(unit=Unit("step", 0, step=step), steps=plan.steps, carried=carried)
-        handle = apply(model, FastAttention(stages=(plan,)))
-        if batched:
+        handle = apply(model, FastAttention(stages=(plan,), may_skip=may_skip))
+        if step in skipped:
+            cond, uncond = run.outputs[-1]
+            tile.kept.update(carried)
+        elif batched:
             with handle.run(tile, "both"):
                 uncond, cond = forward(model, x, step, "uncond", "cond").chunk(2)
         else:
@@ -166,12 +172,16 @@ def plain_processors(model: WanTransformer3DModel):
         layer.processor = processor
 
 
-def run_plainly(model: WanTransformer3DModel, rows: Sequence[Sequence[Strategy]]) -> Run:
+def run_plainly(
+    model: WanTransformer3DModel,
+    rows: Sequence[Sequence[Strategy]],
+    skipped: Collection[int] = (),
+) -> Run:
     run, x = Run(), start()
     with plain_processors(model) as processors:
         for step, row in enumerate(rows):
-            found = []
-            for branch in ("cond", "uncond"):
+            found = list(run.outputs[-1]) if step in skipped else []
+            for branch in ("cond", "uncond") if not found else ():
                 for processor, strategy in zip(processors, row, strict=True):
                     processor.strategy, processor.branch = strategy, branch
                 found.append(forward(model, x, step, branch))

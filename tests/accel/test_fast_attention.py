@@ -116,6 +116,38 @@ def test_branches_as_one_batch_are_the_branches_one_by_one() -> None:
             assert bool(tile.kept) == bool(other.kept)
 
 
+# -- steps that another technique skips
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_where_steps_are_skipped_the_last_that_ran_serves(seed: int) -> None:
+    """The slow twin's caches hold whatever was computed last."""
+    model, chosen = tiny_wan(), random_plan(seed, steps=9)
+    skipped = set(random.Random(100 + seed).sample(range(1, 9), k=3))
+    ours, theirs = (
+        run_plan(model, chosen, through_bytes, skipped=skipped),
+        run_plainly(model, chosen.rows, skipped),
+    )
+    assert apart(ours, theirs) < ROUNDING
+    assert apart(run_plan(model, chosen, batched=True, skipped=skipped), theirs) < ROUNDING
+
+
+@pytest.mark.parametrize("skipped_one", [F, FB, W, WB])
+@pytest.mark.parametrize("reader", [S, W, WB])
+@pytest.mark.parametrize("before", [F, FB])
+def test_a_skip_in_front_of_a_step_that_reads(before: str, skipped_one: str, reader: str) -> None:
+    model, chosen = tiny_wan(), plan((before, F, before, skipped_one, reader, reader))
+    ours = run_plan(model, chosen, through_bytes, skipped={3})
+    assert apart(ours, run_plainly(model, chosen.rows, {3})) < ROUNDING
+    assert apart(ours, run_plan(model, chosen)) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_that_may_be_skipped_and_are_not_change_no_bit(seed: int) -> None:
+    model, chosen = tiny_wan(), random_plan(seed)
+    assert_same_bits(run_plan(model, chosen, skipped={99}), run_plan(model, chosen))
+
+
 # -- what it remembers
 
 

@@ -10,9 +10,10 @@ import torch
 from diffusers import UNetMotionModel, UNetSpatioTemporalConditionModel, WanTransformer3DModel
 
 from accel.handle import TileStep
-from accel.rehash import apply, key_steps, similarity
+from accel.rehash import apply, similarity
 from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere
+from jobs.rehash_profile import key_steps
 from jobs.units import Unit
 from tests.accel.test_compose import structure
 from tests.workers.tiny_animatediff import tiny_unet

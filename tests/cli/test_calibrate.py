@@ -6,11 +6,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jobs.accelerations import Accelerations, Rehash
+from jobs.rehash_profile import key_steps
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
+from tests.workers.tiny_families import tiny_family
 
 
 @pytest.mark.slow
@@ -31,14 +35,14 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
 
     ran = desk.run("calibrate", "fast.yaml", "--delta", "9", "--picture", "plan.png", "--json")
     assert ran.code == 0, ran.err
-    shares = ran.json()["shares"]
-    assert sum(shares.values()) == pytest.approx(1) and shares["full"] < 0.5
+    (stage,) = ran.json()["stages"]
+    assert sum(stage["shares"].values()) == pytest.approx(1) and stage["shares"]["full"] < 0.5
     assert "step 4 of 4: loss " in ran.err
     assert (desk.folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
     plan = prepare(JobSpec.model_validate(fast)).plan
     kept = plan.accelerations.fast_attention
-    assert kept is not None and kept.plan is not None and kept.plan.steps == 4
+    assert kept is not None and kept.stages is not None and kept.stages[0].steps == 4
     stored = plan_from_json(json.loads(json.dumps(plan_to_json(plan))))
     assert stored == plan, "a job that is planned needs no file any more"
     assert desk.run("plan", "fast.yaml", "--json").json()["accelerations"]["fast_attention"]
@@ -52,26 +56,102 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     assert "fast_attention: does nothing: the plan" in said and "larger --delta" in said
 
 
-def test_plans_are_not_searched_for_pyramids(desk: Desk, tmp_path: Path) -> None:
-    (desk.folder / "film.yaml").write_text(
-        f"model: {desk.model}\nprompt: a\nseconds: 1\nsize: 32x32\nsteps: 4\npyramid: 2\n"
-    )
-    said = refusal(desk.run("calibrate", "film.yaml", "--plans", tmp_path), 2)
-    assert "calibration is for renders without a pyramid yet; say pyramid: off" in said
-
-
-def test_key_steps_are_found(tmp_path: Path, longtake: Callable[..., Ran]) -> None:
-    model = write_tiny_animatediff(tmp_path / "model")
-    ran = longtake(
-        "calibrate", "--model", model, "--prompt", "kite", "--seconds", "1", "--size", "32x32",
-        "--steps", "5", "--rehash", "1.0", "--json",
-    )  # fmt: skip
+@pytest.mark.slow
+def test_every_stage_of_a_pyramid_has_its_plan(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
+    asked = {
+        "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
+        "steps": 4, "fps": 8, "pyramid": 2, "pyramid_steps": [1, 3],
+        "accelerations": {"fast_attention": {}},
+    }  # fmt: skip
+    (desk.folder / "fast.yaml").write_text(json.dumps(asked))
+    ran = desk.run("calibrate", "fast.yaml", "--delta", "9", "--picture", "plan.png", "--json")
     assert ran.code == 0, ran.err
-    assert ran.json() == {"steps": 5, "key_steps": [[0, 1, 2, 3, 4]]}
-    ran = longtake(
-        "calibrate", "--model", model, "--prompt", "kite", "--seconds", "1", "--size", "32x32",
-        "--steps", "5", "--rehash", "0.0",
-    )  # fmt: skip
-    assert ran.out == (
-        "2 key steps of 5; use them: accelerations: {rehash: {key_steps: [[0, 4]]}}\n"
-    )
+    assert [stage["steps"] for stage in ran.json()["stages"]] == [1, 3]
+    assert "stage 2 of 2, step 3 of 3: loss " in ran.err
+    plan = desk.run("plan", "fast.yaml", "--json").json()
+    found = plan["accelerations"]["fast_attention"]["stages"]
+    assert [len(stage["rows"]) for stage in found] == [1, 3]
+    other = {**asked, "pyramid_steps": [2, 2]}
+    (desk.folder / "fast.yaml").write_text(json.dumps(other))
+    assert "stage_steps (2, 2), stage 0" in refusal(desk.run("plan", "fast.yaml"), 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ltx", "cogvideox-5b", "hunyuan-video"])
+def test_jobs_of_every_family_find_their_plans(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longtake: Callable[..., Ran]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = {
+        "version": 1, "model": str(tiny_family(kind, tmp_path).folder), "prompt": "a red kite",
+        "seconds": 1, "size": [32, 32], "steps": 2, "window_latent_frames": 5,
+        "overlap_latent_frames": 1, "accelerations": {"fast_attention": {"plans": "plans"}},
+    }  # fmt: skip
+    Path("fast.yaml").write_text(json.dumps(asked))
+    ran = longtake("calibrate", "fast.yaml", "--delta", "9", "--plans", "plans")
+    assert ran.code == 0, ran.err
+    assert "use it: accelerations: {fast_attention: {plans: plans}} in a job file" in ran.out
+    ran = longtake("plan", "fast.yaml", "--json")
+    assert ran.code == 0, ran.err
+    (plan,) = ran.json()["accelerations"]["fast_attention"]["stages"]
+    assert plan["rows"] == [["full"] * 2, ["share_steps"] * 2]
+
+
+STEPS = 5
+
+
+@pytest.fixture
+def rehash_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Of a model that takes rehash, in ``film.yaml`` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGTAKE_PLANS", str(tmp_path / "plans"))
+    asked = {
+        "version": 1, "model": str(write_tiny_animatediff(tmp_path / "model")), "prompt": "kite",
+        "seconds": 1, "size": [32, 32], "steps": STEPS,
+        "accelerations": {"rehash": {"threshold": 0.5}},
+    }  # fmt: skip
+    Path("film.yaml").write_text(json.dumps(asked))
+    return asked
+
+
+def test_a_profile_is_made_and_found_by_jobs(
+    rehash_job: dict, longtake: Callable[..., Ran]
+) -> None:
+    said = refusal(longtake("plan", "film.yaml"), 2)
+    assert "accelerations.rehash: no rehash profile for model " in said
+    assert "longtake calibrate --rehash 0.5 makes one" in said
+
+    ran = longtake("calibrate", "film.yaml", "--rehash", "0.0")
+    assert ran.code == 0, ran.err
+    assert f"2 key steps of {STEPS}, [[0, 4]]" in ran.out
+    assert "use it: accelerations: {rehash: {threshold: 0.0}} in a job file" in ran.out
+    assert f"step {STEPS} of {STEPS}\n" in ran.err
+
+    # The same profile serves every threshold: all that it holds is how alike the steps are.
+    (file,) = Path("plans").glob("rehash-profile-*.json")
+    similarity = np.array(json.loads(file.read_text())["similarity"])
+    assert similarity.shape == (STEPS, STEPS) and similarity[0, 0] == pytest.approx(1)
+    for threshold in (0.5, float(np.sort(similarity[0])[1])):
+        rehash_job["accelerations"] = {"rehash": {"threshold": threshold}}
+        Path("film.yaml").write_text(json.dumps(rehash_job))
+        ran = longtake("plan", "film.yaml", "--json")
+        assert ran.code == 0, ran.err
+        found = ran.json()["accelerations"]["rehash"]["key_steps"]
+        assert found == [list(key_steps(similarity, threshold))]
+
+    rehash_job["accelerations"] = {"rehash": {"threshold": 1.0}}
+    Path("film.yaml").write_text(json.dumps(rehash_job))
+    said = refusal(longtake("plan", "film.yaml"), 2)
+    assert "has nothing to reuse" in said and "a lower threshold, or remove it" in said
+
+
+def test_the_film_depends_on_the_key_steps_and_not_on_how_they_were_found() -> None:
+    by_hand = Accelerations(rehash=Rehash(key_steps=((0, 2, 4),)))
+    found = Rehash(threshold=0.9).model_copy(update={"key_steps": ((0, 2, 4),)})
+    assert Accelerations(rehash=found).recipe() == by_hand.recipe()
+
+
+def test_no_picture_is_drawn_of_a_profile(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
+    ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--picture", "p.png")
+    assert "--picture draws plans of attention; remove it, or --rehash" in refusal(ran, 2)

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attention_plan import STRATEGIES, AttentionPlan, PlanKey, load, save
+from jobs.attention_plan import NONE_SKIPPED, STRATEGIES, AttentionPlan, load, save
+from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, CannotRunHere
 
 WINDOW = (3, 5, 5)
 F, FB, W, WB, S = (
     "full", "full+share_branches", "window", "window+share_branches", "share_steps",
 )  # fmt: skip
-KEY = PlanKey(
+KEY = CalibrationKey(
     model="a" * 64,
     latent_size=(9, 12, 12),
-    steps=3,
+    stage_steps=(3, 4),
+    stage=0,
     scheduler="unipc",
     flow_shift=None,
     guided=True,
@@ -30,11 +32,13 @@ def plan(*strategies: str) -> AttentionPlan:
     return AttentionPlan(tuple((strategy,) for strategy in strategies), WINDOW)
 
 
-def kept(plan: AttentionPlan, guided: bool = True) -> list[set[str]]:
+def kept(
+    plan: AttentionPlan, guided: bool = True, may_skip: range = NONE_SKIPPED
+) -> list[set[str]]:
     """By step: what is remembered after it, without what batches of both branches keep."""
-    branches = ("cond", "uncond") if guided else ("cond",)
+    owners = ("cond", "uncond", "shared") if guided else ("cond", "shared")
     return [
-        {f"{kind}.{owner}" for kind, _, owner in plan.kept_after(step) if owner in branches}
+        {f"{kind}.{owner}" for kind, _, owner in plan.kept_after(step, may_skip) if owner in owners}
         for step in range(plan.steps)
     ]
 
@@ -65,13 +69,24 @@ def test_a_share_reads_the_window_step_before_it_and_not_the_full_one() -> None:
 
 
 def test_what_both_branches_share_is_kept_once() -> None:
-    assert kept(plan(FB, S, W)) == [{"output.cond", "residual.cond"}, {"residual.cond"}, set()]
+    residual, output = ({f"{kind}.shared"} for kind in ("residual", "output"))
+    assert kept(plan(FB, S, W)) == [residual | output, residual, set()]
 
 
 def test_a_shared_window_reads_the_conditional_residual_alone() -> None:
     assert kept(plan(F, WB, F)) == [{"residual.cond"}, set(), set()]
     both = {"residual.cond", "residual.uncond"}
     assert kept(plan(F, WB, W)) == [both, both, set()]
+
+
+def test_what_may_be_skipped_is_kept_from_the_step_before_as_well() -> None:
+    both = {"residual.cond", "residual.uncond"}
+    chosen = plan(F, W, FB, W, W)
+    assert kept(chosen) == [both, set(), {"residual.shared"}, {"residual.shared"}, set()]
+    either = both | {"residual.shared"}
+    assert kept(chosen, may_skip=range(2, 3)) == [both, both, either, either, set()]
+    assert kept(chosen, may_skip=range(3, 4)) == kept(chosen), "a window leaves no residual"
+    assert chosen.sources("residual", 4, 0, range(1, 4)) == (2, 0)
 
 
 def test_each_layer_by_itself() -> None:
@@ -115,7 +130,9 @@ def test_a_saved_plan_is_found_by_its_key(tmp_path: Path) -> None:
     [
         {"model": "b" * 64},
         {"latent_size": (9, 12, 16)},
-        {"steps": 4},
+        {"stage_steps": (4, 4)},
+        {"stage_steps": (3, 5)},
+        {"stage": 1},
         {"scheduler": "euler"},
         {"flow_shift": 3.0},
         {"guided": False},
@@ -130,7 +147,7 @@ def test_no_plan_for_another_key(tmp_path: Path, change: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 9}, "no attention plan of format 1"),
+        ({"format": 9}, "no attention plan of format 2"),
         ({"rows": [[F]]}, "has 1 steps, its key says 3"),
         ({"key": {}}, "was made for"),
         ({"rows": [[W]] * 3}, "reads the residual"),

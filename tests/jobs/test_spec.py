@@ -370,8 +370,11 @@ def test_an_acceleration_that_could_do_nothing_is_refused():
 @pytest.mark.parametrize(
     ("rehash", "fields", "message"),
     [
-        ({}, {}, "accelerations.rehash: needs key_steps or every, and not both"),
-        ({"every": 2, "key_steps": [[0]]}, {}, "needs key_steps or every, and not both"),
+        ({}, {}, "accelerations.rehash: needs one of key_steps, every and threshold"),
+        ({"every": 2, "key_steps": [[0]]}, {}, "needs one of key_steps, every and threshold"),
+        ({"every": 2, "threshold": 0.9}, {}, "needs one of key_steps, every and threshold"),
+        ({"key_steps": [[0, 2]], "threshold": 0.9}, {}, "key_steps are found by the threshold"),
+        ({"every": 2, "profiles": "p"}, {}, "profiles is for a threshold; give one"),
         ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
         ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
         ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
@@ -415,7 +418,6 @@ def test_a_job_can_name_every_scheduler_that_is_supported():
     ("asked", "message"),
     [
         ({"rehash": {"every": 2}, "slicing": {"slices": 4}}, "rehash: does not go with slicing"),
-        ({"adaptive": {}, "fast_attention": {}}, "fast_attention: does not go with adaptive yet: "),
         ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
         ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
         ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
@@ -426,13 +428,8 @@ def test_what_does_not_go_together(asked, message):
     assert message in refusal(lambda: solved(job(steps=12, accelerations=asked)))
 
 
-def test_a_plan_of_attention_is_for_one_stage():
-    asked = {"fast_attention": {}}
-    said = refusal(lambda: solved(job(steps=12, pyramid=2, accelerations=asked)))
-    assert "fast_attention: plans of attention are for renders without a pyramid yet" in said
-
-
-def test_a_plan_of_attention_does_not_stand_in_a_job():
+def test_plans_of_attention_do_not_stand_in_a_job():
     plan = {"rows": [["full"]] * 12, "window": [1, 1, 1]}
-    said = refusal(lambda: solved(job(steps=12, accelerations={"fast_attention": {"plan": plan}})))
-    assert "fast_attention.plan: a plan cannot stand in a job: longtake calibrate finds one" in said
+    asked = {"fast_attention": {"stages": [plan]}}
+    said = refusal(lambda: solved(job(steps=12, accelerations=asked)))
+    assert "fast_attention.stages: plans cannot stand in a job: longtake calibrate finds" in said

@@ -45,9 +45,13 @@ ASKED = {
     "slicing": Accelerations(slicing=Slicing(slices=3)),
     "adaptive": Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=2)),
     "rehash": Accelerations(rehash=Rehash(every=3)),
-    "fast_attention": Accelerations(fast_attention=FastAttention(plan=PLAN)),
+    "fast_attention": Accelerations(fast_attention=FastAttention(stages=(PLAN,))),
     "slicing and adaptive": Accelerations(
         slicing=Slicing(slices=3), adaptive=Adaptive(threshold=50.0, most_skips=2)
+    ),
+    "adaptive and fast_attention": Accelerations(
+        adaptive=Adaptive(threshold=50.0, most_skips=1),
+        fast_attention=FastAttention(stages=(PLAN,)),
     ),
     "adaptive and rehash": Accelerations(
         adaptive=Adaptive(threshold=50.0, most_skips=1), rehash=Rehash(every=3)
@@ -158,6 +162,22 @@ def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) 
     assert engaged["rehash.key"] <= keys
 
 
+def test_a_skipped_step_leaves_attention_of_the_one_before_to_those_after(
+    folders: dict[str, Path],
+) -> None:
+    """Step 3 is skipped, and is the only one that would make what step 4 reads anew."""
+    rows = (("full", "full"), *[("full", "full")] * 3, *[("window", "share_steps")] * 4)
+    plans = FastAttention(stages=(AttentionPlan(rows, (1, 3, 3)),))
+    asked = Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=1), fast_attention=plans)
+    alone, engaged = render(workers(folders, "wan", asked, 1), "wan")
+    together, _ = render(workers(folders, "wan", asked, 3), "wan")
+    assert all(map(torch.equal, alone, together))
+    # Skipped are steps 3 and 5; the others run, two branches and layers in each.
+    assert engaged["adaptive.skipped"] == 2 * len(WINDOWS)
+    assert engaged["fast_attention.layers"] == 6 * 4 * len(WINDOWS)
+    assert engaged["fast_attention.window"] == 3 * 2 * len(WINDOWS)
+
+
 @pytest.mark.parametrize("kind", ["wan", "animatediff"])
 def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
     folders: dict[str, Path], kind: str
@@ -174,6 +194,6 @@ def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
         most = max(most, sum(arrays[name].nbytes for name in arrays if name.startswith("accel.")))
     config = dict(worker._family.denoiser.config)
     one = feature_bytes(config, (5, shot.latent_height, shot.latent_width), "float32")
-    plan = asked.fast_attention.plan if asked.fast_attention else None
+    plan = PLAN if asked.fast_attention else None
     kept = max(len(plan.kept_after(step)) for step in range(STEPS)) if plan else 2
     assert 0.5 * kept * one <= most <= kept * one

@@ -6,16 +6,20 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from accel.attention_search import Progress
-from jobs.accelerations import Accelerations, FastAttention
+from accel.rehash import similarity
+from jobs.accelerations import Accelerations, FastAttention, Rehash
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
-from jobs.units import Window
+from jobs.rehash_profile import load as load_profile
+from jobs.units import ShotRender, Window
 from tests.workers.test_conformance import assert_same_bits, finished
+from tests.workers.test_pyramid import ended, run_all, shot_of
 from tests.workers.tiny import (
     encode,
     render_windows,
@@ -24,7 +28,15 @@ from tests.workers.tiny import (
     tiny_shot,
     tiny_worker,
 )
-from workers.calibration import CalibrationSample, find_plan, plan_key
+from tests.workers.tiny_families import KINDS, tiny_family
+from workers.bundles import to_tensors
+from workers.calibration import (
+    CalibrationSample,
+    calibration_keys,
+    find_plans,
+    find_profiles,
+    token_grid,
+)
 from workers.families import open_family
 
 SHOT = tiny_shot(latent_frames=5, pixel_frames=9, stage_steps=(4,))
@@ -37,17 +49,54 @@ def family(tiny_wan: Path):
 
 
 def by_plan(plan: AttentionPlan) -> Accelerations:
-    return Accelerations(fast_attention=FastAttention(plan=plan))
+    return Accelerations(fast_attention=FastAttention(stages=(plan,)))
+
+
+def through_all_steps(sample: CalibrationSample, shot: ShotRender) -> torch.Tensor:
+    for _ in range(shot.steps):
+        sample.advance(sample.predict(lambda name: nullcontext()))
+    return sample.latents
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_goes_the_way_of_a_render(tmp_path: Path, kind: str, dtype: str) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    shot, whole = tiny.shot, [Window(0, 0, tiny.shot.latent_frames)]
+    sample = CalibrationSample(open_family(tiny.name, str(tiny.folder), dtype, "cpu"), shot)
+    worker = tiny_worker(tiny.folder, family=tiny.name, dtype=dtype)
+    rendered = finished(render_windows(worker, shot, whole), shot)
+    ours = through_all_steps(sample, shot)
+    assert ours.dtype == rendered.dtype and ours.float().std() > 0.1
+    assert torch.equal(ours, rendered)
 
 
 @pytest.mark.parametrize("scheduler", ["unipc", "euler"])
-def test_a_sample_goes_the_way_of_a_render(tiny_wan: Path, family, scheduler: str) -> None:
-    shot = dataclasses.replace(SHOT, scheduler=scheduler)
-    sample = CalibrationSample(family, shot)
-    for _ in range(shot.steps):
-        sample.advance(sample.predict(lambda name: nullcontext()))
-    rendered = render_windows(tiny_worker(tiny_wan), shot, WHOLE)
-    assert torch.equal(sample.latents, finished(rendered, shot))
+def test_a_sample_takes_the_first_window_of_every_stage(
+    tiny_wan: Path, family, scheduler: str
+) -> None:
+    """Seven latent frames are four of the stage before; its second window has no part in these."""
+    shot = shot_of(scheduler, stage_positions=True)
+    stages = [[Window(0, 0, 4)], [Window(0, 0, 5)]]
+    rendered = ended(run_all(tiny_worker(tiny_wan), shot, stages), 1)
+    assert torch.equal(through_all_steps(CalibrationSample(family, shot, 5), shot), rendered)
+
+
+GRIDS = {
+    "wan": (5, 8, 8), "cogvideox-2b": (5, 8, 8), "cogvideox-5b": (5, 8, 8), "ltx": (5, 8, 8),
+    "hunyuan-video": (5, 2, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_the_grid_of_tokens_is_that_of_a_pass(tmp_path: Path, kind: str) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    sample = CalibrationSample(family, tiny.shot)
+    before = sample.latents.clone()
+    assert token_grid(family, sample) == GRIDS[kind]
+    assert torch.equal(sample.latents, before)
+    assert not family.denoiser._forward_pre_hooks
 
 
 def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
@@ -57,16 +106,18 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
     shots = [SHOT, dataclasses.replace(SHOT, prompt="a blue star", seed=8)]
     how = {"delta": 0.02, "folder": tmp_path / "plans"}
 
-    def stop(progress: Progress) -> None:
+    def stop(stage: int, progress: Progress) -> None:
         if progress.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        find_plan(family, model, shots, progress=stop, **how)
+        find_plans(family, model, shots, progress=stop, **how)
     told: list[Progress] = []
-    plan, found = find_plan(family, model, shots, progress=told.append, **how)
+    ((plan, found),) = find_plans(
+        family, model, shots, progress=lambda stage, at: told.append(at), **how
+    )
     assert {p.step for p in told} == {2, 3}
-    assert load(tmp_path / "plans", plan_key(family, model, SHOT)) == plan
+    assert load(tmp_path / "plans", *calibration_keys(family, model, SHOT)) == plan
     assert (plan.steps, plan.layers) == (4, 2)
     assert {s for row in plan.rows[1:] for s in row} != {"full"}
     assert all(loss < 0.02 for loss in found.losses)
@@ -75,11 +126,7 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
 def test_shots_of_different_kinds_have_no_plan_in_common(family, tmp_path: Path) -> None:
     shots = [SHOT, dataclasses.replace(SHOT, guidance=(1.0,))]
     with pytest.raises(BadJob, match="one size, schedule and guidance"):
-        find_plan(family, "m", shots, delta=0.1, folder=tmp_path)
-    with pytest.raises(BadJob, match="one stage"):
-        find_plan(
-            family, "m", [dataclasses.replace(SHOT, stage_steps=(2, 2))], delta=0.1, folder=tmp_path
-        )
+        find_plans(family, "m", shots, delta=0.1, folder=tmp_path)
 
 
 # -- renders
@@ -112,3 +159,73 @@ def test_full_everywhere_is_the_render_without_it(tiny_wan: Path) -> None:
     full = by_plan(AttentionPlan(((F, F),) * 4, (3, 3, 3)))
     ours = render_windows(tiny_worker(tiny_wan, accelerations=full), SHOT, WHOLE)
     assert_same_bits(ours, render_windows(tiny_worker(tiny_wan), SHOT, WHOLE))
+
+
+# -- pyramids
+
+
+def test_every_stage_has_a_plan_and_goes_on_after_an_interruption(family, tmp_path: Path) -> None:
+    shot = shot_of("unipc")  # 3 and 2 steps; 4 and 7 frames, of which a window has 5
+    how = {"delta": 0.5, "folder": tmp_path, "window_latent_frames": 5}
+    whole = find_plans(family, "m", [shot], **(how | {"folder": tmp_path / "whole"}))
+
+    def stop(stage: int, progress: Progress) -> None:
+        if (stage, progress.step) == (1, 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        find_plans(family, "m", [shot], progress=stop, **how)
+    told: list[tuple[int, int]] = []
+    again = find_plans(
+        family, "m", [shot], progress=lambda stage, at: told.append((stage, at.step)), **how
+    )
+    assert set(told) == {(1, 1)}, "all steps before were on file"
+    assert [plan for plan, _ in again] == [plan for plan, _ in whole]
+    assert [found.losses for _, found in again] == [found.losses for _, found in whole]
+    keys = calibration_keys(family, "m", shot, 5)
+    assert [key.latent_size[0] for key in keys] == [4, 5]
+    assert [key.steps for key in keys] == [3, 2]
+    assert [load(tmp_path, key) for key in keys] == [plan for plan, _ in again]
+    assert [plan.steps for plan, _ in again] == [3, 2]
+    assert any(strategy != "full" for plan, _ in again for row in plan.rows for strategy in row)
+
+
+def test_a_model_that_is_told_its_guidance_has_one_branch(tmp_path: Path) -> None:
+    for kind, two in (("hunyuan-video", False), ("hunyuan-video-guided", True), ("ltx", True)):
+        tiny = tiny_family(kind, tmp_path)
+        family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+        (key,) = calibration_keys(family, "m", tiny.shot)
+        assert key.guided is two
+
+
+# -- profiles of rehash
+
+
+def test_a_profile_is_of_the_features_that_a_render_keeps(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(4,))
+    asked = Accelerations(rehash=Rehash(key_steps=((0, 1, 2, 3),)))
+    worker = tiny_worker(tiny.folder, family=tiny.name, accelerations=asked)
+    done = render_windows(worker, shot, WHOLE)
+    kept = [to_tensors(done[0, step], "accel.rehash.")["both.feature"] for step in range(3)]
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    (found,) = find_profiles(family, "m", [shot], folder=tmp_path / "plans")
+    np.testing.assert_allclose(found[:3, :3], similarity(kept), rtol=1e-12)
+    assert found.shape == (4, 4) and 0 < found[0, 3] < 1
+    (key,) = calibration_keys(family, "m", shot)
+    np.testing.assert_array_equal(load_profile(tmp_path / "plans", key), found)
+
+
+def test_every_stage_has_a_profile(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(3, 2))
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    shots, told = [shot, dataclasses.replace(shot, seed=8)], []
+    found = find_profiles(family, "m", shots, folder=tmp_path, progress=lambda *at: told.append(at))
+    assert [each.shape for each in found] == [(3, 3), (2, 2)]
+    assert told == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    for key, each in zip(calibration_keys(family, "m", shot), found, strict=True):
+        np.testing.assert_array_equal(load_profile(tmp_path, key), each)
+    alone = [find_profiles(family, "m", [each], folder=tmp_path / "alone") for each in shots]
+    for stage, mean in enumerate(found):
+        np.testing.assert_allclose(mean, (alone[0][stage] + alone[1][stage]) / 2)

@@ -1,0 +1,93 @@
+"""What ``longtake calibrate`` finds, in files that are found again by what they were made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.errors import BadJob, CannotRunHere
+from jobs.files import replace_file
+from jobs.model_hashes import cache_file
+
+FORMAT = 2
+
+What = Literal["attention plan", "rehash profile"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationKey:
+    """A tile of a stage, and the way it takes: a calibration holds for nothing else."""
+
+    model: str  # identity of the model folder, by the hashes of its files
+    latent_size: tuple[int, int, int]  # frames of the stage, latent height and width of a tile
+    stage_steps: tuple[int, ...]  # of all stages, coarsest first; a single one is no pyramid
+    stage: int
+    scheduler: str
+    flow_shift: float | None  # None: as the model folder says
+    guided: bool  # whether there is an unconditional branch
+
+    @property
+    def steps(self) -> int:
+        """Of the stage."""
+        return self.stage_steps[self.stage]
+
+    def file(self, what: What) -> str:
+        """The name of a file."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:24]
+        return f"{what.replace(' ', '-')}-{digest}.json"
+
+
+def stage_keys(
+    frames: Sequence[int], size: tuple[int, int], stage_steps: tuple[int, ...], **what: Any
+) -> tuple[CalibrationKey, ...]:
+    """The keys of all stages: ``frames`` of each one's windows, latent height and width, and what
+    else a key has."""
+    return tuple(
+        CalibrationKey(latent_size=(count, *size), stage_steps=stage_steps, stage=stage, **what)
+        for stage, count in enumerate(frames)
+    )
+
+
+def usual_folder() -> Path:
+    """Where calibrations are kept unless a job or a command names another place."""
+    found = os.environ.get("LONGTAKE_PLANS")
+    return Path(found) if found else cache_file().parent / "plans"
+
+
+def save(
+    folder: Path, what: What, key: CalibrationKey, found: Mapping[str, Any], how: Mapping[str, Any]
+) -> Path:
+    """Write ``found`` where ``load`` looks for it; ``how`` says how it was found. Raises BadJob."""
+    path = folder / key.file(what)
+    record = {"format": FORMAT, "key": asdict(key), **found, "how": dict(how)}
+    try:
+        replace_file(path, json.dumps(record, indent=1) + "\n")
+    except OSError as error:
+        raise BadJob(
+            f"{path} cannot be written: {error.strerror}; choose another folder"
+        ) from error
+    return path
+
+
+def load(folder: Path, what: What, key: CalibrationKey) -> tuple[dict[str, Any], Path]:
+    """What was found for ``key``, and its file. Raises CannotRunHere if there is none, or if it is
+    of another format or key."""
+    path = folder / key.file(what)
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        wanted = ", ".join(f"{name} {value}" for name, value in asdict(key).items())
+        raise CannotRunHere(f"no {what} for {wanted} in {folder}") from None
+    except ValueError as error:
+        raise CannotRunHere(f"{path} is no {what} ({error}): calibrate again") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CannotRunHere(f"{path} is no {what} of format {FORMAT}: calibrate again")
+    if record.get("key") != json.loads(json.dumps(asdict(key))):
+        raise CannotRunHere(f"{path} was made for {record.get('key')}, not for {asdict(key)}")
+    return record, path
