@@ -331,6 +331,33 @@ def load_encoder(encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast, folde
     return has_all
 
 
+def teach_folder(
+    out: Path,
+    steps: int,
+    seed: int,
+    *,
+    rate: float = 2e-3,
+    device: str = "cpu",
+    init: Path | None = None,
+    clip: bool = False,
+) -> float:
+    """Leave an encoder that reads, with its tokenizer and all else that ``init`` holds, in ``out``;
+    the share that it tells right. ``clip``: AnimateDiff's, which begins from nothing."""
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer(CLIP_TOKENS) if clip else new_tokenizer()
+    encoder = (new_clip_encoder if clip else new_text_encoder)(len(tokenizer))
+    if init is not None:
+        load_encoder(encoder, tokenizer, init)
+    told = teach_to_read(encoder.to(device), tokenizer, steps, seed, rate=rate, folder=out)
+    if init is not None:
+        not_its_own = shutil.ignore_patterns(STATE, RECORD, "state.pt", "kept")
+        shutil.copytree(init, out, ignore=not_its_own, dirs_exist_ok=True)
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(out / "tokenizer")
+    encoder.save_pretrained(out / "text_encoder")
+    return sum(told.values()) / len(told)
+
+
 def main() -> None:
     """Command line of learning to read."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -344,23 +371,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.clip and options.init is not None:
         parser.error("--clip begins from nothing; remove --init")
-    torch.manual_seed(options.seed)
-    tokenizer = new_tokenizer(CLIP_TOKENS) if options.clip else new_tokenizer()
-    make = new_clip_encoder if options.clip else new_text_encoder
-    encoder = make(len(tokenizer))
-    if options.init is not None:
-        load_encoder(encoder, tokenizer, options.init)
-    encoder.to(options.device)
-    told = teach_to_read(
-        encoder, tokenizer, options.steps, options.seed, rate=options.rate, folder=options.out
-    )
-    if options.init is not None:
-        not_its_own = shutil.ignore_patterns(STATE, RECORD, "state.pt", "kept")
-        shutil.copytree(options.init, options.out, ignore=not_its_own, dirs_exist_ok=True)
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(options.out / "tokenizer")
-    encoder.save_pretrained(options.out / "text_encoder")
-    print(json.dumps({"told_right": round(sum(told.values()) / len(told), 4)}))
+    told = teach_folder(
+        options.out, options.steps, options.seed, rate=options.rate, device=options.device,
+        init=options.init, clip=options.clip,
+    )  # fmt: skip
+    print(json.dumps({"told_right": round(told, 4)}))
 
 
 if __name__ == "__main__":

@@ -189,8 +189,9 @@ def train(
         vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average_decay)
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.peak_rate, weight_decay=1e-3)
-    first, elapsed_s, progress = _resume(out / "state.pt", vae, average, optimizer)
-    if decoder_only:
+    past = _resume(out / "state.pt", vae, average, optimizer)
+    first, elapsed_s, progress = past["step"], past["elapsed_s"], past["progress"]
+    if decoder_only and not past["decoder_only"]:
         vae.load_state_dict(average.module.state_dict())
     losses: list[float] = []
     for step in range(first, steps):
@@ -202,17 +203,18 @@ def train(
         elapsed_s += time.monotonic() - began_s
         if (step + 1) % REPORTED_EVERY == 0:
             progress.append(_report(step + 1, losses[-REPORTED_EVERY:], average.module))
-            past = {"step": step + 1, "elapsed_s": elapsed_s, "progress": progress}
-            _save(out, past, vae, average, optimizer, same_latents=decoder_only)
-    past = {"step": max(first, steps), "elapsed_s": elapsed_s, "progress": progress}
-    _save(out, past, vae, average, optimizer, same_latents=decoder_only)
+            past |= {"step": step + 1, "elapsed_s": elapsed_s, "decoder_only": decoder_only}
+            _save(out, past, vae, average, optimizer)
+    past |= {"step": max(first, steps), "elapsed_s": elapsed_s, "decoder_only": decoder_only}
+    _save(out, past, vae, average, optimizer)
     return average.module
 
 
 def _train_step(
     vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, recipe: VaeRecipe, step: int
 ) -> float:
-    """One step on fresh crops, drawn from the seed and the step alone; the loss."""
+    """One step on fresh crops and noise, drawn from the seed and the step alone; the loss."""
+    torch.manual_seed(recipe.seed * 1_000_003 + step)
     rng = np.random.default_rng((recipe.seed, 1, step))
     x_BCFHW = crops(rng, recipe).to(vae.device)
     with torch.autocast(vae.device.type, dtype=torch.bfloat16), whole_clip.whole_clips(vae):
@@ -239,12 +241,10 @@ def _save(
     vae: AutoencoderKLWan,
     average: torch.optim.swa_utils.AveragedModel,
     optimizer: torch.optim.Optimizer,
-    *,
-    same_latents: bool,
 ) -> None:
-    """``same_latents``: a denoiser may know them already, with the statistics that they have."""
+    """The latents keep their statistics where only the decoder learns: a denoiser may know them."""
     out.mkdir(parents=True, exist_ok=True)
-    if not same_latents:
+    if not past["decoder_only"]:
         measure_latents(average.module)
     average.module.save_pretrained(out)
     state = {
@@ -263,15 +263,17 @@ def _resume(
     vae: AutoencoderKLWan,
     average: torch.optim.swa_utils.AveragedModel,
     optimizer: torch.optim.Optimizer,
-) -> tuple[int, float, list[dict[str, Any]]]:
-    """The step to go on with, the seconds that it took to get there, and how it went."""
+) -> dict[str, Any]:
+    """The step to go on with, the seconds that it took to get there, how it went, and whether
+    only the decoder learned."""
+    past = {"step": 0, "elapsed_s": 0.0, "progress": [], "decoder_only": False}
     if not path.exists():
-        return 0, 0.0, []
+        return past
     state = torch.load(path, map_location="cpu", weights_only=True)
     vae.load_state_dict(state["vae"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), state.get("elapsed_s", 0.0), state.get("progress", [])
+    return {name: state.get(name, value) for name, value in past.items()}
 
 
 def main() -> None:
