@@ -136,12 +136,12 @@ class Reading:
 
 def most_unseen(body: Body, frames: int, fps: float) -> int:
     """In how many frames of a clip, at the most over all phases, the world shows nothing, or next
-    to it, of a body that leaves or hides."""
+    to it, of a body that leaves or hides; one more, for pale bodies are found late."""
     seen_K = _seen(body.shape, body.size, body.motion)
     turns = np.arange(frames) / fps * world.TEMPOS[body.tempo] / world.PERIODS_S[body.motion]
     phases = np.arange(len(seen_K)) / len(seen_K)
     places = (phases[:, None] + turns) % 1 * len(seen_K)
-    return int((~seen_K[places.astype(int)]).sum(axis=1).max())
+    return int((~seen_K[places.astype(int)]).sum(axis=1).max()) + 1
 
 
 @functools.cache

@@ -5,6 +5,7 @@
 With `--clip` it is AnimateDiff's, which is causal: what its last tokens tell is the whole scene.
 A large model's text encoder comes trained. Learning to read from the denoiser's loss alone takes a
 small model longer than learning to draw. `--out` becomes a model folder for `training.wan --init`.
+Run it again on the same folder to go on; `training.json` in it says how it went.
 
 Shapes: B captions, N tokens, D width, V values of a property.
 """
@@ -12,8 +13,11 @@ Shapes: B captions, N tokens, D width, V values of a property.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,9 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, PreTrainedTokenizerFast, UMT5EncoderModel
 
+from training import world
 from training.captions import caption
+from training.record import RECORD, write_record
 from training.text import CLIP_TOKENS, new_clip_encoder, new_text_encoder, new_tokenizer
 from training.world import (
     BACKGROUND_COLOURS,
@@ -42,6 +48,10 @@ FULL_LENGTH = 512
 
 #: Share of words that are made unknown ones while the encoder learns to read.
 UNHEARD = 0.02
+
+#: What a stopped run goes on from, and after how many steps it is written.
+STATE = "reading.pt"
+KEPT_EVERY = 500
 
 #: What a caption says of each body, and of the second if there is none.
 BODY_VALUES: dict[str, tuple[str, ...]] = {
@@ -105,6 +115,132 @@ class Lessons:
         )
 
 
+class Course:
+    """An encoder that learns to read, and what it takes to go on after a stop.
+
+    A linear map from its tokens to the scene learns with it. The map learns alone at first, so that
+    an encoder that can read some forgets nothing.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        tokenizer: PreTrainedTokenizerFast,
+        steps: int,
+        seed: int,
+        batch: int,
+        rate: float,
+    ) -> None:
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.steps, self.seed, self.batch = steps, seed, batch
+        self.origin = {
+            "world": world.VERSION, "steps": steps, "seed": seed, "batch": batch, "rate": rate,
+            "weights": _digest(encoder),
+        }  # fmt: skip
+        torch.manual_seed(seed)
+        self.lessons = Lessons(tokenizer, seed)
+        self.head = nn.Linear(encoder.config.hidden_size, sum(SIZES)).to(encoder.device)
+        self.weights = [*encoder.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.rates = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, steps)
+        self.step, self.elapsed_s = 0, 0.0
+        self.progress: list[dict[str, float]] = []
+
+    def learn(self, folder: Path | None) -> dict[str, float]:
+        """Learn up to the last step, from where ``folder`` has it, if it has; the share of held-out
+        wordings' tokens that tell each property right."""
+        if folder is None or not self._resume(folder):
+            self._learn_head()
+        losses: list[float] = []
+        while self.step < self.steps:
+            began_s = time.monotonic()
+            losses.append(self._learn_step())
+            self.elapsed_s += time.monotonic() - began_s
+            if self.step % KEPT_EVERY == 0:
+                self._report(losses)
+                losses.clear()
+                if folder is not None:
+                    self._save(folder)
+        told = examine(self.encoder, self.head, self.tokenizer, self.seed)
+        if folder is not None:
+            self._save(folder)
+            mean = round(sum(told.values()) / len(told), 4)
+            self._record(folder, told_right=mean, by_property=told)
+        return told
+
+    def _learn_head(self) -> None:
+        began_s = time.monotonic()
+        alone = torch.optim.AdamW(self.head.parameters(), lr=2e-2)
+        for _ in range(self.steps // 20):
+            _lesson(self.encoder, self.head, self.lessons.draw(self.batch)).backward()
+            alone.step()
+            alone.zero_grad()
+        self.elapsed_s += time.monotonic() - began_s
+
+    def _learn_step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = _lesson(self.encoder, self.head, self.lessons.draw(self.batch))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.rates.step()
+        self.step += 1
+        return loss.item()
+
+    def _report(self, losses: list[float]) -> None:
+        told = examine(self.encoder, self.head, self.tokenizer, self.seed)
+        row = {"step": self.step, "loss": round(float(np.mean(losses)), 4)}
+        self.progress.append(row | told)
+        print(json.dumps(self.progress[-1]), flush=True)
+
+    def _record(self, folder: Path, **said: object) -> None:
+        write_record(
+            folder, self.encoder.device, step=self.step, elapsed_s=self.elapsed_s,
+            progress=self.progress, **said,
+        )  # fmt: skip
+
+    def _save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "origin": self.origin,
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+            "progress": self.progress,
+            "encoder": self.encoder.state_dict(),
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rates": self.rates.state_dict(),
+            "drawn": self.lessons.rng.bit_generator.state,
+        }
+        torch.save(state, folder / f"{STATE}.new")
+        (folder / f"{STATE}.new").replace(folder / STATE)
+
+    def _resume(self, folder: Path) -> bool:
+        if not (folder / STATE).exists():
+            return False
+        state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        other = [name for name, value in self.origin.items() if state["origin"][name] != value]
+        if other:
+            sys.exit(f"{folder} was begun with other {', '.join(other)}; use another --out")
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.progress = state["progress"]
+        self.encoder.load_state_dict(state["encoder"])
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.load_state_dict(state["rates"])
+        self.lessons.rng.bit_generator.state = state["drawn"]
+        return True
+
+
+def _digest(encoder: TextEncoder) -> str:
+    told = hashlib.sha256()
+    for weight in encoder.state_dict().values():
+        told.update(weight.cpu().numpy().tobytes())
+    return told.hexdigest()[:12]
+
+
 def teach_to_read(
     encoder: TextEncoder,
     tokenizer: PreTrainedTokenizerFast,
@@ -112,33 +248,15 @@ def teach_to_read(
     seed: int,
     batch: int = 64,
     rate: float = 2e-3,
+    folder: Path | None = None,
 ) -> dict[str, float]:
     """Train the encoder until every token's embedding tells, linearly, the whole scene; returns
     the share of held-out wordings' tokens that tell each property right.
 
-    The linear map learns alone at first, so that an encoder that can read some forgets nothing.
+    ``folder`` keeps the state that a stopped run goes on from, and how it went. Exits if it was
+    begun otherwise.
     """
-    torch.manual_seed(seed)
-    lessons = Lessons(tokenizer, seed)
-    head = nn.Linear(encoder.config.hidden_size, sum(SIZES))
-    alone = torch.optim.AdamW(head.parameters(), lr=2e-2)
-    for _ in range(steps // 20):
-        _lesson(encoder, head, lessons.draw(batch)).backward()
-        alone.step()
-        alone.zero_grad()
-    weights = [*encoder.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        _lesson(encoder, head, lessons.draw(batch)).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        rates.step()
-        if (step + 1) % 500 == 0:
-            told = examine(encoder, head, tokenizer, seed)
-            print(json.dumps({"step": step + 1} | told), flush=True)
-    return examine(encoder, head, tokenizer, seed)
+    return Course(encoder, tokenizer, steps, seed, batch, rate).learn(folder)
 
 
 def _lesson(encoder: TextEncoder, head: nn.Linear, drawn: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -171,7 +289,7 @@ def _tell(
 ) -> tuple[Tensor, Tensor]:
     """The scores for all values of each token that can know, and the truths that it should tell:
     every real one, or in a causal encoder the last real one and the padding behind it."""
-    ids_BN, mask_BN, truths_BP = drawn
+    ids_BN, mask_BN, truths_BP = (each.to(encoder.device) for each in drawn)
     if isinstance(encoder, CLIPTextModel):
         told_BND = encoder(ids_BN).last_hidden_state
         knows_BN = torch.roll(mask_BN, -1, dims=1) == 0
@@ -213,6 +331,33 @@ def load_encoder(encoder: TextEncoder, tokenizer: PreTrainedTokenizerFast, folde
     return has_all
 
 
+def teach_folder(
+    out: Path,
+    steps: int,
+    seed: int,
+    *,
+    rate: float = 2e-3,
+    device: str = "cpu",
+    init: Path | None = None,
+    clip: bool = False,
+) -> float:
+    """Leave an encoder that reads, with its tokenizer and all else that ``init`` holds, in ``out``;
+    the share that it tells right. ``clip``: AnimateDiff's, which begins from nothing."""
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer(CLIP_TOKENS) if clip else new_tokenizer()
+    encoder = (new_clip_encoder if clip else new_text_encoder)(len(tokenizer))
+    if init is not None:
+        load_encoder(encoder, tokenizer, init)
+    told = teach_to_read(encoder.to(device), tokenizer, steps, seed, rate=rate, folder=out)
+    if init is not None:
+        not_its_own = shutil.ignore_patterns(STATE, RECORD, "state.pt", "kept")
+        shutil.copytree(init, out, ignore=not_its_own, dirs_exist_ok=True)
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.save_pretrained(out / "tokenizer")
+    encoder.save_pretrained(out / "text_encoder")
+    return sum(told.values()) / len(told)
+
+
 def main() -> None:
     """Command line of learning to read."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -222,21 +367,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.clip and options.init is not None:
         parser.error("--clip begins from nothing; remove --init")
-    torch.manual_seed(options.seed)
-    tokenizer = new_tokenizer(CLIP_TOKENS) if options.clip else new_tokenizer()
-    make = new_clip_encoder if options.clip else new_text_encoder
-    encoder = make(len(tokenizer))
-    if options.init is not None:
-        load_encoder(encoder, tokenizer, options.init)
-        shutil.copytree(options.init, options.out, dirs_exist_ok=True)
-    told = teach_to_read(encoder, tokenizer, options.steps, options.seed, rate=options.rate)
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(options.out / "tokenizer")
-    encoder.save_pretrained(options.out / "text_encoder")
-    print(json.dumps({"told_right": round(sum(told.values()) / len(told), 4)}))
+    told = teach_folder(
+        options.out, options.steps, options.seed, rate=options.rate, device=options.device,
+        init=options.init, clip=options.clip,
+    )  # fmt: skip
+    print(json.dumps({"told_right": round(told, 4)}))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from training import world
 from training.draws import Draw, NoiseRecipe, draw, longest_clip
 from training.latents import Codec, LatentCache
 from training.reading import teach_to_read
+from training.record import write_record
 from training.student import Student
 
 
@@ -90,6 +91,7 @@ class Trainer:
         self.recipe, self.tokenizer, self.out = recipe, tokenizer, out
         self.device = codec.vae.device
         self.step, self.elapsed_s = 0, 0.0
+        self.progress: list[dict[str, float]] = []
         can_read = init is not None and model.load(init, tokenizer)
         if not can_read and not (out / "state.pt").exists():
             teach_to_read(model.text_encoder, tokenizer, recipe.reading_steps, recipe.seed)
@@ -191,12 +193,17 @@ class Trainer:
             "clips": self.cache.num_made,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "progress": self.progress,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         torch.save(state, self.out / "state.pt.new")
         (self.out / "state.pt.new").replace(self.out / "state.pt")
+        write_record(
+            self.out, self.device, step=self.step, elapsed_s=self.elapsed_s,
+            progress=self.progress, recipe=asdict(self.recipe),
+        )  # fmt: skip
 
     def _keep_model(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,6 +224,7 @@ class Trainer:
             )
         self.cache.refill(int(state["clips"]))
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        self.progress = state.get("progress", [])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -236,6 +244,7 @@ class Trainer:
             "loss": round(float(np.mean(losses)), 4),
             "clips": self.cache.num_made,
         }
+        self.progress.append(line)
         print(json.dumps(line), flush=True)
 
 

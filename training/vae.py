@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from training import whole_clip, world
+from training.record import write_record
 
 ARCHITECTURE = {
     "base_dim": 16,
@@ -35,6 +38,10 @@ ARCHITECTURE = {
     "scale_factor_spatial": 4,
     "scale_factor_temporal": 2,
 }
+
+
+#: Steps after which a training says how it goes, and keeps its state.
+REPORTED_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,26 +189,32 @@ def train(
         vae, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.average_decay)
     )
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.peak_rate, weight_decay=1e-3)
-    first = _resume(out / "state.pt", vae, average, optimizer)
-    if decoder_only:
+    past = _resume(out / "state.pt", vae, average, optimizer)
+    first, elapsed_s, progress = past["step"], past["elapsed_s"], past["progress"]
+    if decoder_only and not past["decoder_only"]:
         vae.load_state_dict(average.module.state_dict())
     losses: list[float] = []
     for step in range(first, steps):
+        began_s = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step / steps, recipe)
         losses.append(_train_step(vae, optimizer, recipe, step))
         average.update_parameters(vae)
-        if (step + 1) % 200 == 0:
-            _report(step + 1, losses[-200:], average.module)
-            _save(out, step + 1, vae, average, optimizer, same_latents=decoder_only)
-    _save(out, steps, vae, average, optimizer, same_latents=decoder_only)
+        elapsed_s += time.monotonic() - began_s
+        if (step + 1) % REPORTED_EVERY == 0:
+            progress.append(_report(step + 1, losses[-REPORTED_EVERY:], average.module))
+            past |= {"step": step + 1, "elapsed_s": elapsed_s, "decoder_only": decoder_only}
+            _save(out, past, vae, average, optimizer)
+    past |= {"step": max(first, steps), "elapsed_s": elapsed_s, "decoder_only": decoder_only}
+    _save(out, past, vae, average, optimizer)
     return average.module
 
 
 def _train_step(
     vae: AutoencoderKLWan, optimizer: torch.optim.Optimizer, recipe: VaeRecipe, step: int
 ) -> float:
-    """One step on fresh crops, drawn from the seed and the step alone; the loss."""
+    """One step on fresh crops and noise, drawn from the seed and the step alone; the loss."""
+    torch.manual_seed(recipe.seed * 1_000_003 + step)
     rng = np.random.default_rng((recipe.seed, 1, step))
     x_BCFHW = crops(rng, recipe).to(vae.device)
     with torch.autocast(vae.device.type, dtype=torch.bfloat16), whole_clip.whole_clips(vae):
@@ -214,35 +227,35 @@ def _train_step(
     return loss.item()
 
 
-def _report(step: int, losses: list[float], vae: AutoencoderKLWan) -> None:
-    line: dict[str, object] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
+def _report(step: int, losses: list[float], vae: AutoencoderKLWan) -> dict[str, Any]:
+    line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
     with torch.autocast(vae.device.type, dtype=torch.bfloat16):
         line["psnr_db"] = psnr_db(vae)
     print(json.dumps(line), flush=True)
+    return line
 
 
 def _save(
     out: Path,
-    step: int,
+    past: dict[str, Any],
     vae: AutoencoderKLWan,
     average: torch.optim.swa_utils.AveragedModel,
     optimizer: torch.optim.Optimizer,
-    *,
-    same_latents: bool,
 ) -> None:
-    """``same_latents``: a denoiser may know them already, with the statistics that they have."""
+    """The latents keep their statistics where only the decoder learns: a denoiser may know them."""
     out.mkdir(parents=True, exist_ok=True)
-    if not same_latents:
+    if not past["decoder_only"]:
         measure_latents(average.module)
     average.module.save_pretrained(out)
     state = {
-        "step": step,
+        **past,
         "vae": vae.state_dict(),
         "average": average.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
     torch.save(state, out / "state.pt.new")
     (out / "state.pt.new").replace(out / "state.pt")
+    write_record(out, vae.device, **past)
 
 
 def _resume(
@@ -250,14 +263,17 @@ def _resume(
     vae: AutoencoderKLWan,
     average: torch.optim.swa_utils.AveragedModel,
     optimizer: torch.optim.Optimizer,
-) -> int:
+) -> dict[str, Any]:
+    """The step to go on with, the seconds that it took to get there, how it went, and whether
+    only the decoder learned."""
+    past = {"step": 0, "elapsed_s": 0.0, "progress": [], "decoder_only": False}
     if not path.exists():
-        return 0
+        return past
     state = torch.load(path, map_location="cpu", weights_only=True)
     vae.load_state_dict(state["vae"])
     average.load_state_dict(state["average"])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return {name: state.get(name, value) for name, value in past.items()}
 
 
 def main() -> None:

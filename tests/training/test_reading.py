@@ -1,5 +1,6 @@
 """The text encoder learns to read, and goes on from one that can read already."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from training import reading
+from training.record import RECORD
 from training.text import LAYERS, new_text_encoder, new_tokenizer
 from training.wan import embed, new_model
 
@@ -87,3 +89,54 @@ def test_a_folder_of_a_reader_alone_is_a_beginning(
     reader = UMT5EncoderModel.from_pretrained(tmp_path / "text_encoder")
     for ours, theirs in zip(student.text_encoder.parameters(), reader.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+class Killed(Exception):
+    pass
+
+
+def course(out: Path | None, rate: float = 2e-3) -> tuple[dict[str, float], UMT5EncoderModel]:
+    tokenizer = new_tokenizer()
+    torch.manual_seed(2)
+    encoder = new_text_encoder(len(tokenizer), width=32, layers=1)
+    told = reading.teach_to_read(encoder, tokenizer, 40, seed=3, batch=4, rate=rate, folder=out)
+    return told, encoder
+
+
+def test_a_stopped_course_goes_on_with_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "KEPT_EVERY", 10)
+    in_one_go, whole = course(None)
+    step = reading.Course._learn_step
+
+    def killed_at_27(self: reading.Course) -> float:
+        if self.step == 27:
+            raise Killed
+        return step(self)
+
+    monkeypatch.setattr(reading.Course, "_learn_step", killed_at_27)
+    with pytest.raises(Killed):
+        course(tmp_path)
+    assert not (tmp_path / RECORD).exists(), "not finished"
+    began_at = []
+    monkeypatch.setattr(
+        reading.Course, "_learn_step", lambda self: (began_at.append(self.step), step(self))[1]
+    )
+    told, encoder = course(tmp_path)
+    assert began_at[0] == 20 and told == in_one_go
+    for ours, theirs in zip(encoder.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert course(tmp_path)[0] == told and len(began_at) == 20, "a finished one has nothing to do"
+
+
+def test_a_course_says_how_it_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "KEPT_EVERY", 20)
+    told, _ = course(tmp_path)
+    said = json.loads((tmp_path / RECORD).read_text())
+    assert said["told_right"] == round(mean(told), 4) and said["by_property"] == told
+    assert [row["step"] for row in said["progress"]] == [20, 40] and said["steps"] == 40
+    assert said["progress"][1]["loss"] < said["progress"][0]["loss"]
+    assert said["elapsed_s"] > 0 and "cores" in said["hardware"]
+    with pytest.raises(SystemExit, match="other rate"):
+        course(tmp_path, rate=1e-3)

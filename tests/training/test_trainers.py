@@ -1,5 +1,6 @@
 """The trainers: whole clips agree with diffusers, drawn data is right, a stopped run goes on."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from training import trainer as trainers
 from training import vae, wan, whole_clip, world
 from training.draws import NoiseRecipe, draw, draw_sigmas, longest_clip
 from training.latents import LatentCache, WanCodec, body_mask
+from training.record import RECORD
 from training.world import Background, Body, Scene
 
 pytestmark = pytest.mark.slow
@@ -136,6 +138,27 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
         assert torch.equal(ours, theirs)
     assert second.cache.num_made == first.cache.num_made
     assert second.cache.scenes == first.cache.scenes
+
+
+def test_trainings_say_how_they_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a stop, of both parts."""
+    network = vae.new_vae().eval()
+    begun = wan.new_trainer(TINY, network, tmp_path / "wan")
+    begun.progress, begun.elapsed_s = [{"step": 0, "loss": 2.0}], 60.0
+    begun.train(1)
+    again = wan.new_trainer(TINY, network, tmp_path / "wan")
+    again.resume()
+    again.train(2)
+    said = json.loads((tmp_path / "wan" / RECORD).read_text())
+    assert said["steps"] == 2 and said["elapsed_s"] > 60 and "cores" in said["hardware"]
+    assert said["progress"] == [{"step": 0, "loss": 2.0}]
+    assert said["recipe"]["tokens"] == TINY.tokens
+    monkeypatch.setattr(vae, "REPORTED_EVERY", 2)
+    for steps in (2, 3):
+        vae.train(tmp_path / "vae", vae.VaeRecipe(batch=1, pixel_frames=5, crop_px=32), steps)
+    said = json.loads((tmp_path / "vae" / RECORD).read_text())
+    assert said["steps"] == 3 and said["elapsed_s"] > 0
+    assert [row["step"] for row in said["progress"]] == [2] and "psnr_db" in said["progress"][0]
 
 
 @pytest.mark.parametrize("made", [2, 3, 5, 7])
