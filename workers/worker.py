@@ -18,6 +18,7 @@ import torch
 
 from accel import adaptive, compose, slicing
 from accel.handle import TileStep
+from jobs.accelerations import Adaptive
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
@@ -122,12 +123,15 @@ class Worker:
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
-            tile = self._tile_step(task, own, engaged)
-            if self._skips(tile, latents, own):
+            tile, config = self._tile_step(task, own, engaged), self.setup.accelerations.adaptive
+            if config is not None and self._skips(config, tile, latents, own, stepper):
                 assert own is not None, "a stage's first step always runs"
-                output["prediction"] = to_tensor(own, "prediction", self.setup.device)
+                last = to_tensor(own, "prediction", self.setup.device)
+                output["prediction"] = adaptive.stand_in(config, tile, last)
             else:
                 output["prediction"] = self._predict(task, tile, latents, stepper, inputs[0])
+                if config is not None:
+                    adaptive.remember(config, tile, output["prediction"])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
@@ -141,12 +145,16 @@ class Worker:
             engaged=engaged,
         )
 
-    def _skips(self, tile: TileStep, latents: torch.Tensor, own: Bundle | None) -> bool:
-        config = self.setup.accelerations.adaptive
-        if config is None:
-            return False
+    def _skips(
+        self,
+        config: Adaptive,
+        tile: TileStep,
+        latents: torch.Tensor,
+        own: Bundle | None,
+        stepper: RangeStepper,
+    ) -> bool:
         before = None if own is None else to_tensor(own, "latents", self.setup.device)
-        skips = adaptive.skips(config, tile, latents, before)
+        skips = adaptive.skips(config, tile, latents, before, stepper.mix)
         if skips:  # what others remember waits for the next step that runs
             tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
         return skips

@@ -192,7 +192,7 @@ HASH = "0123456789abcdef" * 4
         ({"accelerations": {"adaptive": {"treshold": 1.0}}}, "did you mean 'threshold'? valid: th"),
         (
             {"accelerations": {"adaptive": {"first": 1}}},
-            "adaptive.first: must be at least 3, got 1",
+            "form tensor looks 3 steps back: give first: 3 or more",
         ),
         (
             {"accelerations": {"adaptive": {"form": "l2"}}},

@@ -353,3 +353,17 @@ def test_config_is_read_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"a": 1}))
     assert read_scheduler_config(tmp_path) == {"a": 1}
+
+
+@each_scheduler
+def test_the_mix_is_what_diffusers_adds_noise_by(diffusion: str, name: str) -> None:
+    stepper = RangeStepper(name, CONFIGS[diffusion], [8], diffusion=diffusion, places=PLACES)
+    scheduler, (clean, noise) = stepper._scheduler, torch.randn(2, 1, 4, 3, 5, 5)
+    for step in (0, 3, 7):
+        signal, strength = stepper.mix(step)
+        time = scheduler.timesteps[step : step + 1]
+        if hasattr(scheduler, "scale_noise"):
+            mixed = scheduler.scale_noise(clean, time, noise)
+        else:
+            mixed = scheduler.add_noise(clean, noise, time)
+        assert torch.allclose(signal * clean + strength * noise, mixed, atol=1e-4, rtol=1e-4)
