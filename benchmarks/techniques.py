@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -48,6 +49,7 @@ CALIBRATION = {"count": 2, "seed": 5}
 
 SCALAR = (0.005, 0.01, 0.02, 0.05, 0.1)
 TENSOR = (0.1, 0.2, 0.4, 0.8, 1.6)
+SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 def _adaptive(form: str, threshold: float, **more: Any) -> dict[str, Any]:
@@ -62,6 +64,11 @@ def adaptive_tensor(job: Job) -> dict[str, Any]:
 def adaptive_scalar(job: Job) -> dict[str, Any]:
     """The criterion of its released code."""
     return {str(t): _adaptive("scalar", t) for t in SCALAR}
+
+
+def adaptive_spectral(job: Job, forecast: bool) -> dict[str, Any]:
+    """SeaCache's criterion; a skipped step takes the last prediction, or one on a line."""
+    return {str(t): _adaptive("spectral", t, first=1, forecast=forecast) for t in SPECTRAL}
 
 
 def stride(job: Job) -> dict[str, Any]:
@@ -93,6 +100,8 @@ def adaptive_rehash(job: Job) -> dict[str, Any]:
 KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "adaptive": adaptive_tensor,
     "adaptive scalar": adaptive_scalar,
+    "adaptive spectral": partial(adaptive_spectral, forecast=False),
+    "adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
     "every so many steps": stride,
     "rehash every": rehash_every,
     "rehash profile": rehash_profile,
@@ -102,11 +111,10 @@ KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
 #: Of these with a pyramid: what it does by itself, and with what else.
 PYRAMID_KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "pyramid": lambda job: {"alone": {}},
-    "pyramid, adaptive": adaptive_tensor,
     "pyramid, adaptive scalar": adaptive_scalar,
-    "pyramid, every so many steps": stride,
+    "pyramid, adaptive spectral": partial(adaptive_spectral, forecast=False),
+    "pyramid, adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
 }
-
 
 Setting = Callable[[Job], Here]
 
