@@ -111,7 +111,7 @@ def seacache(job: Mapping[str, Any]) -> dict[str, Tune]:
             max_consecutive_cached=4,
         )  # fmt: skip
 
-    return {str(t): cached(config(t)) for t in (0.05, 0.1, 0.2, 0.3, 0.5)}
+    return {str(t): cached(config(t)) for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
 
 
 def magcache(job: Mapping[str, Any]) -> dict[str, Tune]:

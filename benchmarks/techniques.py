@@ -201,6 +201,15 @@ def engaged(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["fewer_operations"] > 1 or row["kind"] == "pyramid"]
 
 
+#: What a line is drawn by: with a pyramid, against the plain twin, which is what a person has now.
+OVER_PLAIN = {"speed": "over_plain", "fewer_operations": "fewer_operations_than_plain"}
+
+
+def gain(row: Row, axis: str) -> float:
+    """By time or by operations, over what a user has with nothing on."""
+    return row.get(OVER_PLAIN[axis], row[axis])
+
+
 def compared(rows: Sequence[Row]) -> dict[str, Any]:
     """The speed of each kind at equal fidelity: by time and by operations, to the mean prompt's and
     to the worst one's. What never engaged is no point on a line."""
@@ -209,7 +218,7 @@ def compared(rows: Sequence[Row]) -> dict[str, Any]:
         for fidelity in ("psnr_db", "worst_psnr_db"):
             sweeps: dict[str, list[tuple[float, float]]] = {}
             for row in engaged(rows):
-                sweeps.setdefault(row["kind"], []).append((row[axis], row[fidelity]))
+                sweeps.setdefault(row["kind"], []).append((gain(row, axis), row[fidelity]))
             tables[f"{axis} at {fidelity}"] = at_levels(sweeps)
     return tables
 
@@ -240,10 +249,12 @@ _MARKERS = "os^vDPX*<>phd8H"
 
 def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
-        mine = sorted((row for row in rows if row["kind"] == kind), key=lambda row: row["speed"])
+        mine = sorted(
+            (row for row in rows if row["kind"] == kind), key=lambda row: gain(row, "speed")
+        )
         solid = mine[0]["whose"] == "ours"
         axes.plot(
-            [row["speed"] for row in mine], [row[fidelity] for row in mine], label=kind,
+            [gain(row, "speed") for row in mine], [row[fidelity] for row in mine], label=kind,
             linestyle="-" if solid else "--", linewidth=2 if solid else 1,
             marker=_MARKERS[number % len(_MARKERS)], markersize=6 if solid else 4,
             color=f"C{number % 10}", alpha=1 if solid else 0.75,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.techniques import compared, engaged, plot, summaries
+from benchmarks.techniques import compared, engaged, gain, plot, summaries
 
 
 def run(speed: float, operations: float, psnr_db: float) -> dict[str, float]:
@@ -49,6 +49,13 @@ def test_each_line_is_read_at_the_mean_and_at_the_worst_prompt(rows: list[dict[s
     assert tables["fewer_operations at worst_psnr_db"]["cache"][28.0] == pytest.approx(
         1.5 + 0.7 / 3
     )
+
+
+def test_a_pyramid_is_held_against_its_plain_twin(rows: list[dict[str, Any]]) -> None:
+    beside = {"over_plain": 6.0, "fewer_operations_than_plain": 5.0}
+    assert gain(rows[0] | beside, "speed") == 6.0 and gain(rows[0], "speed") == 1.5
+    pyramid = [row | {"over_plain": 2 * row["speed"]} for row in rows]
+    assert compared(pyramid)["speed at psnr_db"]["cache"][36.0] == pytest.approx(3 + 8 / 13)
 
 
 def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:
