@@ -44,8 +44,9 @@ kills: setup
 long: setup
 	$(BIN)/python -m pytest -m long -s
 
-# Every figure that the README claims.
+# Every figure that the README claims; installs what it compares with.
 bench: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m benchmarks.run
 
 clean:

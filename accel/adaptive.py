@@ -1,8 +1,9 @@
 """AdaptiveDiffusion: skip a model call where the latents change evenly (arXiv 2410.09873).
 
 The scheduler's step is never skipped: a skipped step takes the tile's last prediction in place of
-a new one. A decision looks at one tile's own latents, so a window where little happens skips more
-than a busy one; what it looks back at goes with the tile.
+a new one, or what lies on the line through its last two. A decision looks at one tile's own
+latents, so a window where little happens skips more than a busy one; what it looks back at goes
+with the tile.
 
 Notation: x_s are the latents at the beginning of step s, d_s = x_s - x_(s-1). The paper counts
 down; here steps count up. Its condition to compute step s is
@@ -13,22 +14,28 @@ noise, too, and computes if either says so. Read to the letter neither could eve
 are independent never change evenly, alone or within the latents. Here the first looks at d_s
 without the step's noise, which is known; and the second at the sizes of the noise, which are its
 scales: they belong to the schedule, so no seed changes what it says.
+
+The spectral form is a younger method's (``accel/spectral.py``): compute step s if the changes of
+what is seen, summed from the step after the last one that was computed, reach the threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 from accel.handle import TileStep
+from accel.spectral import Mix, change
 from jobs.accelerations import LOOKS_BACK, Adaptive
 
-#: Where a tile keeps the latents of the last steps but one and two, and its skips in a row.
+#: Where a tile keeps the latents of the last steps but one and two, its skips in a row, the change
+#: that these add up to, and the last two predictions that were computed, with their steps.
 _BEFORE = ("adaptive.latents.1", "adaptive.latents.2")
-_SKIPS = "adaptive.skips"
+_SKIPS, _CHANGE = "adaptive.skips", "adaptive.change"
+_LATEST, _FORMER, _STEPS = "adaptive.latest", "adaptive.former", "adaptive.steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +51,76 @@ def skips(
     tile: TileStep,
     latents: torch.Tensor,
     before: torch.Tensor | None,
+    mix: Callable[[int], Mix],
     added: Sequence[Noise] = (),
 ) -> bool:
     """Whether a tile's step can do without the model; keeps in ``tile`` what its next one asks.
 
     ``latents`` [B, C, T, H, W] are those at the beginning of the step, ``before`` those at the
-    beginning of the step before it, None for a stage's first. ``added``: at the end of each of the
-    last three steps, newest first; nothing by a deterministic scheduler.
+    beginning of the step before it, None for a stage's first; ``mix`` says what a step's latents
+    are of signal and noise. ``added``: at the end of each of the last three steps, newest first;
+    nothing by a deterministic scheduler.
     """
-    trail = [before, *(tile.carried.get(name) for name in _BEFORE)]
-    known = [latents, *(each for each in trail if each is not None)]
     row = int(tile.carried[_SKIPS]) if _SKIPS in tile.carried else 0
-    skip = (
-        tile.unit.step in config.may_skip(tile.steps)
-        and row < config.most_skips
-        and changes_evenly(config, known, added)
-    )
-    for name, kept in zip(_BEFORE, known[1:], strict=False):
-        tile.kept[name] = kept
+    may = tile.unit.step in config.may_skip(tile.steps) and row < config.most_skips
+    if config.form == "spectral":
+        skip = may and _changes_little(config, tile, latents, before, mix)
+    else:
+        known = _trail(tile, latents, before)
+        skip = may and changes_evenly(config, known, added)
     tile.kept[_SKIPS] = torch.tensor([row + 1 if skip else 0])
     tile.engaged["adaptive.skipped" if skip else "adaptive.computed"] += 1
     return skip
+
+
+def _trail(
+    tile: TileStep, latents: torch.Tensor, before: torch.Tensor | None
+) -> list[torch.Tensor]:
+    """The latents of this step and of those before it that are known, newest first; keeps what the
+    next step asks of them."""
+    trail = [before, *(tile.carried.get(name) for name in _BEFORE)]
+    known = [latents, *(each for each in trail if each is not None)]
+    for name, kept in zip(_BEFORE, known[1:], strict=False):
+        tile.kept[name] = kept
+    return known
+
+
+def _changes_little(
+    config: Adaptive,
+    tile: TileStep,
+    latents: torch.Tensor,
+    before: torch.Tensor | None,
+    mix: Callable[[int], Mix],
+) -> bool:
+    assert before is not None, "a stage's first step always runs"
+    step = tile.unit.step
+    so_far = float(tile.carried[_CHANGE]) if _CHANGE in tile.carried else 0.0
+    total = so_far + change(latents, before, mix(step), mix(step - 1))
+    if total >= config.threshold:
+        return False
+    tile.kept[_CHANGE] = torch.tensor([total], dtype=torch.float64)
+    return True
+
+
+def remember(config: Adaptive, tile: TileStep, prediction: torch.Tensor) -> None:
+    """Keep a prediction that was computed, and the one before it, for those that are not."""
+    if not config.forecast:
+        return
+    steps = [tile.unit.step]
+    if _LATEST in tile.carried:
+        tile.kept[_FORMER] = tile.carried[_LATEST]
+        steps.append(int(tile.carried[_STEPS][0]))
+    tile.kept[_LATEST], tile.kept[_STEPS] = prediction, torch.tensor(steps)
+
+
+def stand_in(config: Adaptive, tile: TileStep, last: torch.Tensor) -> torch.Tensor:
+    """The prediction of a skipped step: the step's before, ``last``; or, with ``forecast``, on the
+    line through the last two that were computed (as TaylorSeer's first order, arXiv 2503.06923)."""
+    if not config.forecast or _FORMER not in tile.carried:
+        return last
+    latest, former = tile.carried[_LATEST], tile.carried[_FORMER]
+    newer, older = (int(step) for step in tile.carried[_STEPS])
+    return latest + (latest - former) * ((tile.unit.step - newer) / (newer - older))
 
 
 def changes_evenly(

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,8 +26,9 @@ from workers.setup import WorkerSetup
 from workers.video import iter_frames
 from workers.worker import Worker
 
-#: What is attached to a model around a render, beside Longtake's own techniques.
-Tune = Callable[[torch.nn.Module], AbstractContextManager[Any]]
+#: What is attached around a render to a model family, its denoiser above all, beside Longtake's own
+#: techniques.
+Tune = Callable[[Any], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,33 +39,62 @@ class Here:
     frames: NDArray[np.uint8]  # [F, H, W, 3]
     steps_s: float  # wall time of all steps of tiles
     passes: int  # of the denoiser, guidance branches counted
+    operations: int  # multiplications in the denoiser's linear layers
     engaged: Counter[str]
 
 
-def render_here(job: Mapping[str, Any], tune: Tune = lambda model: nullcontext()) -> Here:
+def render_here(job: Mapping[str, Any], tune: Tune = lambda family: nullcontext()) -> Here:
     """A film by one worker, unit after unit, written without loss."""
     assert not job.get("loras"), "the worker here loads none"
     lossless = {"output": {"codec": "ffv1"}}
     prepared = prepare(JobSpec.model_validate({"version": 1, **job, **lossless}))
     plan, worker = prepared.plan, _worker(prepared)
-    passes = Counter[str]()
-    model = worker._family.denoiser
-    counter = model.register_forward_pre_hook(lambda *_: passes.update(["all"]))
+    return render_plan(plan, worker, tune)
+
+
+def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
+    """A planned film by a worker that is loaded."""
     outputs: dict[Unit, Bundle] = {}
     steps_s, engaged = 0.0, Counter[str]()
-    try:
-        with tune(model):
-            for unit in _in_order(plan):
-                inputs = [outputs[each] for each in plan.inputs(unit)]
-                report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
-                engaged.update(report.engaged)
-                steps_s += report.elapsed_s if unit.kind == "step" else 0.0
-    finally:
-        counter.remove()
-    frames = np.concatenate([_frames(outputs[goal]) for goal in plan.goals()])
+    family = worker._family
+    with _counted(family.denoiser) as counts, tune(family):
+        for unit in _in_order(plan):
+            inputs = [outputs[each] for each in plan.inputs(unit)]
+            report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
+            engaged.update(report.engaged)
+            steps_s += report.elapsed_s if unit.kind == "step" else 0.0
     return Here(
-        plan=plan, frames=frames, steps_s=steps_s, passes=passes["all"], engaged=engaged
-    )  # fmt: skip
+        plan=plan,
+        frames=np.concatenate([_frames(outputs[goal]) for goal in plan.goals()]),
+        steps_s=steps_s,
+        passes=counts["passes"],
+        operations=counts["operations"],
+        engaged=engaged,
+    )
+
+
+@contextmanager
+def _counted(model: torch.nn.Module) -> Iterator[Counter[str]]:
+    """What a model really computes: what stands in for a layer calls none of its linear ones."""
+    counts = Counter[str]()
+
+    def one_pass(*_: Any) -> None:
+        counts["passes"] += 1
+
+    def multiplied(linear: torch.nn.Linear, given: tuple[torch.Tensor, ...]) -> None:
+        counts["operations"] += given[0].numel() * linear.out_features
+
+    handles = [model.register_forward_pre_hook(one_pass)]
+    handles += [
+        module.register_forward_pre_hook(multiplied)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _worker(prepared: Prepared) -> Worker:

@@ -1,185 +1,320 @@
-"""Speed and fidelity of the accelerations on a trained model, each against the full computation.
+"""Speed and fidelity of the accelerations on a trained model, and of what a user would pick
+instead, each against the full computation.
 
-    python -m benchmarks.techniques --model demo --steps 30 --prompts 6 --plot docs/techniques.png
+    python -m benchmarks.techniques --prompts 6 --plot docs/techniques.png
 
 Every setting renders the same held-out prompts, one window each, from the same noise as the full
-render. A point is a setting: how much of the full render's time and passes it took, and how near
-its frames are (PSNR; the mean over prompts, and the worst prompt).
+render. A point is a setting: how much of the full render's time, passes and operations it took, and
+how near its frames are (PSNR and SSIM; the mean over prompts, and the worst prompt). Each kind of
+setting is swept, and compared with others at equal fidelity, on its own line (``curves.py``).
+
+A pyramid is another model: its fidelity is to that model's own full render, of a longer shot, and
+its speed is given against that and against its plain twin.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from diffusers import FirstBlockCacheConfig
-
 from benchmarks.common import write_result
-from benchmarks.here import Here, Tune, render_here
+from benchmarks.curves import as_table, at_levels
+from benchmarks.here import Here, render_here
 from benchmarks.judge import WINDOW_PIXEL_FRAMES
 from benchmarks.model import draw_prompts
+from benchmarks.peers import PEERS
 from jobs.spec import JobSpec
 from orchestrator.calibrate import find_key_steps
 from orchestrator.prepare import prepare
 from workers.fidelity import compare
 
-Settings = dict[str, Any]
+Job = Mapping[str, Any]
+Row = dict[str, Any]
 
 #: No more than this much of the latents' pace is asked of any change: never the model, that is.
 NEVER = 100.0
 
+#: What two renders that are equal bit for bit count as in a mean: beyond what 8-bit frames resolve.
+EQUAL_DB = 60.0
 
-def adaptive(job: Mapping[str, Any]) -> dict[str, Settings]:
-    """AdaptiveDiffusion in both forms, and a stride that looks at nothing for its baseline."""
-    forms = {"tensor": (0.1, 0.2, 0.4, 0.8, 1.6), "scalar": (0.005, 0.01, 0.02, 0.05, 0.1)}
-    found: dict[str, Settings] = {
-        f"adaptive {form} {threshold}": {"adaptive": {"form": form, "threshold": threshold}}
-        for form, thresholds in forms.items()
-        for threshold in thresholds
-    }
-    strides = {
-        f"every {most + 1}": {"adaptive": {"threshold": NEVER, "most_skips": most}}
-        for most in (1, 2, 3, 4)
-    }
-    return found | strides
+#: Of a pyramid's shots: 31 latent frames, five windows of the plain twin.
+PYRAMID_PIXEL_FRAMES = 61
+
+#: Held-out prompts that settings are found on, and none is judged by.
+CALIBRATION = {"count": 2, "seed": 5}
+
+SCALAR = (0.005, 0.01, 0.02, 0.05, 0.1)
+TENSOR = (0.1, 0.2, 0.4, 0.8, 1.6)
+SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
-def rehash(job: Mapping[str, Any]) -> dict[str, Settings]:
-    """Every so many steps, and key steps that two other prompts' features were found to need."""
-    fixed = {f"rehash every {every}": {"rehash": {"every": every}} for every in (2, 3)}
-    told = [{"prompt": said, "pixel_frames": WINDOW_PIXEL_FRAMES} for _, said in draw_prompts(2, 5)]
-    prepared = prepare(JobSpec.model_validate({"version": 1, **job, "shots": told}))
-    found = {}
-    for threshold in (0.998, 0.995, 0.99, 0.98, 0.96):
-        keys = find_key_steps(prepared, "cpu", threshold)["key_steps"]
-        found[f"rehash profile {threshold}"] = {"rehash": {"key_steps": keys}}
-    return fixed | found
+def _adaptive(form: str, threshold: float, **more: Any) -> dict[str, Any]:
+    return {"adaptive": {"form": form, "threshold": threshold, **more}}
 
 
-KINDS = {"adaptive": adaptive, "rehash": rehash}
+def adaptive_tensor(job: Job) -> dict[str, Any]:
+    """AdaptiveDiffusion as its paper has it."""
+    return {str(t): _adaptive("tensor", t) for t in TENSOR}
 
 
-# -- what a user would pick instead, on the same model
+def adaptive_scalar(job: Job) -> dict[str, Any]:
+    """The criterion of its released code."""
+    return {str(t): _adaptive("scalar", t) for t in SCALAR}
 
 
-@contextmanager
-def cached(model: Any, config: Any) -> Iterator[None]:
-    """With one of diffusers' own caches."""
-    model.enable_cache(config)
-    try:
-        yield
-    finally:
-        model.disable_cache()
+def adaptive_spectral(job: Job, forecast: bool) -> dict[str, Any]:
+    """SeaCache's criterion; a skipped step takes the last prediction, or one on a line."""
+    return {str(t): _adaptive("spectral", t, first=1, forecast=forecast) for t in SPECTRAL}
 
 
-def first_block(job: Mapping[str, Any]) -> dict[str, Tune]:
+def stride(job: Job) -> dict[str, Any]:
+    """Its baseline, which looks at nothing."""
+    return {str(n): _adaptive("tensor", NEVER, most_skips=n - 1) for n in (2, 3, 4, 5)}
+
+
+def rehash_every(job: Job) -> dict[str, Any]:
+    return {str(n): {"rehash": {"every": n}} for n in (2, 3)}
+
+
+def rehash_profile(job: Job) -> dict[str, Any]:
+    """Key steps that two other prompts' features were found to need."""
+    told = [{"prompt": said, "pixel_frames": job["pixel_frames"]} for said in job["told"]]
+    known = {name: job[name] for name in ("model", "steps", "pyramid")}
+    prepared = prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
+    thresholds = (0.999, 0.998, 0.995, 0.99, 0.98)
+    keys = {t: find_key_steps(prepared, "cpu", t)["key_steps"] for t in thresholds}
+    return {str(t): {"rehash": {"key_steps": found}} for t, found in keys.items()}
+
+
+def adaptive_rehash(job: Job) -> dict[str, Any]:
+    """The steps that are not skipped run in full only if they are key steps."""
+    keys = rehash_profile(job)["0.998"]
+    return {str(t): _adaptive("scalar", t) | keys for t in SCALAR}
+
+
+#: Ours: for a job, the accelerations of each setting.
+KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "adaptive": adaptive_tensor,
+    "adaptive scalar": adaptive_scalar,
+    "adaptive spectral": partial(adaptive_spectral, forecast=False),
+    "adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
+    "every so many steps": stride,
+    "rehash every": rehash_every,
+    "rehash profile": rehash_profile,
+    "adaptive scalar, rehash": adaptive_rehash,
+}
+
+#: Of these with a pyramid: what it does by itself, and with what else.
+PYRAMID_KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "pyramid": lambda job: {"alone": {}},
+    "pyramid, adaptive scalar": adaptive_scalar,
+    "pyramid, adaptive spectral": partial(adaptive_spectral, forecast=False),
+    "pyramid, adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
+}
+
+Setting = Callable[[Job], Here]
+
+
+def ours(chosen: Mapping[str, Any], job: Job) -> dict[tuple[str, str], Setting]:
     return {
-        f"FirstBlockCache {threshold}": partial(
-            cached, config=FirstBlockCacheConfig(threshold=threshold)
-        )
-        for threshold in (0.03, 0.06, 0.1, 0.15, 0.25)
+        (kind, value): lambda told, each=each: render_here({**told, "accelerations": each})
+        for kind, settings in chosen.items()
+        for value, each in settings(job).items()
     }
 
 
-PEERS = {"first_block": first_block}
+def theirs(kinds: Sequence[str], job: Job) -> dict[tuple[str, str], Setting]:
+    return {
+        (kind, value): lambda told, tune=tune: render_here(told, tune)
+        for kind in kinds
+        for value, tune in PEERS[kind](job).items()
+    }
 
 
 def measure(
-    job: Mapping[str, Any],
-    prompts: list[str],
-    settings: Mapping[str, Settings],
-    peers: Mapping[str, Tune],
-) -> list[dict[str, Any]]:
-    """A row for each setting. Prompts go round the settings, so that a disturbed minute hits all
-    of them alike."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in (*settings, *peers)}
-    for prompt in prompts:
-        told = {**job, "prompt": prompt, "pixel_frames": WINDOW_PIXEL_FRAMES}
+    job: Job, prompts: Sequence[str], settings: Mapping[tuple[str, str], Setting]
+) -> dict[tuple[str, str], list[Row]]:
+    """For each setting what each prompt gave. Prompts go round the settings, so that a disturbed
+    minute hits all of them alike."""
+    runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
+    for number, prompt in enumerate(prompts):
+        told = {**job, "prompt": prompt}
         full = render_here(told)
-        for name, each in settings.items():
-            runs[name].append(_against(full, render_here({**told, "accelerations": each})))
-        for name, tune in peers.items():
-            runs[name].append(_against(full, render_here(told, tune)))
-    return [{"setting": name, **_summary(rows)} for name, rows in runs.items()]
+        for name, setting in settings.items():
+            runs[name].append(against(full, setting(told)))
+        print(f"prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
+    return runs
 
 
-def _against(full: Here, fast: Here) -> dict[str, float]:
-    found = compare(fast.frames, full.frames)
+def measure_pyramid(
+    job: Job, plain: Job, prompts: Sequence[str], settings: Mapping[tuple[str, str], Setting]
+) -> dict[tuple[str, str], list[Row]]:
+    """The same of a pyramid; ``over_plain`` is the speed over the plain twin's full render."""
+    runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
+    for number, prompt in enumerate(prompts):
+        told = {**job, "prompt": prompt}
+        full, twin = render_here(told), render_here({**plain, "prompt": prompt})
+        for name, setting in settings.items():
+            fast = setting(told)
+            beside = {
+                "over_plain": twin.steps_s / fast.steps_s,
+                "fewer_operations_than_plain": twin.operations / fast.operations,
+            }
+            runs[name].append(against(full, fast) | beside)
+        print(f"pyramid: prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
+    return runs
+
+
+def against(full: Here, fast: Here) -> Row:
+    """A render beside the full one, of the same noise."""
+    found = compare(fast.frames, full.frames).summary()
     return {
         "speed": full.steps_s / fast.steps_s,
         "fewer_passes": full.passes / fast.passes,
-        "squared_error": float(found.squared_error_F.mean()),
-        "psnr_db": found.summary()["psnr_db"] or float("inf"),
-        "ssim": found.summary()["ssim"],
+        "fewer_operations": full.operations / fast.operations,
+        "psnr_db": EQUAL_DB if found["psnr_db"] is None else min(found["psnr_db"], EQUAL_DB),
+        "ssim": found["ssim"],
     }
 
 
-def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {
-        "speed": median(row["speed"] for row in rows),
-        "fewer_passes": mean(row["fewer_passes"] for row in rows),
-        "psnr_db": mean(row["psnr_db"] for row in rows),
-        "worst_psnr_db": min(row["psnr_db"] for row in rows),
-        "ssim": mean(row["ssim"] for row in rows),
-    }
+def summaries(runs: Mapping[tuple[str, str], list[Row]], whose: str) -> Iterator[Row]:
+    """A row for each setting: times are medians over prompts, all else are means."""
+    for (kind, value), rows in runs.items():
+        timed = {"speed", "over_plain"} & rows[0].keys()
+        yield {
+            "kind": kind,
+            "value": value,
+            "whose": whose,
+            **{name: median(row[name] for row in rows) for name in sorted(timed)},
+            **{name: mean(row[name] for row in rows) for name in rows[0] if name not in timed},
+            "worst_psnr_db": min(row["psnr_db"] for row in rows),
+            "worst_ssim": min(row["ssim"] for row in rows),
+        }
 
 
-def plot(rows: list[dict[str, Any]], out: Path) -> None:
-    """Fidelity over speed; a line for each kind of setting."""
+def engaged(rows: Sequence[Row]) -> list[Row]:
+    """What left something out of at least one prompt's render."""
+    return [row for row in rows if row["fewer_operations"] > 1 or row["kind"] == "pyramid"]
+
+
+#: What a line is drawn by: with a pyramid, against the plain twin, which is what a person has now.
+OVER_PLAIN = {"speed": "over_plain", "fewer_operations": "fewer_operations_than_plain"}
+
+
+def gain(row: Row, axis: str) -> float:
+    """By time or by operations, over what a user has with nothing on."""
+    return row.get(OVER_PLAIN[axis], row[axis])
+
+
+def compared(rows: Sequence[Row]) -> dict[str, Any]:
+    """The speed of each kind at equal fidelity: by time and by operations, to the mean prompt's and
+    to the worst one's. What never engaged is no point on a line."""
+    tables: dict[str, Any] = {}
+    for axis in ("speed", "fewer_operations"):
+        for fidelity in ("psnr_db", "worst_psnr_db"):
+            sweeps: dict[str, list[tuple[float, float]]] = {}
+            for row in engaged(rows):
+                sweeps.setdefault(row["kind"], []).append((gain(row, axis), row[fidelity]))
+            tables[f"{axis} at {fidelity}"] = at_levels(sweeps)
+    return tables
+
+
+def plot(rows: Sequence[Row], out: Path) -> None:
+    """Fidelity over speed: the mean prompt's and the worst one's. Ours are solid."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for kind in dict.fromkeys(row["setting"].rpartition(" ")[0] for row in rows):
-        mine = sorted(
-            (row for row in rows if row["setting"].rpartition(" ")[0] == kind),
-            key=lambda row: row["speed"],
-        )
-        axes.plot(
-            [row["speed"] for row in mine], [row["psnr_db"] for row in mine], "o-",
-            label=kind,
-        )  # fmt: skip
-    axes.set(xlabel="full render's time over this one's", ylabel="PSNR to it, dB")
-    axes.legend()
+    figure = Figure(figsize=(13, 5.5), layout="constrained")
+    for axes, fidelity, title in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("psnr_db", "worst_psnr_db"),
+        ("mean over prompts", "worst prompt"),
+        strict=True,
+    ):
+        _lines(axes, engaged(rows), fidelity)
+        axes.set(xlabel="full render's time over this one's", title=title)
+        axes.grid(alpha=0.3)
+    axes.figure.axes[0].set_ylabel("PSNR to the full render, dB")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 
 
-def _chosen(
-    table: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]],
-    kinds: list[str],
-    job: Mapping[str, Any],
-) -> dict[str, Any]:
-    chosen = (table[kind](job) for kind in kinds if kind in table)
-    return {name: each for settings in chosen for name, each in settings.items()}
+_MARKERS = "os^vDPX*<>phd8H"
+
+
+def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
+    for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
+        mine = sorted(
+            (row for row in rows if row["kind"] == kind), key=lambda row: gain(row, "speed")
+        )
+        solid = mine[0]["whose"] == "ours"
+        axes.plot(
+            [gain(row, "speed") for row in mine], [row[fidelity] for row in mine], label=kind,
+            linestyle="-" if solid else "--", linewidth=2 if solid else 1,
+            marker=_MARKERS[number % len(_MARKERS)], markersize=6 if solid else 4,
+            color=f"C{number % 10}", alpha=1 if solid else 0.75,
+        )  # fmt: skip
 
 
 def main() -> None:
     """Command line of the accelerations' figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--pyramid", default="off")
+    parser.add_argument("--pyramid-model", default="demo-pyramid", help="'none' leaves it out")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS])
+    parser.add_argument("--kinds", nargs="*", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS])
     parser.add_argument("--plot", type=Path, help="a picture of fidelity over speed")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     prompts = [said for _, said in draw_prompts(options.prompts, options.seed)]
-    job = {"model": options.model, "steps": options.steps, "pyramid": options.pyramid}
-    settings = _chosen(KINDS, options.kinds, job)
-    peers = _chosen(PEERS, options.kinds, job)
-    rows = measure(job, prompts, settings, peers)
+    told = [said for _, said in draw_prompts(**CALIBRATION)]
+    job = {
+        "model": options.model, "steps": options.steps, "pyramid": "off",
+        "pixel_frames": WINDOW_PIXEL_FRAMES,
+    }  # fmt: skip
+    rows = _flat(job, told, prompts, options.kinds)
+    if options.pyramid_model != "none":
+        rows += _pyramid(job, options.pyramid_model, prompts)
     if options.plot:
         plot(rows, options.plot)
+    idle = [f"{row['kind']} {row['value']}" for row in rows if row not in engaged(rows)]
+    tables = compared(rows)
+    figures = {
+        **job, "pyramid_model": options.pyramid_model, "prompts": prompts, "rows": rows,
+        "never_engaged": idle, "at_equal_fidelity": tables,
+    }  # fmt: skip
     name = "techniques" if options.model == "demo" else f"techniques_{options.model}"
-    write_result(name, {**job, "prompts": prompts, "rows": rows}, keep=not options.quick)
+    write_result(name, figures, keep=not options.quick)
+    for title, table in tables.items():
+        print(f"\n{title}\n{as_table(table)}")
+    if idle:
+        raise SystemExit(f"these settings left nothing out of any render: {', '.join(idle)}")
+
+
+def _flat(job: Job, told: list[str], prompts: list[str], kinds: list[str]) -> list[Row]:
+    chosen = {kind: settings for kind, settings in KINDS.items() if kind in kinds}
+    settings = ours(chosen, {**job, "told": told})
+    peers = theirs([kind for kind in PEERS if kind in kinds], {**job, "told": told})
+    runs = measure(job, prompts, settings | peers)
+    return [
+        *summaries({name: runs[name] for name in settings}, "ours"),
+        *summaries({name: runs[name] for name in peers}, "a peer's"),
+    ]
+
+
+def _pyramid(plain: Job, model: str, prompts: list[str]) -> list[Row]:
+    plain = {**plain, "pixel_frames": PYRAMID_PIXEL_FRAMES}
+    job = {**plain, "model": model, "pyramid": "auto"}
+    settings = ours(PYRAMID_KINDS, job)
+    return list(summaries(measure_pyramid(job, plain, prompts, settings), "ours"))
 
 
 if __name__ == "__main__":

@@ -23,16 +23,33 @@ class Adaptive(Part):
 
     ``tensor`` is the paper's criterion: the norm of the latents' third-order difference against
     ``threshold`` times that of their last but one change. ``scalar`` is that of its released code:
-    the same difference taken of the changes' mean sizes, and halved; a threshold means something
-    else there. Where a scheduler adds noise, the noise's scale has to change as evenly, and what
-    stands in is the last prediction of the clean film.
+    the same difference taken of the changes' mean sizes, and halved. Where a scheduler adds noise,
+    the noise's scale has to change as evenly, and what stands in is the last prediction of the
+    clean film. ``spectral`` is SeaCache's (arXiv 2602.18993): how much the clean part of the
+    latents has changed since the model last ran. A threshold means something else in each.
+    ``forecast`` takes what lies on the line through the last two predictions in place of the last
+    one. Neither of these two is for schedulers that add noise.
     """
 
     threshold: Annotated[float, Field(gt=0, le=100)] = 0.01
     most_skips: Annotated[int, Field(ge=1, le=1000)] = 4  # one after the other
-    form: Literal["tensor", "scalar"] = "tensor"
-    first: Annotated[int, Field(ge=LOOKS_BACK, le=1000)] = LOOKS_BACK  # steps that always run
+    form: Literal["tensor", "scalar", "spectral"] = "tensor"
+    first: Annotated[int, Field(ge=1, le=1000)] = LOOKS_BACK  # steps that always run
     last: Annotated[int, Field(ge=0, le=1000)] = 1
+    forecast: bool = False
+
+    @model_validator(mode="after")
+    def _can_look_back(self) -> Adaptive:
+        if self.form != "spectral" and self.first < LOOKS_BACK:
+            raise ValueError(
+                f"form {self.form} looks {LOOKS_BACK} steps back: give first: {LOOKS_BACK} or more"
+            )
+        return self
+
+    @property
+    def kept_latents(self) -> int:
+        """How many tensors of the latents' size go with a tile for it."""
+        return (0 if self.form == "spectral" else LOOKS_BACK - 1) + (2 if self.forecast else 0)
 
     def may_skip(self, steps: int) -> range:
         """The steps of a stage of so many that may be skipped."""

@@ -10,6 +10,7 @@ from jobs.errors import CannotRunHere
 from jobs.families.family import loaded_bytes
 from jobs.families.slicing_memory import fewest_slices
 from jobs.model_folder import ModelInfo
+from jobs.model_scheduler import SCHEDULERS
 from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
@@ -22,7 +23,7 @@ def with_fitted_accelerations(
 ) -> ResolvedSpec:
     """The job with the slices that its budget asks for, and with what calibration has found for
     it. Raises BadJob for accelerations that this model does not take."""
-    problems = list(_misfits(spec, job, model))
+    problems = [*_misfits(spec, job, model), *_noisy(spec, job, model, scheduler)]
     if problems:
         raise bad_job(problems, spec._places)
     if job.accelerations.slicing and job.accelerations.slicing.slices is None:
@@ -39,6 +40,19 @@ def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Iterator[Pro
         said = f"{family.name} models do not take {name} yet; they take "
         place = acceleration_place(spec, name)
         yield Problem(place, said + ", ".join(family.accelerations))
+
+
+def _noisy(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Iterator[Problem]:
+    """Ways to skip that know of no noise but the one a sampler takes away."""
+    config = job.accelerations.adaptive
+    if config is None or not SCHEDULERS[model.family.diffusion][scheduler].adds_noise:
+        return
+    if config.form == "spectral" or config.forecast:
+        said = (
+            f"form spectral and forecast are not for scheduler {scheduler}, which adds noise at "
+            "each step; use form tensor or scalar, without forecast"
+        )
+        yield Problem(acceleration_place(spec, "adaptive"), said)
 
 
 def _with_slices(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Accelerations:

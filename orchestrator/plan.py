@@ -317,7 +317,8 @@ class Plan:
             )
             for shot in self.shots
         )
-        tensors = 7 if self.accelerations.adaptive else 5
+        adaptive = self.accelerations.adaptive
+        tensors = 5 + (adaptive.kept_latents if adaptive else 0)
         output = largest * self.geometry.latent_channels * 4 * tensors + self.kept_bytes
         return output * outputs
 

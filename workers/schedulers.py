@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,7 @@ class RangeStepper:
         ``even_sigmas``: the noise levels, before the shift, go evenly from 1 to 0. A scheduler that
         cannot be told so has its own, which are near.
         """
+        self._diffusion = diffusion
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         settings = SCHEDULERS[diffusion][self.name]
         self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
@@ -205,6 +207,18 @@ class RangeStepper:
     def sigma(self, step_index: int) -> float:
         """Of a flow or EDM scheduler."""
         return float(self._scheduler.sigmas[step_index])
+
+    def mix(self, step_index: int) -> tuple[float, float]:
+        """Signal and noise of the latents at a step's beginning: x = signal * clean + noise * e."""
+        if self._diffusion in ("flow", "flow_by_size"):
+            return 1 - self.sigma(step_index), self.sigma(step_index)
+        if self._diffusion == "edm":
+            return 1.0, self.sigma(step_index)
+        if hasattr(self._scheduler, "sigmas"):  # noise over signal
+            ratio = self.sigma(step_index)
+            return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)
+        alpha = float(self._scheduler.alphas_cumprod[int(self._names[step_index])])
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
 
     def start(self, noise: torch.Tensor) -> torch.Tensor:
         """The latents of step 0, from standard normal noise."""

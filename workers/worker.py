@@ -18,7 +18,7 @@ import torch
 
 from accel import adaptive, compose, slicing
 from accel.handle import TileStep
-from jobs.accelerations import LOOKS_BACK
+from jobs.accelerations import LOOKS_BACK, Adaptive
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.faults import fault_point
@@ -120,11 +120,13 @@ class Worker:
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
-            tile = self._tile_step(task, own, engaged)
-            if self._skips(task, tile, latents, own, stage):
-                output["prediction"] = self._stand_in(task, latents, own, stage)
+            tile, config = self._tile_step(task, own, engaged), self.setup.accelerations.adaptive
+            if config is not None and self._skips(config, task, tile, latents, own, stage):
+                output["prediction"] = self._stand_in(config, task, tile, latents, own, stage)
             else:
                 output["prediction"] = self._predict(task, tile, latents, stage, inputs[0])
+                if config is not None:
+                    adaptive.remember(config, tile, output["prediction"])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
@@ -140,17 +142,16 @@ class Worker:
 
     def _skips(
         self,
+        config: Adaptive,
         task: StepTask,
         tile: TileStep,
         latents: torch.Tensor,
         own: Bundle | None,
         stage: StageSteps,
     ) -> bool:
-        config = self.setup.accelerations.adaptive
-        if config is None:
-            return False
         before = None if own is None else to_tensor(own, "latents", self.setup.device)
-        skips = adaptive.skips(config, tile, latents, before, self._added(task, stage))
+        added, mix = self._added(task, stage), stage.stepper.mix
+        skips = adaptive.skips(config, tile, latents, before, mix, added)
         if skips:  # what others remember waits for the next step that runs
             tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
         return skips
@@ -167,13 +168,20 @@ class Worker:
         return [adaptive.Noise(*each) for each in scaled]
 
     def _stand_in(
-        self, task: StepTask, latents: torch.Tensor, own: Bundle | None, stage: StageSteps
+        self,
+        config: Adaptive,
+        task: StepTask,
+        tile: TileStep,
+        latents: torch.Tensor,
+        own: Bundle | None,
+        stage: StageSteps,
     ) -> torch.Tensor:
         """The prediction of a step that skips the model."""
         assert own is not None, "a stage's first step always runs"
         device = self.setup.device
         told, before = (to_tensor(own, name, device) for name in ("prediction", "latents"))
-        return stage.stepper.renewed(task.unit.step, told, before, latents)
+        last = stage.stepper.renewed(task.unit.step, told, before, latents)
+        return adaptive.stand_in(config, tile, last)
 
     def _start(self, task: StepTask, parents: Sequence[Bundle], stage: StageSteps) -> torch.Tensor:
         """What a stage starts from: noise, or the finished stage before at twice the frame rate."""

@@ -9,11 +9,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from accel.adaptive import Noise, changes_evenly, skips
+from accel.adaptive import Noise, changes_evenly, remember, skips, stand_in
 from accel.handle import TileStep
 from jobs.accelerations import Adaptive
 from jobs.units import Unit
 
+CLEAN = (1.0, 0.0)  # latents without noise are seen as they are
 OFF = 1e-9  # a threshold that asks for the model at any change of pace
 
 
@@ -32,7 +33,8 @@ def decide(
     for step, now in enumerate(latents):
         tile = TileStep(unit=Unit("step", 0, step=step), steps=len(latents), carried=carried)
         added = noises[step - 3 : step][::-1] if noises and step >= 3 else ()
-        skip = skips(config, tile, now, latents[step - 1] if step else None, added)
+        before = latents[step - 1] if step else None
+        skip = skips(config, tile, now, before, lambda step: CLEAN, added)
         assert tile.engaged == {"adaptive.skipped" if skip else "adaptive.computed": 1}
         said += "." if skip else "x"
         carried = tile.kept
@@ -135,8 +137,54 @@ def test_nothing_that_changes_at_all_passes_a_tiny_threshold() -> None:
 def test_a_stage_begins_with_no_past() -> None:
     """The step after a jump carries nothing, whatever its number in the shot."""
     tile = TileStep(unit=Unit("step", 0, stage=1, step=0), steps=9)
-    assert not skips(Adaptive(threshold=100.0), tile, torch.ones(1, 1, 1, 1, 1), None)
+    assert not skips(Adaptive(threshold=100.0), tile, torch.ones(1, 1, 1, 1, 1), None, None)
     assert set(tile.kept) == {"adaptive.skips"}
+
+
+def spectral(threshold: float, **more: object) -> Adaptive:
+    return Adaptive(form="spectral", threshold=threshold, most_skips=99, **more)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "said"), [(0.005, "xxxxxxxxx"), (0.015, "xxx.x.x.x"), (0.035, "xxx...x.x")]
+)
+def test_small_changes_add_up_from_the_last_step_that_ran(threshold: float, said: str) -> None:
+    """Each step changes by a hundredth of what is there."""
+    assert decide(spectral(threshold), trace(*(1.01**s for s in range(9)))) == said
+
+
+def test_the_spectral_form_looks_back_one_step() -> None:
+    still = trace(*[1.0] * 6)
+    assert decide(spectral(0.1, first=1), still) == "x....x"
+    with pytest.raises(ValidationError, match="looks 3 steps back"):
+        Adaptive(form="scalar", first=2)
+
+
+def predict(config: Adaptive, values: str, first: float, slope: float) -> list[float]:
+    """A tile's predictions where those that are computed lie on a line over steps."""
+    carried: dict[str, torch.Tensor] = {}
+    out: list[torch.Tensor] = []
+    for step, kind in enumerate(values):
+        tile = TileStep(unit=Unit("step", 0, step=step), steps=len(values), carried=carried)
+        if kind == "x":
+            out.append(torch.tensor([first + slope * step]))
+            remember(config, tile, out[-1])
+            carried = tile.kept
+        else:
+            out.append(stand_in(config, tile, out[-1]))
+    return [float(each) for each in out]
+
+
+def test_a_forecast_goes_on_where_predictions_went() -> None:
+    on, off = Adaptive(forecast=True), Adaptive()
+    assert predict(on, "x.x..x.", 5.0, 2.0) == pytest.approx([5, 5, 9, 11, 13, 15, 17])
+    assert predict(off, "x.x..x.", 5.0, 2.0) == [5, 5, 9, 9, 9, 15, 15]
+
+
+def test_without_a_forecast_no_prediction_is_kept() -> None:
+    tile = TileStep(unit=Unit("step", 0, step=4), steps=9)
+    remember(Adaptive(), tile, torch.ones(1))
+    assert not tile.kept
 
 
 @pytest.mark.parametrize(

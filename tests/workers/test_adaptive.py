@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 import torch
 
 from jobs.accelerations import Accelerations, Adaptive
@@ -60,9 +61,17 @@ def test_a_threshold_that_nothing_passes_changes_no_bit(tiny_wan: Path) -> None:
     assert not any(name.startswith("accel.") for name in plain[0, 5].arrays)
 
 
-def test_a_tile_goes_on_at_any_worker_with_the_same_bits(tiny_wan: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": BETWEEN, "most_skips": 3},
+        {"form": "spectral", "threshold": 0.6, "first": 1, "forecast": True},
+    ],
+)
+def test_a_tile_goes_on_at_any_worker_with_the_same_bits(
+    settings: dict[str, object], tiny_wan: Path
+) -> None:
     """Every unit computed by another worker than the one before it, from stored bytes."""
-    settings = {"threshold": BETWEEN, "most_skips": 3}
     whole = render_windows(worker(tiny_wan, **settings), SHOT, WINDOWS)
     pair = [worker(tiny_wan, **settings) for _ in range(2)]
     embeddings, done = encode(pair[0], SHOT), {}
@@ -89,3 +98,20 @@ def test_every_tile_decides_for_itself_and_says_so(tiny_wan: Path) -> None:
                 skipped[window.index].append(step)
     assert 3 in skipped[1] and 3 not in skipped[0] and 6 in skipped[0]
     assert all(3 <= step < 9 for steps in skipped.values() for step in steps)
+
+
+def test_a_forecast_is_on_the_line_through_what_was_computed(tiny_wan: Path) -> None:
+    some = worker(tiny_wan, threshold=50.0, most_skips=2, forecast=True)
+    done = render_windows(some, SHOT, WINDOWS[:1])
+    predicted = [to_tensor(done[0, step], "prediction") for step in range(SHOT.steps)]
+    line = predicted[2] + 2 * (predicted[2] - predicted[1])
+    assert torch.allclose(predicted[4], line) and not torch.equal(predicted[4], predicted[2])
+    assert torch.allclose(predicted[6], predicted[5] + (predicted[5] - predicted[2]) / 3)
+
+
+def test_the_spectral_form_knows_the_steps_noise(tiny_wan: Path) -> None:
+    """Of random weights the clean part changes more, in its own measure, as the noise leaves."""
+    some = worker(tiny_wan, form="spectral", threshold=0.6, first=1)
+    count = calls(some)
+    render_windows(some, SHOT, WINDOWS[:1])
+    assert 2 * 2 < count[0] < 2 * SHOT.steps

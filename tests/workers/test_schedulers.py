@@ -394,3 +394,17 @@ def test_a_prediction_stands_in_as_it_is_where_no_noise_was_added() -> None:
     stepper = RangeStepper("euler", CONFIG, (8,))
     told, before, latents = predictions_of(3, torch.float32)
     assert stepper.renewed(3, told, before, latents) is told
+
+
+@each_scheduler
+def test_the_mix_is_what_diffusers_adds_noise_by(diffusion: str, name: str) -> None:
+    stepper = RangeStepper(name, CONFIGS[diffusion], [8], diffusion=diffusion, places=PLACES)
+    scheduler, (clean, noise) = stepper._scheduler, torch.randn(2, 1, 4, 3, 5, 5)
+    for step in (0, 3, 7):
+        signal, strength = stepper.mix(step)
+        time = scheduler.timesteps[step : step + 1]
+        if hasattr(scheduler, "scale_noise"):
+            mixed = scheduler.scale_noise(clean, time, noise)
+        else:
+            mixed = scheduler.add_noise(clean, noise, time)
+        assert torch.allclose(signal * clean + strength * noise, mixed, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,314 @@
+"""What a user would pick instead, on the same model: diffusers' own caches, cache-dit, para-attn.
+
+Each is a sweep: settings by the value that is swept, as what is put around a render. All of it is
+taken off again afterwards, whatever the peer itself would leave. The last two are from PyPI:
+``pip install 'longtake[peers]'``.
+
+Peers remember steps, but know neither tiles nor films: each render has a fresh one, and one window.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+
+from benchmarks.here import Tune, render_here
+
+#: The steps that AdaptiveDiffusion always runs: where a peer can be told, it has the same.
+FIRST, LAST = 3, 1
+
+#: Given the job without its prompt, and under ``told`` other prompts to calibrate on: tunes by the
+#: value that is swept.
+Sweep = Callable[[Mapping[str, Any]], dict[str, Tune]]
+
+
+class HooksNothing(RuntimeError):
+    """A peer that was attached and left the model as it was."""
+
+
+@contextmanager
+def around(family: Any, attach: Callable[[Any], Any]) -> Iterator[None]:
+    """With ``attach(model)``, until everything on every module is as it was before.
+
+    Raises HooksNothing for what changes no forward of the model: diffusers' TaylorSeer with its
+    default identifiers matches no module of Wan, and does not say so."""
+    model = family.denoiser
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    for module, _ in before:
+        vars(module).pop("_diffusers_hook", None)  # it would be filled in place
+    try:
+        attach(model)
+        if not any("forward" in vars(module) for module in model.modules()):
+            raise HooksNothing(f"{getattr(attach, 'args', attach)} changes nothing of the model")
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def cached(config: Any) -> Tune:
+    """With one of diffusers' caches, whose states are kept apart by guidance branch."""
+    return partial(around, attach=partial(_enable_cache, config))
+
+
+def _enable_cache(config: Any, model: Any) -> None:
+    model.enable_cache(config)
+
+
+# -- diffusers, a state for each branch
+
+
+def first_block(job: Mapping[str, Any]) -> dict[str, Tune]:
+    def config(threshold: float) -> Any:
+        return diffusers.FirstBlockCacheConfig(threshold=threshold)
+
+    return {str(t): cached(config(t)) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)}
+
+
+#: What TaylorSeer forecasts of a Wan block: the three branches that its paper caches.
+WAN_BRANCHES = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
+
+
+def taylorseer(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
+    """Every so many steps; forecasts every block's attention and feed-forward."""
+    return {
+        str(every): cached(_taylorseer(job, every, order, cache_identifiers=WAN_BRANCHES))
+        for every in (2, 3, 4, 5)
+    }
+
+
+def taylorseer_lite(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
+    """Forecasts what leaves the model alone; no block runs in between."""
+    return {
+        str(every): cached(_taylorseer(job, every, order, use_lite_mode=True))
+        for every in (2, 3, 4, 5, 6)
+    }
+
+
+def _taylorseer(job: Mapping[str, Any], every: int, order: int, **which: Any) -> Any:
+    return diffusers.TaylorSeerCacheConfig(
+        cache_interval=every,
+        disable_cache_before_step=FIRST,
+        disable_cache_after_step=job["steps"] - LAST,
+        max_order=order,
+        taylor_factors_dtype=torch.float32,
+        **which,
+    )
+
+
+def seacache(job: Mapping[str, Any]) -> dict[str, Tune]:
+    def config(threshold: float) -> Any:
+        return diffusers.SeaCacheConfig(
+            threshold=threshold, retention_steps=FIRST, cache_end_steps=LAST,
+            max_consecutive_cached=4,
+        )  # fmt: skip
+
+    return {str(t): cached(config(t)) for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
+
+
+def magcache(job: Mapping[str, Any]) -> dict[str, Tune]:
+    """With ratios of magnitudes that two other prompts had, measured by diffusers itself."""
+    ratios = mag_ratios(job)
+
+    def config(threshold: float) -> Any:
+        return diffusers.MagCacheConfig(
+            threshold=threshold, max_skip_steps=4, retention_ratio=FIRST / job["steps"],
+            num_inference_steps=job["steps"], mag_ratios=ratios,
+        )  # fmt: skip
+
+    return {str(t): cached(config(t)) for t in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)}
+
+
+def mag_ratios(job: Mapping[str, Any]) -> list[float]:
+    """One ratio for each step: the mean over the prompts ``job["told"]`` and both branches."""
+    steps = job["steps"]
+    found: list[list[float]] = []
+    # With a step more than there are, it does not forget the ratios at the end of the render.
+    config = diffusers.MagCacheConfig(calibrate=True, num_inference_steps=steps + 1)
+    for prompt in job["told"]:
+
+        @contextmanager
+        def read(family: Any) -> Iterator[None]:
+            with cached(config)(family):
+                yield
+                found.extend(_ratios(family.denoiser))
+
+        render_here(_one(job, prompt), read)
+    if not found or any(len(each) != steps for each in found):
+        raise HooksNothing(f"MagCache's calibration has {[len(each) for each in found]} ratios")
+    return [sum(column) / len(found) for column in zip(*found, strict=True)]
+
+
+def _ratios(model: Any) -> Iterable[list[float]]:
+    hook = model.blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
+    return [list(state.calibration_ratios) for state in hook.state_manager._state_cache.values()]
+
+
+def _one(job: Mapping[str, Any], prompt: str) -> dict[str, Any]:
+    return {name: each for name, each in job.items() if name != "told"} | {"prompt": prompt}
+
+
+# -- diffusers, one state for all: both branches in one call
+
+
+@contextmanager
+def in_one_batch(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
+    """PAB and FasterCache count calls and keep one state whatever the branch. ``WanPipeline`` and
+    this renderer call the model for one branch after the other, so that either would give the
+    unconditional branch what the other one computed (or fail: FasterCache halves each batch). Here
+    they get what they were made for: one call, the unconditional half first."""
+    now: dict[str, float] = {}
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        now["timestep"] = float(kwargs["timestep"][0])
+
+    noted = family.denoiser.register_forward_pre_hook(note, with_kwargs=True)
+    family.predict = partial(_predict_in_one_batch, family.denoiser)
+    try:
+        with around(family, lambda model: attach(model, lambda: now["timestep"])):
+            yield
+    finally:
+        del family.predict
+        noted.remove()
+
+
+@torch.no_grad()
+def _predict_in_one_batch(
+    model: Any, shot: Any, latents: Any, stepper: Any, step: int, embeddings: Any, branch: Any
+) -> torch.Tensor:
+    assert len(shot.stage_steps) == 1, "peers know no pyramid"
+    with branch("cond"):
+        out = model(
+            hidden_states=torch.cat([latents, latents]),
+            timestep=stepper.timesteps[step].expand(2),
+            encoder_hidden_states=torch.cat([embeddings["uncond"], embeddings["cond"]]),
+            return_dict=False,
+        )[0]
+    uncond, cond = out.chunk(2)
+    return uncond + shot.guidance[0] * (cond - uncond)
+
+
+def pyramid_attention(job: Mapping[str, Any]) -> dict[str, Tune]:
+    """Self-attention every so many steps, cross-attention every second of those."""
+
+    def attach(every: int, model: Any, timestep: Callable[[], float]) -> None:
+        model.enable_cache(
+            diffusers.PyramidAttentionBroadcastConfig(
+                spatial_attention_block_skip_range=every,
+                cross_attention_block_skip_range=2 * every,
+                spatial_attention_timestep_skip_range=(50, 950),
+                cross_attention_timestep_skip_range=(50, 950),
+                spatial_attention_block_identifiers=("blocks",),
+                cross_attention_block_identifiers=("blocks",),
+                current_timestep_callback=timestep,
+            )
+        )
+
+    return {str(n): partial(in_one_batch, attach=partial(attach, n)) for n in (2, 3, 4, 6)}
+
+
+def fastercache(job: Mapping[str, Any]) -> dict[str, Tune]:
+    """The unconditional half every so many steps, attention every second step of those without."""
+
+    def attach(every: int, model: Any, timestep: Callable[[], float]) -> None:
+        model.enable_cache(
+            diffusers.FasterCacheConfig(
+                spatial_attention_block_skip_range=2,
+                spatial_attention_timestep_skip_range=(-1, 901),
+                spatial_attention_block_identifiers=("^blocks.*attn1",),
+                unconditional_batch_skip_range=every,
+                unconditional_batch_timestep_skip_range=(-1, 901),
+                attention_weight_callback=lambda _: 0.3,
+                tensor_format="BCFHW",
+                current_timestep_callback=timestep,
+            )
+        )
+
+    return {str(n): partial(in_one_batch, attach=partial(attach, n)) for n in (2, 3, 5, 8)}
+
+
+# -- from PyPI
+
+
+def _peer(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SystemExit(
+            f"{name.split('.')[0]} is not installed, and this comparison needs it; run "
+            f"pip install 'longtake[peers]' ({error})"
+        ) from error
+
+
+def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
+    """DBCache with one block that asks, as first-block caches have, and its TaylorSeer."""
+    peer = _peer("cache_dit")
+    logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)
+
+    def attach(threshold: float, model: Any) -> None:
+        config = peer.DBCacheConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            residual_diff_threshold=threshold,
+            max_warmup_steps=FIRST,
+            max_continuous_cached_steps=4,
+            enable_separate_cfg=True,
+        )
+        calibrator = peer.TaylorSeerCalibratorConfig(taylorseer_order=1) if forecasts else None
+        adapter = peer.BlockAdapter(
+            transformer=model,
+            blocks=model.blocks,
+            forward_pattern=peer.ForwardPattern.Pattern_2,
+            has_separate_cfg=True,
+        )
+        peer.enable_cache(adapter, cache_config=config, calibrator_config=calibrator)
+
+    return {
+        str(t): partial(around, attach=partial(attach, t))
+        for t in (0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
+    }
+
+
+def para_attn(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
+    """Its first-block cache; the branches take turns (``enable_alter_cache``)."""
+    importlib.import_module("unittest.mock")  # which it uses and does not import
+    states = _peer("para_attn.first_block_cache.utils")
+    adapters = _peer("para_attn.first_block_cache.diffusers_adapters")
+
+    @contextmanager
+    def tune(threshold: float, family: Any) -> Iterator[None]:
+        state = states.create_cache_context(
+            residual_diff_threshold=threshold, enable_alter_cache=True,
+            num_inference_steps=job["steps"], warmup_steps=FIRST,
+            enable_taylorseer=forecasts, taylorseer_kwargs={"n_derivatives": 1},
+        )  # fmt: skip
+        attach = adapters.apply_cache_on_transformer
+        with around(family, attach), states.cache_context(state):
+            yield
+
+    return {str(t): partial(tune, t) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)}
+
+
+PEERS: dict[str, Sweep] = {
+    "FirstBlockCache": first_block,
+    "TaylorSeer": partial(taylorseer, order=1),
+    "TaylorSeer order 2": partial(taylorseer, order=2),
+    "TaylorSeer lite": partial(taylorseer_lite, order=1),
+    "TaylorSeer lite order 2": partial(taylorseer_lite, order=2),
+    "MagCache": magcache,
+    "SeaCache": seacache,
+    "PAB": pyramid_attention,
+    "FasterCache": fastercache,
+    "cache-dit": cache_dit,
+    "cache-dit TaylorSeer": partial(cache_dit, forecasts=True),
+    "para-attn": para_attn,
+    "para-attn TaylorSeer": partial(para_attn, forecasts=True),
+}

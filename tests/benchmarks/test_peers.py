@@ -1,0 +1,85 @@
+"""Peers around a render: each leaves something out, and nothing of itself behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+
+from benchmarks.here import Here, render_here
+from benchmarks.peers import PEERS, HooksNothing, cached, in_one_batch, mag_ratios
+
+STEPS = 12
+#: On random weights most blocks change little from step to step, so the loosest setting engages.
+LOOSEST = -1
+
+
+@pytest.fixture(scope="module")
+def job(tiny_wan: Path) -> dict[str, Any]:
+    return {
+        "model": str(tiny_wan), "steps": STEPS, "pyramid": "off", "pixel_frames": 17,
+        "size": [32, 32], "told": ["a hat", "two cats"],
+    }  # fmt: skip
+
+
+def film(job: dict[str, Any], *tune: Any) -> Here:
+    told = {name: each for name, each in job.items() if name != "told"}
+    return render_here({**told, "prompt": "a red ball rolls"}, *tune)
+
+
+@pytest.fixture(scope="module")
+def full(job: dict[str, Any]) -> Here:
+    return film(job)
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_a_peer_leaves_something_out_and_nothing_behind(
+    kind: str, job: dict[str, Any], full: Here
+) -> None:
+    if kind.startswith(("cache-dit", "para-attn")):
+        pytest.importorskip(kind.split()[0].replace("-", "_"), reason="the extra 'peers'")
+    tune = list(PEERS[kind](job).values())[LOOSEST]
+    fast, again, after = film(job, tune), film(job, tune), film(job)
+    assert fast.operations < full.operations
+    assert not np.array_equal(fast.frames, full.frames)
+    assert np.array_equal(again.frames, fast.frames)  # it begins each film anew
+    assert np.array_equal(after.frames, full.frames)
+    assert after.operations == full.operations and after.passes == full.passes == 2 * STEPS
+
+
+def test_a_peer_that_hooks_nothing_is_an_error(job: dict[str, Any]) -> None:
+    """TaylorSeer as it comes: its identifiers match whole names, and no module of Wan has one."""
+    config = diffusers.TaylorSeerCacheConfig()
+    with pytest.raises(HooksNothing, match="TaylorSeerCacheConfig"):
+        film(job, cached(config))
+
+
+def test_a_peer_is_off_again_after_an_error(job: dict[str, Any], full: Here) -> None:
+    def fails(family: Any) -> Any:
+        with cached(diffusers.FirstBlockCacheConfig(threshold=9.0))(family):
+            raise KeyError("on purpose")
+
+    with pytest.raises(KeyError):
+        film(job, fails)
+    assert np.array_equal(film(job).frames, full.frames)
+
+
+def test_both_branches_in_one_call_are_the_same_film(job: dict[str, Any], full: Here) -> None:
+    """So what is lost under PAB and FasterCache is lost by them. Equal but for rounding."""
+
+    def idle(model: Any, timestep: Any) -> None:
+        model.forward = model.forward  # changes nothing, but stands where a peer would
+
+    batched = film(job, lambda family: in_one_batch(family, idle))
+    assert batched.passes == STEPS and batched.operations == full.operations
+    apart = batched.frames.astype(int) - full.frames
+    assert abs(apart).max() <= 1
+
+
+def test_calibration_finds_a_ratio_for_each_step(job: dict[str, Any]) -> None:
+    ratios = mag_ratios(job)
+    assert len(ratios) == STEPS and ratios[0] == 1.0
+    assert all(0.3 < ratio < 3 for ratio in ratios) and len(set(ratios)) > STEPS // 2
