@@ -285,6 +285,13 @@ def test_a_long_film_is_the_same_whoever_decodes_it(folder: Path) -> None:
             {"accelerations": {"rehash": {"every": 2}}, "steps": 9},
             "accelerations.rehash: cogvideox models do not take rehash yet; they take slicing, ad",
         ),
+        *(
+            (
+                {"accelerations": {"adaptive": each}, "steps": 9, "scheduler": "cogvideox-dpm"},
+                "adaptive: form spectral and forecast are not for scheduler cogvideox-dpm",
+            )
+            for each in ({"form": "spectral"}, {"forecast": True})
+        ),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(small: Path, changes: dict, says: str) -> None:
