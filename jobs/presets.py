@@ -30,6 +30,8 @@ class Preset:
     description: str
     settings: Accelerations
     measured: Mapping[str, Measured] = field(default_factory=dict)  # by family, and with pyramid
+    #: Where the scheduler adds noise; not measured.
+    with_noise: Accelerations = field(default_factory=Accelerations)
 
 
 #: By ``benchmarks/techniques.py``; its result file is dated.
@@ -44,6 +46,11 @@ def _spectral(threshold: float) -> Accelerations:
     )
 
 
+def _scalar(threshold: float) -> Accelerations:
+    """The last steps matter more where noise is added: three of them always run."""
+    return Accelerations(adaptive=Adaptive(form="scalar", threshold=threshold, last=3))
+
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
@@ -53,6 +60,7 @@ PRESETS: dict[str, Preset] = {
             "faster, with changes that are hard to see",
             _spectral(0.2),
             {"wan": Measured(1.80, 46.2, 39.9, _DEMO)},
+            _scalar(0.02),
         ),
         Preset(
             "fast",
@@ -62,6 +70,7 @@ PRESETS: dict[str, Preset] = {
                 "wan": Measured(2.13, 40.0, 36.0, _DEMO),
                 "wan with a pyramid": Measured(2.81, 32.1, 29.1, _PYRAMID, over_plain=4.69),
             },
+            _scalar(0.05),
         ),
     )
 }

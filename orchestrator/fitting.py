@@ -11,6 +11,7 @@ from jobs.families.family import loaded_bytes
 from jobs.families.slicing_memory import fewest_slices
 from jobs.model_folder import ModelInfo
 from jobs.model_scheduler import SCHEDULERS
+from jobs.presets import PRESETS
 from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place
 from jobs.spec_errors import Problem, bad_job
@@ -23,12 +24,24 @@ def with_fitted_accelerations(
 ) -> ResolvedSpec:
     """The job with the slices that its budget asks for, and with what calibration has found for
     it. Raises BadJob for accelerations that this model does not take."""
+    job = _with_presets_choice(spec, job, model, scheduler)
     problems = [*_misfits(spec, job, model), *_noisy(spec, job, model, scheduler)]
     if problems:
         raise bad_job(problems, spec._places)
     if job.accelerations.slicing and job.accelerations.slicing.slices is None:
         job = replace(job, accelerations=_with_slices(spec, job, model))
     return replace(job, accelerations=with_calibrations(spec, job, model, scheduler))
+
+
+def _with_presets_choice(
+    spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str
+) -> ResolvedSpec:
+    """A preset has other settings where the scheduler adds noise; the job's own stay."""
+    if not SCHEDULERS[model.family.diffusion][scheduler].adds_noise:
+        return job
+    own = {name: each for name, each in spec.accelerations if each is not None}
+    chosen = PRESETS[job.preset].with_noise
+    return replace(job, accelerations=chosen.model_copy(update=own))
 
 
 def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Iterator[Problem]:

@@ -273,6 +273,19 @@ def test_a_long_film_is_the_same_whoever_decodes_it(folder: Path) -> None:
     assert joined == json.loads(piece.meta["frame_sha256"]) and len(set(joined)) == 92
 
 
+def test_a_preset_has_settings_for_schedulers_that_add_noise(small: Path) -> None:
+    given = {"preset": "fast", "steps": 9}
+    forms = {
+        scheduler: prepare(parse_spec(job(small, scheduler=scheduler, **given))).plan.accelerations
+        for scheduler in ("cogvideox-ddim", "cogvideox-dpm")
+    }
+    assert forms["cogvideox-ddim"].adaptive.form == "spectral"
+    assert forms["cogvideox-dpm"].adaptive.form == "scalar"
+    own = given | {"accelerations": {"adaptive": {"threshold": 0.7}}, "scheduler": "cogvideox-dpm"}
+    asked = prepare(parse_spec(job(small, **own))).plan.accelerations.adaptive
+    assert (asked.form, asked.threshold) == ("tensor", 0.7)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
