@@ -10,7 +10,7 @@ Peers remember steps, but know neither tiles nor films: each render has a fresh 
 from __future__ import annotations
 
 import importlib
-import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -250,8 +250,8 @@ def _peer(name: str) -> Any:
 
 def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
     """DBCache with one block that asks, as first-block caches have, and its TaylorSeer."""
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # read when it is imported
     peer = _peer("cache_dit")
-    logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)
 
     def attach(threshold: float, model: Any) -> None:
         config = peer.DBCacheConfig(
