@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,8 +30,8 @@ from benchmarks.judge import WINDOW_PIXEL_FRAMES
 from benchmarks.model import draw_prompts
 from benchmarks.peers import PEERS
 from jobs.spec import JobSpec
-from orchestrator.calibrate import find_key_steps
-from orchestrator.prepare import prepare
+from orchestrator.calibrate import calibrate, find_key_steps
+from orchestrator.prepare import Prepared, prepare
 from workers.fidelity import compare
 
 Job = Mapping[str, Any]
@@ -50,6 +51,7 @@ CALIBRATION = {"count": 2, "seed": 5}
 
 SCALAR = (0.005, 0.01, 0.02, 0.05, 0.1)
 TENSOR = (0.1, 0.2, 0.4, 0.8, 1.6)
+PROFILED = (0.999, 0.998, 0.995, 0.99, 0.98)
 SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
@@ -83,18 +85,38 @@ def rehash_every(job: Job) -> dict[str, Any]:
 
 def rehash_profile(job: Job) -> dict[str, Any]:
     """Key steps that two other prompts' features were found to need."""
-    told = [{"prompt": said, "pixel_frames": job["pixel_frames"]} for said in job["told"]]
-    known = {name: job[name] for name in ("model", "steps", "pyramid")}
-    prepared = prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
-    thresholds = (0.999, 0.998, 0.995, 0.99, 0.98)
-    keys = {t: find_key_steps(prepared, "cpu", t)["key_steps"] for t in thresholds}
-    return {str(t): {"rehash": {"key_steps": found}} for t, found in keys.items()}
+    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
+    find_key_steps(_calibrated_on(job), "cpu", PROFILED[0], folder)
+    return {str(t): {"rehash": {"threshold": t, "profiles": str(folder)}} for t in PROFILED}
 
 
 def adaptive_rehash(job: Job) -> dict[str, Any]:
     """The steps that are not skipped run in full only if they are key steps."""
     keys = rehash_profile(job)["0.998"]
     return {str(t): _adaptive("scalar", t) | keys for t in SCALAR}
+
+
+def fast_attention(job: Job) -> dict[str, Any]:
+    """Plans that were searched on two other prompts, by the change that they may bring."""
+    return {str(delta): _planned(job, delta) for delta in (0.02, 0.05, 0.1, 0.2)}
+
+
+def adaptive_fast_attention(job: Job) -> dict[str, Any]:
+    """Sparing attention in the steps that are not skipped."""
+    plans = _planned(job, 0.02)
+    return {str(t): _adaptive("spectral", t, first=1, forecast=True) | plans for t in SPECTRAL}
+
+
+def _planned(job: Job, delta: float) -> dict[str, Any]:
+    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
+    calibrate(_calibrated_on(job), "cpu", delta, folder, lambda said: None)
+    return {"fast_attention": {"plans": str(folder)}}
+
+
+def _calibrated_on(job: Job) -> Prepared:
+    told = [{"prompt": said, "pixel_frames": job["pixel_frames"]} for said in job["told"]]
+    known = {name: job[name] for name in ("model", "steps", "pyramid")}
+    return prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
 
 
 #: Ours: for a job, the accelerations of each setting.
@@ -107,6 +129,8 @@ KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "rehash every": rehash_every,
     "rehash profile": rehash_profile,
     "adaptive scalar, rehash": adaptive_rehash,
+    "fast attention": fast_attention,
+    "adaptive spectral, forecast, fast attention": adaptive_fast_attention,
 }
 
 #: Of these with a pyramid: what it does by itself, and with what else.

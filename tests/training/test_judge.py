@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import judge
 from benchmarks.detectors import draw_clips, look_at_second, read_window, shares, through_h264
-from benchmarks.model import SHOT_PIXEL_FRAMES, judge_film
+from benchmarks.model import judge_film, lengths_of
 from training import world
 from training.world import Background, Body, Scene
 from workers.video import encode_segment
@@ -162,11 +162,13 @@ def test_shares_have_intervals() -> None:
 def test_both_windows_of_a_shot_are_judged(tmp_path: Path) -> None:
     """A film of two shots, the second of which turns another colour in its second half."""
     scene, green = moving("still"), moving("still", colour="green")
-    right = clip(scene, SHOT_PIXEL_FRAMES)
+    lengths = lengths_of("demo")
+    assert (lengths.window, lengths.shot) == (17, 29)
+    right = clip(scene, lengths.shot)
     film = np.concatenate([right, right[:12], clip(green, 17)])
     path = tmp_path / "film.mp4"
     path.write_bytes(encode_segment(film, fps=12, codec="h264", quality=18))
-    said = judge_film(path, [scene, scene])
+    said = judge_film(path, [scene, scene], lengths)
     assert said["starts"]["all"]["shape"]["share"] == 1.0
     assert said["inside"]["all"]["colour"]["share"] == 0.5
     assert said["inside"]["1_bodies"]["clips"] == 2
