@@ -21,8 +21,11 @@ import torch
 
 from benchmarks.here import Tune, render_here
 
-#: The steps that AdaptiveDiffusion always runs: where a peer can be told, it has the same.
-FIRST, LAST = 3, 1
+#: How many steps always run first, where a peer can be told: as in our spectral form, and as in the
+#: older two. Every value is swept with both, for some peers gain by the one, some by the other.
+FIRSTS = (1, 3)
+#: And the steps that always run at the end.
+LAST = 1
 
 #: Given the job without its prompt, and under ``told`` other prompts to calibrate on: tunes by the
 #: value that is swept.
@@ -63,6 +66,10 @@ def _enable_cache(config: Any, model: Any) -> None:
     model.enable_cache(config)
 
 
+def _with_firsts(values: Iterable[Any], tune: Callable[[Any, int], Tune]) -> dict[str, Tune]:
+    return {f"{value}, first {first}": tune(value, first) for first in FIRSTS for value in values}
+
+
 # -- diffusers, a state for each branch
 
 
@@ -79,52 +86,50 @@ WAN_BRANCHES = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn
 
 def taylorseer(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
     """Every so many steps; forecasts every block's attention and feed-forward."""
-    return {
-        str(every): cached(_taylorseer(job, every, order, cache_identifiers=WAN_BRANCHES))
-        for every in (2, 3, 4, 5)
-    }
+    return _with_firsts((2, 3, 4), partial(_taylorseer, job, order, cache_identifiers=WAN_BRANCHES))
 
 
 def taylorseer_lite(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
     """Forecasts what leaves the model alone; no block runs in between."""
-    return {
-        str(every): cached(_taylorseer(job, every, order, use_lite_mode=True))
-        for every in (2, 3, 4, 5, 6)
-    }
+    return _with_firsts((2, 3, 4, 5), partial(_taylorseer, job, order, use_lite_mode=True))
 
 
-def _taylorseer(job: Mapping[str, Any], every: int, order: int, **which: Any) -> Any:
-    return diffusers.TaylorSeerCacheConfig(
-        cache_interval=every,
-        disable_cache_before_step=FIRST,
-        disable_cache_after_step=job["steps"] - LAST,
-        max_order=order,
-        taylor_factors_dtype=torch.float32,
-        **which,
+def _taylorseer(job: Mapping[str, Any], order: int, every: int, first: int, **which: Any) -> Tune:
+    return cached(
+        diffusers.TaylorSeerCacheConfig(
+            cache_interval=every,
+            disable_cache_before_step=first,
+            disable_cache_after_step=job["steps"] - LAST,
+            max_order=order,
+            taylor_factors_dtype=torch.float32,
+            **which,
+        )
     )
 
 
 def seacache(job: Mapping[str, Any]) -> dict[str, Tune]:
-    def config(threshold: float) -> Any:
-        return diffusers.SeaCacheConfig(
-            threshold=threshold, retention_steps=FIRST, cache_end_steps=LAST,
+    def tune(threshold: float, first: int) -> Tune:
+        config = diffusers.SeaCacheConfig(
+            threshold=threshold, retention_steps=first, cache_end_steps=LAST,
             max_consecutive_cached=4,
         )  # fmt: skip
+        return cached(config)
 
-    return {str(t): cached(config(t)) for t in (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)}
+    return _with_firsts((0.15, 0.2, 0.25, 0.3, 0.4, 0.5), tune)
 
 
 def magcache(job: Mapping[str, Any]) -> dict[str, Tune]:
     """With ratios of magnitudes that two other prompts had, measured by diffusers itself."""
     ratios = mag_ratios(job)
 
-    def config(threshold: float) -> Any:
-        return diffusers.MagCacheConfig(
-            threshold=threshold, max_skip_steps=4, retention_ratio=FIRST / job["steps"],
+    def tune(threshold: float, first: int) -> Tune:
+        config = diffusers.MagCacheConfig(
+            threshold=threshold, max_skip_steps=4, retention_ratio=first / job["steps"],
             num_inference_steps=job["steps"], mag_ratios=ratios,
         )  # fmt: skip
+        return cached(config)
 
-    return {str(t): cached(config(t)) for t in (0.01, 0.02, 0.04, 0.08, 0.16, 0.32)}
+    return _with_firsts((0.02, 0.04, 0.08, 0.16, 0.32), tune)
 
 
 def mag_ratios(job: Mapping[str, Any]) -> list[float]:
@@ -253,12 +258,12 @@ def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # read when it is imported
     peer = _peer("cache_dit")
 
-    def attach(threshold: float, model: Any) -> None:
+    def attach(threshold: float, first: int, model: Any) -> None:
         config = peer.DBCacheConfig(
             Fn_compute_blocks=1,
             Bn_compute_blocks=0,
             residual_diff_threshold=threshold,
-            max_warmup_steps=FIRST,
+            max_warmup_steps=first,
             max_continuous_cached_steps=4,
             enable_separate_cfg=True,
         )
@@ -271,10 +276,10 @@ def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune
         )
         peer.enable_cache(adapter, cache_config=config, calibrator_config=calibrator)
 
-    return {
-        str(t): partial(around, attach=partial(attach, t))
-        for t in (0.05, 0.08, 0.12, 0.2, 0.3, 0.5)
-    }
+    return _with_firsts(
+        (0.08, 0.12, 0.2, 0.3, 0.5),
+        lambda t, first: partial(around, attach=partial(attach, t, first)),
+    )
 
 
 def para_attn(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
@@ -284,17 +289,17 @@ def para_attn(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune
     adapters = _peer("para_attn.first_block_cache.diffusers_adapters")
 
     @contextmanager
-    def tune(threshold: float, family: Any) -> Iterator[None]:
+    def tune(threshold: float, first: int, family: Any) -> Iterator[None]:
         state = states.create_cache_context(
             residual_diff_threshold=threshold, enable_alter_cache=True,
-            num_inference_steps=job["steps"], warmup_steps=FIRST,
+            num_inference_steps=job["steps"], warmup_steps=first,
             enable_taylorseer=forecasts, taylorseer_kwargs={"n_derivatives": 1},
         )  # fmt: skip
         attach = adapters.apply_cache_on_transformer
         with around(family, attach), states.cache_context(state):
             yield
 
-    return {str(t): partial(tune, t) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)}
+    return _with_firsts((0.07, 0.1, 0.15, 0.2, 0.3), lambda t, first: partial(tune, t, first))
 
 
 PEERS: dict[str, Sweep] = {

@@ -8,13 +8,15 @@ render. A point is a setting: how much of the full render's time, passes and ope
 how near its frames are (PSNR and SSIM; the mean over prompts, and the worst prompt). Each kind of
 setting is swept, and compared with others at equal fidelity, on its own line (``curves.py``).
 
-A pyramid is another model: its fidelity is to that model's own full render, of a longer shot, and
-its speed is given against that and against its plain twin.
+A pyramid is another model: its fidelity is to that model's own full render, of a longer shot, so
+that it has tables and panels of its own; its speed is given against that, and against its plain
+twin's full render.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +44,9 @@ NEVER = 100.0
 
 #: What two renders that are equal bit for bit count as in a mean: beyond what 8-bit frames resolve.
 EQUAL_DB = 60.0
+
+#: Settings between two full renders.
+FULL_EVERY = 12
 
 #: Of a pyramid's shots: 31 latent frames, five windows of the plain twin.
 PYRAMID_PIXEL_FRAMES = 61
@@ -98,12 +103,12 @@ def adaptive_rehash(job: Job) -> dict[str, Any]:
 
 def fast_attention(job: Job) -> dict[str, Any]:
     """Plans that were searched on two other prompts, by the change that they may bring."""
-    return {str(delta): _planned(job, delta) for delta in (0.02, 0.05, 0.1, 0.2)}
+    return {str(delta): _planned(job, delta) for delta in (0.05, 0.2)}
 
 
 def adaptive_fast_attention(job: Job) -> dict[str, Any]:
     """Sparing attention in the steps that are not skipped."""
-    plans = _planned(job, 0.02)
+    plans = _planned(job, 0.05)
     return {str(t): _adaptive("spectral", t, first=1, forecast=True) | plans for t in SPECTRAL}
 
 
@@ -163,14 +168,15 @@ def theirs(kinds: Sequence[str], job: Job) -> dict[tuple[str, str], Setting]:
 def measure(
     job: Job, prompts: Sequence[str], settings: Mapping[tuple[str, str], Setting]
 ) -> dict[tuple[str, str], list[Row]]:
-    """For each setting what each prompt gave. Prompts go round the settings, so that a disturbed
-    minute hits all of them alike."""
+    """For each setting what each prompt gave. The settings come in another order with each prompt,
+    and the full render again before every few: a machine's slow minutes hit no kind alone."""
     runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
     for number, prompt in enumerate(prompts):
         told = {**job, "prompt": prompt}
-        full = render_here(told)
-        for name, setting in settings.items():
-            runs[name].append(against(full, setting(told)))
+        for place, name in enumerate(_shuffled([*settings], number)):
+            if place % FULL_EVERY == 0:
+                full = render_here(told)
+            runs[name].append(against(full, settings[name](told)))
         print(f"prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
     return runs
 
@@ -182,9 +188,10 @@ def measure_pyramid(
     runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
     for number, prompt in enumerate(prompts):
         told = {**job, "prompt": prompt}
-        full, twin = render_here(told), render_here({**plain, "prompt": prompt})
-        for name, setting in settings.items():
-            fast = setting(told)
+        for place, name in enumerate(_shuffled([*settings], number)):
+            if place % FULL_EVERY == 0:
+                full, twin = render_here(told), render_here({**plain, "prompt": prompt})
+            fast = settings[name](told)
             beside = {
                 "over_plain": twin.steps_s / fast.steps_s,
                 "fewer_operations_than_plain": twin.operations / fast.operations,
@@ -192,6 +199,10 @@ def measure_pyramid(
             runs[name].append(against(full, fast) | beside)
         print(f"pyramid: prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
     return runs
+
+
+def _shuffled(names: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    return random.Random(seed).sample(names, len(names))
 
 
 def against(full: Here, fast: Here) -> Row:
@@ -226,45 +237,53 @@ def engaged(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["fewer_operations"] > 1 or row["kind"] == "pyramid"]
 
 
-#: What a line is drawn by: with a pyramid, against the plain twin, which is what a person has now.
-OVER_PLAIN = {"speed": "over_plain", "fewer_operations": "fewer_operations_than_plain"}
-
-
-def gain(row: Row, axis: str) -> float:
-    """By time or by operations, over what a user has with nothing on."""
-    return row.get(OVER_PLAIN[axis], row[axis])
+def of_pyramid(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the pyramid's model: fidelity is to its own full render, so that they are compared
+    with each other alone. What the pyramid itself loses, ``benchmarks/twins.py`` says."""
+    return [row for row in rows if "over_plain" in row]
 
 
 def compared(rows: Sequence[Row]) -> dict[str, Any]:
-    """The speed of each kind at equal fidelity: by time and by operations, to the mean prompt's and
-    to the worst one's. What never engaged is no point on a line."""
+    """The speed of each kind at equal fidelity to the same full render: by time and by operations,
+    to the mean prompt's and to the worst one's. What never engaged is no point on a line. With a
+    pyramid, the speed over its plain twin's full render, too."""
+    pyramid = of_pyramid(rows)
+    flat = [row for row in rows if row not in pyramid]
+    tables = _tables(flat, ("speed", "fewer_operations")) if flat else {}
+    axes = ("speed", "over_plain", "fewer_operations", "fewer_operations_than_plain")
+    found = _tables(pyramid, axes) if pyramid else {}
+    return tables | {f"pyramid: {title}": table for title, table in found.items()}
+
+
+def _tables(rows: Sequence[Row], axes: Sequence[str]) -> dict[str, Any]:
     tables: dict[str, Any] = {}
-    for axis in ("speed", "fewer_operations"):
+    for axis in axes:
         for fidelity in ("psnr_db", "worst_psnr_db"):
             sweeps: dict[str, list[tuple[float, float]]] = {}
             for row in engaged(rows):
-                sweeps.setdefault(row["kind"], []).append((gain(row, axis), row[fidelity]))
+                sweeps.setdefault(row["kind"], []).append((row[axis], row[fidelity]))
             tables[f"{axis} at {fidelity}"] = at_levels(sweeps)
     return tables
 
 
 def plot(rows: Sequence[Row], out: Path) -> None:
-    """Fidelity over speed: the mean prompt's and the worst one's. Ours are solid."""
+    """Fidelity over speed: the mean prompt's and the worst one's, without a pyramid and with one.
+    Ours are solid."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5.5), layout="constrained")
-    for axes, fidelity, title in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("psnr_db", "worst_psnr_db"),
-        ("mean over prompts", "worst prompt"),
-        strict=True,
-    ):
-        _lines(axes, engaged(rows), fidelity)
-        axes.set(xlabel="full render's time over this one's", title=title)
-        axes.grid(alpha=0.3)
-    axes.figure.axes[0].set_ylabel("PSNR to the full render, dB")
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize="small")
+    pyramid = of_pyramid(engaged(rows))
+    flat = [row for row in engaged(rows) if row not in pyramid]
+    figure = Figure(figsize=(13, 10 if pyramid else 5.5), layout="constrained")
+    grid = figure.subplots(2 if pyramid else 1, 2, sharey=True, squeeze=False)
+    for line, mine, said in zip(grid, (flat, pyramid), ("", ", pyramid's model"), strict=False):
+        for axes, fidelity, title in zip(
+            line, ("psnr_db", "worst_psnr_db"), ("mean over prompts", "worst prompt"), strict=True
+        ):
+            _lines(axes, mine, fidelity)
+            axes.set(xlabel="its full render's time over this one's", title=title + said)
+            axes.grid(alpha=0.3)
+        line[0].set_ylabel("PSNR to its full render, dB")
+        line[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize="small")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 
@@ -275,11 +294,11 @@ _MARKERS = "os^vDPX*<>phd8H"
 def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
         mine = sorted(
-            (row for row in rows if row["kind"] == kind), key=lambda row: gain(row, "speed")
+            (row for row in rows if row["kind"] == kind), key=lambda row: float(row["speed"])
         )
         solid = mine[0]["whose"] == "ours"
         axes.plot(
-            [gain(row, "speed") for row in mine], [row[fidelity] for row in mine], label=kind,
+            [row["speed"] for row in mine], [row[fidelity] for row in mine], label=kind,
             linestyle="-" if solid else "--", linewidth=2 if solid else 1,
             marker=_MARKERS[number % len(_MARKERS)], markersize=6 if solid else 4,
             color=f"C{number % 10}", alpha=1 if solid else 0.75,
