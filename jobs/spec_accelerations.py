@@ -24,7 +24,7 @@ def acceleration_problems(
         for (first, second), why in CONFLICTS.items()
         if getattr(asked, first) is not None and getattr(asked, second) is not None
     ]
-    if asked.adaptive and (said := _adaptive_problem(asked.adaptive, stage_steps)):
+    if asked.adaptive and (said := adaptive_problem(asked.adaptive, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "adaptive"), said))
     if asked.rehash and asked.rehash.threshold is not None and asked.rehash.key_steps is not None:
         said = "key_steps are found by the threshold; remove one of them"
@@ -43,7 +43,8 @@ def acceleration_place(spec: JobSpec, name: str) -> Path:
     return ("accelerations", name) if own else ("preset",)
 
 
-def _adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
+def adaptive_problem(adaptive: Adaptive, stage_steps: tuple[int, ...]) -> str:
+    """Why nothing could be skipped; empty if something can."""
     always = adaptive.first + adaptive.last
     if max(stage_steps) > always:
         return ""

@@ -13,7 +13,7 @@ from jobs.model_folder import ModelInfo
 from jobs.model_scheduler import SCHEDULERS
 from jobs.presets import PRESETS
 from jobs.spec import JobSpec, ResolvedSpec
-from jobs.spec_accelerations import acceleration_place
+from jobs.spec_accelerations import acceleration_place, adaptive_problem
 from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
 from orchestrator.tile_memory import dtype_of, sliced_tile_bytes
@@ -36,12 +36,15 @@ def with_fitted_accelerations(
 def _with_presets_choice(
     spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str
 ) -> ResolvedSpec:
-    """A preset has other settings where the scheduler adds noise; the job's own stay."""
+    """A preset has other settings where the scheduler adds noise; the job's own stay. Raises
+    BadJob if there are too few steps for them."""
     if not SCHEDULERS[model.family.diffusion][scheduler].adds_noise:
         return job
     own = {name: each for name, each in spec.accelerations if each is not None}
-    chosen = PRESETS[job.preset].with_noise
-    return replace(job, accelerations=chosen.model_copy(update=own))
+    chosen = PRESETS[job.preset].with_noise.model_copy(update=own)
+    if chosen.adaptive and (said := adaptive_problem(chosen.adaptive, job.stage_steps)):
+        raise bad_job([Problem(acceleration_place(spec, "adaptive"), said)], spec._places)
+    return replace(job, accelerations=chosen)
 
 
 def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Iterator[Problem]:

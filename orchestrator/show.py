@@ -164,6 +164,7 @@ def preset_rows() -> list[dict[str, Any]]:
             "name": preset.name,
             "description": preset.description,
             "accelerations": preset.settings.recipe(),
+            "with_noise": preset.with_noise.recipe(),
             "measured": {family: asdict(each) for family, each in preset.measured.items()},
         }
         for preset in PRESETS.values()
@@ -181,6 +182,10 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(f"{row['name']}: {row['description']}")
         lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
+        lines += [
+            f"  with a scheduler that adds noise, not measured: {line}"
+            for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])
+        ]
         lines += [
             f"  {family}: {each['speed']:.3g}x faster{_over_plain(each)}, "
             f"{each['psnr_db']:.0f} dB to the full render (worst prompt "

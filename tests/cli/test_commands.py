@@ -347,5 +347,6 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
-        "measured": {},
+        "with_noise": {}, "measured": {},
     }  # fmt: skip
+    assert "with a scheduler that adds noise, not measured: adaptive: threshold 0.05" in ran.out

@@ -281,6 +281,8 @@ def test_a_preset_has_settings_for_schedulers_that_add_noise(small: Path) -> Non
     }
     assert forms["cogvideox-ddim"].adaptive.form == "spectral"
     assert forms["cogvideox-dpm"].adaptive.form == "scalar"
+    with pytest.raises(BadJob, match="preset: has nothing to skip: steps are 6, and 6 of a stage"):
+        prepare(parse_spec(job(small, scheduler="cogvideox-dpm", **given | {"steps": 6})))
     own = given | {"accelerations": {"adaptive": {"threshold": 0.7}}, "scheduler": "cogvideox-dpm"}
     asked = prepare(parse_spec(job(small, **own))).plan.accelerations.adaptive
     assert (asked.form, asked.threshold) == ("tensor", 0.7)
