@@ -334,7 +334,8 @@ def main() -> None:
         **job, "pyramid_model": options.pyramid_model, "prompts": prompts, "rows": rows,
         "never_engaged": idle, "at_equal_fidelity": tables,
     }  # fmt: skip
-    name = "techniques" if options.model == "demo" else f"techniques_{options.model}"
+    name = "techniques" if options.kinds else "techniques_pyramid"
+    name += "" if options.model == "demo" else f"_{options.model}"
     write_result(name, figures, keep=not options.quick)
     for title, table in tables.items():
         print(f"\n{title}\n{as_table(table)}")
