@@ -120,13 +120,8 @@ class Worker:
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
-            tile, config = self._tile_step(task, own, engaged), self.setup.accelerations.adaptive
-            if config is not None and self._skips(config, task, tile, latents, own, stage):
-                output["prediction"] = self._stand_in(config, task, tile, latents, own, stage)
-            else:
-                output["prediction"] = self._predict(task, tile, latents, stage, inputs[0])
-                if config is not None:
-                    adaptive.remember(config, tile, output["prediction"])
+            tile = self._tile_step(task, own, engaged)
+            output["prediction"] = self._predict(task, tile, latents, own, stage, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
             output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
         return to_bundle(output)
@@ -139,22 +134,6 @@ class Worker:
             carried=to_tensors(own, ACCEL, self.setup.device) if own is not None else {},
             engaged=engaged,
         )
-
-    def _skips(
-        self,
-        config: Adaptive,
-        task: StepTask,
-        tile: TileStep,
-        latents: torch.Tensor,
-        own: Bundle | None,
-        stage: StageSteps,
-    ) -> bool:
-        before = None if own is None else to_tensor(own, "latents", self.setup.device)
-        added, mix = self._added(task, stage), stage.stepper.mix
-        skips = adaptive.skips(config, tile, latents, before, mix, added)
-        if skips:  # what others remember waits for the next step that runs
-            tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
-        return skips
 
     def _added(self, task: StepTask, stage: StageSteps) -> list[adaptive.Noise]:
         """The noise of the steps that a decision looks back at, newest first."""
@@ -175,11 +154,16 @@ class Worker:
         latents: torch.Tensor,
         own: Bundle | None,
         stage: StageSteps,
-    ) -> torch.Tensor:
-        """The prediction of a step that skips the model."""
-        assert own is not None, "a stage's first step always runs"
-        device = self.setup.device
-        told, before = (to_tensor(own, name, device) for name in ("prediction", "latents"))
+    ) -> torch.Tensor | None:
+        """What takes the place of a prediction, if the tile's step can do without the model."""
+        before = None if own is None else to_tensor(own, "latents", self.setup.device)
+        added, mix = self._added(task, stage), stage.stepper.mix
+        if not adaptive.skips(config, tile, latents, before, mix, added):
+            return None
+        assert own is not None and before is not None, "a stage's first step always runs"
+        # What others remember waits for the next step that runs.
+        tile.kept.update({k: v for k, v in tile.carried.items() if k not in tile.kept})
+        told = to_tensor(own, "prediction", self.setup.device)
         last = stage.stepper.renewed(task.unit.step, told, before, latents)
         return adaptive.stand_in(config, tile, last)
 
@@ -217,13 +201,22 @@ class Worker:
         task: StepTask,
         tile: TileStep,
         latents: torch.Tensor,
+        own: Bundle | None,
         stage: StageSteps,
         embeddings: Bundle,
     ) -> torch.Tensor:
+        """The model's prediction, or what stands in for it; ``own`` is the tile's step before."""
+        config = self.setup.accelerations.adaptive
+        if config is not None:
+            stand_in = self._stand_in(config, task, tile, latents, own, stage)
+            if stand_in is not None:
+                return stand_in
         told = to_tensors(embeddings, device=self.setup.device)
         branch = partial(self._attach().run, tile)
         prediction = stage.predict(task.unit.step, latents, told, branch)
         _check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
+        if config is not None:
+            adaptive.remember(config, tile, prediction)
         return prediction
 
     def _decode(self, task: DecodeTask, inputs: Sequence[Bundle]) -> Bundle:
