@@ -26,7 +26,7 @@ from accel.handle import Branch, TileStep
 from accel.windowed import window_of
 from jobs.accelerations import Rehash
 from jobs.attention_plan import AttentionPlan, Extent, save
-from jobs.calibration import CalibrationKey, stage_keys
+from jobs.calibration import CalibrationKey, calibration_keys
 from jobs.errors import BadJob
 from jobs.pyramid import parents, window_frames
 from jobs.rehash_profile import Similarity
@@ -104,26 +104,27 @@ def token_grid(family: ModelFamily, sample: CalibrationSample) -> Extent:
     return found[0]
 
 
-def calibration_keys(
+def shot_keys(
     family: ModelFamily, model: str, shot: ShotRender, window_latent_frames: int | None = None
 ) -> tuple[CalibrationKey, ...]:
     """What is found for each of this shot's stages has these; ``model`` is the model's identity."""
     scheduler, _ = build(shot.scheduler, family.scheduler_config, shot.flow_shift, family.diffusion)
-    return stage_keys(
-        _frames(family, shot, window_latent_frames),
-        (shot.latent_height, shot.latent_width),
-        shot.stage_steps,
+    return calibration_keys(
+        family.geometry,
+        latent_size=(shot.latent_frames, shot.latent_height, shot.latent_width),
+        window_latent_frames=window_latent_frames,
+        stage_steps=shot.stage_steps,
+        guidance=shot.guidance,
         model=model,
         scheduler=scheduler,
         flow_shift=shot.flow_shift,
-        guided=family.geometry.has_two_branches(shot.guidance),
     )
 
 
 def _common_keys(
     family: ModelFamily, model: str, shots: Sequence[ShotRender], window: int | None
 ) -> tuple[CalibrationKey, ...]:
-    keys = {calibration_keys(family, model, shot, window) for shot in shots}
+    keys = {shot_keys(family, model, shot, window) for shot in shots}
     if len(keys) != 1:
         raise BadJob(f"calibration shots are to have one size, schedule and guidance, not {keys}")
     return keys.pop()
