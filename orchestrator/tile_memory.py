@@ -17,7 +17,7 @@ def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: i
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
     size = largest_tile(job, model.geometry)
-    return sliced_bytes(config, size, dtype, slices, branches=branches)
+    return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
 
 
 def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
@@ -50,7 +50,9 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     vae = model.configs["vae"]
     if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
-        decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
+        decode = sliced_bytes(
+            vae, latent_size, "float32", slicing.slices, text_tokens=0, branches=1
+        )
     # What a step gets from the one before it, and what it leaves.
     return max(denoise + 2 * kept_bytes(job, model, dtype), decode)
 

@@ -12,7 +12,7 @@ from jobs.families.features import feature_bytes
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
 from jobs.spec import ResolvedSpec, resolve
 from jobs.spec_file import parse_spec
-from orchestrator.tile_memory import kept_bytes, largest_tile
+from orchestrator.tile_memory import kept_bytes, largest_tile, sliced_tile_bytes
 
 F, S = "full", "share_steps"
 PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
@@ -56,3 +56,13 @@ def test_rehash_keeps_a_feature_of_each_branch_that_runs(
 
 def test_nothing_asked_keeps_nothing(demo: ModelInfo) -> None:
     assert kept(job_of(demo, Accelerations(), 5.0), demo) == 0
+
+
+def test_a_sliced_tile_holds_the_text_tokens_that_its_job_asks_for(demo: ModelInfo) -> None:
+    job, config = job_of(demo, Accelerations(), 5.0), demo.configs["transformer"]
+    few, many = (
+        sliced_tile_bytes(replace(job, text_tokens=tokens), demo, "float32", 4)
+        for tokens in (100, 300)
+    )
+    features = config["num_attention_heads"] * config["attention_head_dim"]
+    assert many - few == 200 * 3 * features * 4, "the text, its keys and its values"
