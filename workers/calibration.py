@@ -137,22 +137,30 @@ def find_profiles(
     *,
     folder: Path,
     window_latent_frames: int | None = None,
-    progress: Callable[[int, int], None] = lambda stage, step: None,
+    progress: Callable[[int, int, int], None] = lambda stage, sample, step: None,
 ) -> list[Similarity]:
     """How alike the features are that Step Rehash would reuse, [steps, steps] for each stage: the
     mean over the first windows of ``shots`` and their guidance branches. Saved in ``folder``.
+    ``progress`` is told the stage, the number of the shot and the step that is done.
 
     Raises BadJob for shots that no single profile is for, CannotRunHere."""
     keys = _common_keys(family, model, shots, window_latent_frames)
     samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
-    every = tuple(tuple(range(key.steps)) for key in keys)
-    handle = rehash.apply(family.denoiser, Rehash(key_steps=every))
-    found = []
+    all_steps = tuple(tuple(range(key.steps)) for key in keys)
+    handle = rehash.apply(family.denoiser, Rehash(key_steps=all_steps))
+    found = list[Similarity]()
     try:
         for key in keys:
-            told = partial(progress, key.stage)
-            found.append(_similarity(samples, key, handle, told))
-            save_profile(folder, key, found[-1], {"prompts": _prompts(shots)})
+            every = [
+                similarity
+                for number, sample in enumerate(samples)
+                for similarity in _similarities(
+                    sample, key, handle, partial(progress, key.stage, number)
+                )
+            ]
+            mean: Similarity = np.mean(every, axis=0)
+            found.append(mean)
+            save_profile(folder, key, mean, {"prompts": _prompts(shots)})
     finally:
         handle.remove()
     return found
@@ -162,25 +170,24 @@ def _prompts(shots: Sequence[ShotRender]) -> list[list[Any]]:
     return [[shot.prompt, shot.negative_prompt, shot.seed, *shot.guidance] for shot in shots]
 
 
-def _similarity(
-    samples: Sequence[CalibrationSample],
+def _similarities(
+    sample: CalibrationSample,
     key: CalibrationKey,
     handle: rehash.RehashHandle,
     progress: Callable[[int], None],
-) -> Similarity:
-    """Of a stage, which all samples go through together."""
-    features = defaultdict[tuple[int, str], list[torch.Tensor]](list)  # of a sample and branch
+) -> list[Similarity]:
+    """Of each guidance branch of a sample, which goes through a stage. Features of all steps are
+    held at once, and not on the device, which may have room for one step's alone."""
+    features = defaultdict[str, list[torch.Tensor]](list)
     for step in range(key.steps):
-        for number, sample in enumerate(samples):
-            # One step more than there are: the last one's features are kept, too.
-            unit = Unit("step", 0, stage=key.stage, step=step)
-            tile = TileStep(unit=unit, steps=key.steps + 1)
-            sample.advance(sample.predict(partial(handle.run, tile)))
-            for name, feature in tile.kept.items():
-                features[number, name].append(feature)
+        # One step more than there are: the last one's features are kept, too.
+        unit = Unit("step", 0, stage=key.stage, step=step)
+        tile = TileStep(unit=unit, steps=key.steps + 1)
+        sample.advance(sample.predict(partial(handle.run, tile)))
+        for name, feature in tile.kept.items():
+            features[name].append(feature.cpu())
         progress(step)
-    mean: Similarity = np.mean([rehash.similarity(each) for each in features.values()], axis=0)
-    return mean
+    return [rehash.similarity(each) for each in features.values()]
 
 
 def find_plans(

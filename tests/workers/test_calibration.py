@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from accel.attention_search import Progress
+from accel.memory import TensorAccounting
 from accel.rehash import similarity
 from jobs.accelerations import Accelerations, FastAttention, Rehash
 from jobs.attention_plan import AttentionPlan, load
@@ -252,9 +253,38 @@ def test_every_stage_has_a_profile(tmp_path: Path) -> None:
     shots, told = [shot, dataclasses.replace(shot, seed=8)], []
     found = find_profiles(family, "m", shots, folder=tmp_path, progress=lambda *at: told.append(at))
     assert [each.shape for each in found] == [(3, 3), (2, 2)]
-    assert told == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    steps = {0: 3, 1: 2}
+    assert told == [(at, n, step) for at in steps for n in (0, 1) for step in range(steps[at])]
     for key, each in zip(shot_keys(family, "m", shot), found, strict=True):
         np.testing.assert_array_equal(load_profile(tmp_path, key), each)
     alone = [find_profiles(family, "m", [each], folder=tmp_path / "alone") for each in shots]
     for stage, mean in enumerate(found):
         np.testing.assert_allclose(mean, (alone[0][stage] + alone[1][stage]) / 2)
+
+
+def test_features_of_one_shot_at_a_time_are_held(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(8,))
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    shots = [dataclasses.replace(shot, seed=seed) for seed in range(4)]
+    find_profiles(family, "m", shots[:1], folder=tmp_path)  # loads what is loaded once
+    peaks_bytes = []
+    for some in (shots[:1], shots):
+        with TensorAccounting() as memory:
+            find_profiles(family, "m", some, folder=tmp_path)
+        peaks_bytes.append(memory.peak_bytes)
+    one, four = peaks_bytes
+    assert four < 1.2 * one
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_profile_is_made_on_a_gpu(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    here, there = (
+        find_profiles(
+            open_family(tiny.name, str(tiny.folder), "float32", device), "m", [tiny.shot],
+            folder=tmp_path,
+        )
+        for device in ("cpu", "cuda:0")
+    )  # fmt: skip
+    np.testing.assert_allclose(there, here, rtol=1e-3)
