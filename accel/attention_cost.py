@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from accel.windowed import Geometry, dense_flops, window_flops
-from jobs.attention_plan import AttentionPlan, Branch, is_full, is_windowed, shares_branches
+from jobs.attention_plan import (
+    AttentionPlan,
+    branches_of,
+    is_full,
+    is_windowed,
+    shares_branches,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ def plan_flops(plan: AttentionPlan, attention: Attention, *, guided: bool) -> li
 
 def _step_flops(plan: AttentionPlan, step: int, attention: Attention, guided: bool) -> int:
     kept, flops = plan.kept_after(step), 0
-    branches: tuple[Branch, ...] = ("cond", "uncond") if guided else ("cond",)
+    branches = branches_of(guided=guided)
     for layer, strategy in enumerate(plan.rows[step]):
         for branch in branches:
             if branch == "uncond" and shares_branches(strategy):
@@ -60,8 +66,8 @@ def kept_bytes(
     have. Text has outputs and no residuals."""
     channels = attention.heads * attention.head_dim * element_bytes
     tokens = {"residual": attention.geometry.grid_tokens, "output": attention.geometry.tokens}
-    owners = ("cond", "uncond", "shared") if guided else ("cond", "shared")
+    branches = branches_of(guided=guided)
     return [
-        sum(tokens[kind] * channels for kind, _, owner in plan.kept_after(step) if owner in owners)
+        sum(tokens[kind] * channels for kind, _, _ in plan.carried_after(step, branches))
         for step in range(plan.steps)
     ]

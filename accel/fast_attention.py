@@ -30,6 +30,7 @@ from accel.handle import Branch, TileStep
 from accel.windowed import Geometry
 from accel.wrapping import Wrapped
 from jobs.attention_plan import (
+    FINDS,
     NONE_SKIPPED,
     AttentionPlan,
     Extent,
@@ -41,14 +42,6 @@ from jobs.attention_plan import (
 from jobs.errors import CannotRunHere
 
 NAME = "fast_attention"
-
-#: Under whose names a branch finds what steps before it left. No more than one of them holds
-#: something: a step that makes it anew drops what was there.
-_FINDS: dict[Branch, tuple[Owner, ...]] = {
-    "cond": ("cond", "shared"),
-    "uncond": ("uncond", "shared"),
-    "both": ("both",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +135,7 @@ class _Pass:
         self._plan, self._tile, self._branch, self._kind = plan, tile, branch, kind
         self._step = tile.unit.step
         # What both branches share, the conditional one leaves and hands on.
-        mine = [owner for owner in _FINDS[branch] if (branch, owner) != ("uncond", "shared")]
+        mine = [owner for owner in FINDS[branch] if (branch, owner) != ("uncond", "shared")]
         self._kept = {key for key in plan.kept_after(self._step, may_skip) if key[2] in mine}
         self._reached: list[int] = []
 
@@ -240,7 +233,7 @@ class _Pass:
     def _found(self, kind: Kind, layer: int) -> Owner:
         """Under whose name the newest lies, of the last step that ran and made one: whether that
         step shared its branches, only the tile knows where steps may be skipped."""
-        for owner in _FINDS[self._branch]:
+        for owner in FINDS[self._branch]:
             if self._tile.carried.keys() >= set(self._names(kind, layer, owner)):
                 return owner
         name = f"{NAME}.{self._branch}.{kind}.{layer}"

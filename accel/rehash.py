@@ -165,8 +165,8 @@ def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
 
 
 def similarity(features: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Cosine similarity [S, S] of the features of S steps."""
+    """Cosine similarity [S, S] of the features of S steps, which lie on one device."""
     rows = torch.stack([each.flatten().double() for each in features])
     rows = rows / rows.norm(dim=1, keepdim=True)
-    found: NDArray[np.float64] = (rows @ rows.T).numpy()
+    found: NDArray[np.float64] = (rows @ rows.T).cpu().numpy()
     return found

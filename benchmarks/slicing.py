@@ -43,6 +43,10 @@ DECODER_WIDTHS = {
 }
 
 
+#: Of the models here, Wan's alone counts text.
+WAN_TEXT_TOKENS = 512
+
+
 @dataclass(frozen=True)
 class Phase:
     """A model that runs, by itself, while the others are loaded."""
@@ -57,7 +61,9 @@ class Phase:
         """What the memory model makes of its activations, in bytes."""
         config = {**self.model.config, "_class_name": type(self.model).__name__}
         size, branches = self.latent_size, self.branches
-        return sliced_bytes(config, size, "float16", slices, branches=branches)
+        return sliced_bytes(
+            config, size, "float16", slices, text_tokens=WAN_TEXT_TOKENS, branches=branches
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def svd(height: int, width: int, frames: int = 14) -> Pipeline:
 def wan(height: int, width: int, frames: int = 21) -> Pipeline:
     """Wan 2.1 1.3B's transformer, one guidance branch; its decoder goes frame by frame anyway."""
     model = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-    x, text = torch.empty(1, 16, frames, height, width), torch.empty(1, 512, 4096)
+    x, text = torch.empty(1, 16, frames, height, width), torch.empty(1, WAN_TEXT_TOKENS, 4096)
     forward = {"transformer": lambda: model(x, torch.tensor([5]), text)}
     return _pipeline({"transformer": model}, (frames, height, width), branches=1, **forward)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -52,8 +52,23 @@ Branch = Literal["cond", "uncond", "both"]
 #: other as well, that of both.
 Owner = Literal["cond", "uncond", "both", "shared"]
 
+#: Under whose names a branch finds what steps before it left. No more than one of them holds
+#: something: a step that makes it anew drops what was there.
+FINDS: dict[Branch, tuple[Owner, ...]] = {
+    "cond": ("cond", "shared"),
+    "uncond": ("uncond", "shared"),
+    "both": ("both",),
+}
+
 #: Every step runs.
 NONE_SKIPPED = range(0)
+
+
+def branches_of(*, guided: bool, batched: bool = False) -> tuple[Branch, ...]:
+    """What a step takes through the model: one branch after the other, or both ``batched``."""
+    if not guided:
+        return ("cond",)
+    return ("both",) if batched else ("cond", "uncond")
 
 
 def shares_branches(strategy: Strategy) -> bool:
@@ -148,6 +163,13 @@ class AttentionPlan:
         Where steps ``may_skip``, what they would make anew is kept until one that is sure to run
         has done so: so more is kept than is read."""
         return _kept_after(self, may_skip)[step]
+
+    def carried_after(
+        self, step: int, branches: Collection[Branch], may_skip: range = NONE_SKIPPED
+    ) -> frozenset[tuple[Kind, int, Owner]]:
+        """Of what is kept after a step, what a tile has whose steps take these ``branches``."""
+        owners = {owner for branch in branches for owner in FINDS[branch]}
+        return frozenset(key for key in self.kept_after(step, may_skip) if key[2] in owners)
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from jobs.errors import BadJob, CannotRunHere
 from jobs.files import replace_file
+from jobs.geometry import ModelGeometry
 from jobs.model_hashes import cache_file
+from jobs.pyramid import window_frames
 
 FORMAT = 2
 
@@ -43,14 +45,35 @@ class CalibrationKey:
         return f"{what.replace(' ', '-')}-{digest}.json"
 
 
-def stage_keys(
-    frames: Sequence[int], size: tuple[int, int], stage_steps: tuple[int, ...], **what: Any
+def calibration_keys(
+    geometry: ModelGeometry,
+    *,
+    latent_size: tuple[int, int, int],
+    window_latent_frames: int | None,
+    stage_steps: tuple[int, ...],
+    guidance: Sequence[float],
+    model: str,
+    scheduler: str,
+    flow_shift: float | None,
 ) -> tuple[CalibrationKey, ...]:
-    """The keys of all stages: ``frames`` of each one's windows, latent height and width, and what
-    else a key has."""
+    """What is calibrated for each stage of a shot has these: ``latent_size`` is its latent frames,
+    height and width, of which a window has ``window_latent_frames``, or as many as its stage has
+    (None: all). ``model`` is the identity of the model's folder, ``scheduler`` one by name."""
+    frames, height, width = latent_size
+    windows = window_frames(
+        frames, len(stage_steps), window_latent_frames, first_alone=geometry.first_alone
+    )
     return tuple(
-        CalibrationKey(latent_size=(count, *size), stage_steps=stage_steps, stage=stage, **what)
-        for stage, count in enumerate(frames)
+        CalibrationKey(
+            model=model,
+            latent_size=(count, height, width),
+            stage_steps=stage_steps,
+            stage=stage,
+            scheduler=scheduler,
+            flow_shift=flow_shift,
+            guided=geometry.has_two_branches(guidance),
+        )
+        for stage, count in enumerate(windows)
     )
 
 

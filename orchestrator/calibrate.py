@@ -57,8 +57,10 @@ def find_key_steps(
     given, folder = _given(prepared, "rehash", device), folder or usual_folder()
     stage_steps = given.shots[0].stage_steps
 
-    def told(stage: int, step: int) -> None:
-        say(_stage(stage, len(stage_steps)) + f"step {step + 1} of {stage_steps[stage]}")
+    def told(stage: int, shot: int, step: int) -> None:
+        shots = len(given.shots)
+        where = f"shot {shot + 1} of {shots}, " if shots > 1 else ""
+        say(_stage(stage, len(stage_steps)) + f"{where}step {step + 1} of {stage_steps[stage]}")
 
     found = find_profiles(
         given.family, prepared.plan.model_identity, given.shots, folder=folder,

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from jobs.accelerations import Accelerations
 from jobs.attention_plan import load as load_plan
-from jobs.calibration import CalibrationKey, stage_keys, usual_folder
+from jobs.calibration import CalibrationKey, calibration_keys, usual_folder
 from jobs.errors import CannotRunHere
 from jobs.model_folder import ModelInfo
-from jobs.pyramid import window_frames
 from jobs.rehash_profile import key_steps
 from jobs.rehash_profile import load as load_profile
 from jobs.spec import JobSpec, ResolvedSpec
@@ -24,7 +23,7 @@ def with_calibrations(
 ) -> Accelerations:
     """The job's accelerations with what is on file for each of its stages: plans of attention, and
     key steps by a threshold. Raises BadJob."""
-    found, keys = job.accelerations, calibration_keys(job, model, scheduler)
+    found, keys = job.accelerations, job_keys(job, model, scheduler)
     attention, rehash = found.fast_attention, found.rehash
     if attention is not None:
         with _named(spec, "fast_attention", "longtake calibrate finds one"):
@@ -63,19 +62,21 @@ def _named(spec: JobSpec, name: str, how: str) -> Iterator[None]:
         raise bad_job([problem], spec._places) from None
 
 
-def calibration_keys(
-    job: ResolvedSpec, model: ModelInfo, scheduler: str
-) -> tuple[CalibrationKey, ...]:
-    """What is calibrated for each of a job's stages: its longest window and its schedule."""
+def job_keys(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> tuple[CalibrationKey, ...]:
+    """What is calibrated for each of a job's stages: on its longest shot, as calibration does."""
     geometry = model.geometry
-    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
-    stages, most, space = len(job.stage_steps), job.window_latent_frames, geometry.spatial_scale
-    return stage_keys(
-        window_frames(longest, stages, most, first_alone=geometry.first_alone),
-        (job.height_px // space, job.width_px // space),
-        job.stage_steps,
+    longest = max(job.shots, key=lambda shot: geometry.latent_frames(shot.pixel_frames))
+    return calibration_keys(
+        geometry,
+        latent_size=(
+            geometry.latent_frames(longest.pixel_frames),
+            job.height_px // geometry.spatial_scale,
+            job.width_px // geometry.spatial_scale,
+        ),
+        window_latent_frames=job.window_latent_frames,
+        stage_steps=job.stage_steps,
+        guidance=longest.guidance,
         model=model.identity,
         scheduler=scheduler,
         flow_shift=job.flow_shift,
-        guided=geometry.has_two_branches(job.shots[0].guidance),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jobs.attention_plan import branches_of
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import DECODERS, sliced_bytes
 from jobs.geometry import ModelGeometry
@@ -16,7 +17,7 @@ def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: i
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
     size = largest_tile(job, model.geometry)
-    return sliced_bytes(config, size, dtype, slices, branches=branches)
+    return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
 
 
 def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
@@ -49,7 +50,9 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
     vae = model.configs["vae"]
     if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
-        decode = sliced_bytes(vae, latent_size, "float32", slicing.slices, branches=1)
+        decode = sliced_bytes(
+            vae, latent_size, "float32", slicing.slices, text_tokens=0, branches=1
+        )
     # What a step gets from the one before it, and what it leaves.
     return max(denoise + 2 * kept_bytes(job, model, dtype), decode)
 
@@ -57,10 +60,17 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
     asked = job.accelerations
-    kept = 2 if asked.rehash else 0
+    guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
+    kept = (2 if guided else 1) if asked.rehash else 0
     if asked.fast_attention and (plans := asked.fast_attention.stages):
+        branches = branches_of(guided=guided, batched=model.family.batches_branches)
         each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
-        kept += max(len(p.kept_after(step, skip)) for p, skip in each for step in range(p.steps))
+        most = max(
+            len(plan.carried_after(step, branches, may_skip))
+            for plan, may_skip in each
+            for step in range(plan.steps)
+        )
+        kept += most * (2 if "both" in branches else 1)
     if not kept:
         return 0
     config, tile = model.configs[model.family.denoiser], largest_tile(job, model.geometry)

@@ -26,7 +26,7 @@ from accel.handle import Branch, TileStep
 from accel.windowed import window_of
 from jobs.accelerations import Rehash
 from jobs.attention_plan import AttentionPlan, Extent, save
-from jobs.calibration import CalibrationKey, stage_keys
+from jobs.calibration import CalibrationKey, calibration_keys
 from jobs.errors import BadJob
 from jobs.pyramid import parents, window_frames
 from jobs.rehash_profile import Similarity
@@ -104,26 +104,27 @@ def token_grid(family: ModelFamily, sample: CalibrationSample) -> Extent:
     return found[0]
 
 
-def calibration_keys(
+def shot_keys(
     family: ModelFamily, model: str, shot: ShotRender, window_latent_frames: int | None = None
 ) -> tuple[CalibrationKey, ...]:
     """What is found for each of this shot's stages has these; ``model`` is the model's identity."""
     scheduler, _ = build(shot.scheduler, family.scheduler_config, shot.flow_shift, family.diffusion)
-    return stage_keys(
-        _frames(family, shot, window_latent_frames),
-        (shot.latent_height, shot.latent_width),
-        shot.stage_steps,
+    return calibration_keys(
+        family.geometry,
+        latent_size=(shot.latent_frames, shot.latent_height, shot.latent_width),
+        window_latent_frames=window_latent_frames,
+        stage_steps=shot.stage_steps,
+        guidance=shot.guidance,
         model=model,
         scheduler=scheduler,
         flow_shift=shot.flow_shift,
-        guided=family.geometry.has_two_branches(shot.guidance),
     )
 
 
 def _common_keys(
     family: ModelFamily, model: str, shots: Sequence[ShotRender], window: int | None
 ) -> tuple[CalibrationKey, ...]:
-    keys = {calibration_keys(family, model, shot, window) for shot in shots}
+    keys = {shot_keys(family, model, shot, window) for shot in shots}
     if len(keys) != 1:
         raise BadJob(f"calibration shots are to have one size, schedule and guidance, not {keys}")
     return keys.pop()
@@ -136,22 +137,30 @@ def find_profiles(
     *,
     folder: Path,
     window_latent_frames: int | None = None,
-    progress: Callable[[int, int], None] = lambda stage, step: None,
+    progress: Callable[[int, int, int], None] = lambda stage, sample, step: None,
 ) -> list[Similarity]:
     """How alike the features are that Step Rehash would reuse, [steps, steps] for each stage: the
     mean over the first windows of ``shots`` and their guidance branches. Saved in ``folder``.
+    ``progress`` is told the stage, the number of the shot and the step that is done.
 
     Raises BadJob for shots that no single profile is for, CannotRunHere."""
     keys = _common_keys(family, model, shots, window_latent_frames)
     samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
-    every = tuple(tuple(range(key.steps)) for key in keys)
-    handle = rehash.apply(family.denoiser, Rehash(key_steps=every))
-    found = []
+    all_steps = tuple(tuple(range(key.steps)) for key in keys)
+    handle = rehash.apply(family.denoiser, Rehash(key_steps=all_steps))
+    found = list[Similarity]()
     try:
         for key in keys:
-            told = partial(progress, key.stage)
-            found.append(_similarity(samples, key, handle, told))
-            save_profile(folder, key, found[-1], {"prompts": _prompts(shots)})
+            every = [
+                similarity
+                for number, sample in enumerate(samples)
+                for similarity in _similarities(
+                    sample, key, handle, partial(progress, key.stage, number)
+                )
+            ]
+            mean: Similarity = np.mean(every, axis=0)
+            found.append(mean)
+            save_profile(folder, key, mean, {"prompts": _prompts(shots)})
     finally:
         handle.remove()
     return found
@@ -161,25 +170,24 @@ def _prompts(shots: Sequence[ShotRender]) -> list[list[Any]]:
     return [[shot.prompt, shot.negative_prompt, shot.seed, *shot.guidance] for shot in shots]
 
 
-def _similarity(
-    samples: Sequence[CalibrationSample],
+def _similarities(
+    sample: CalibrationSample,
     key: CalibrationKey,
     handle: rehash.RehashHandle,
     progress: Callable[[int], None],
-) -> Similarity:
-    """Of a stage, which all samples go through together."""
-    features = defaultdict[tuple[int, str], list[torch.Tensor]](list)  # of a sample and branch
+) -> list[Similarity]:
+    """Of each guidance branch of a sample, which goes through a stage. Features of all steps are
+    held at once, and not on the device, which may have room for one step's alone."""
+    features = defaultdict[str, list[torch.Tensor]](list)
     for step in range(key.steps):
-        for number, sample in enumerate(samples):
-            # One step more than there are: the last one's features are kept, too.
-            unit = Unit("step", 0, stage=key.stage, step=step)
-            tile = TileStep(unit=unit, steps=key.steps + 1)
-            sample.advance(sample.predict(partial(handle.run, tile)))
-            for name, feature in tile.kept.items():
-                features[number, name].append(feature)
+        # One step more than there are: the last one's features are kept, too.
+        unit = Unit("step", 0, stage=key.stage, step=step)
+        tile = TileStep(unit=unit, steps=key.steps + 1)
+        sample.advance(sample.predict(partial(handle.run, tile)))
+        for name, feature in tile.kept.items():
+            features[name].append(feature.cpu())
         progress(step)
-    mean: Similarity = np.mean([rehash.similarity(each) for each in features.values()], axis=0)
-    return mean
+    return [rehash.similarity(each) for each in features.values()]
 
 
 def find_plans(

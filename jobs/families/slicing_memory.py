@@ -34,12 +34,6 @@ _HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-
 _IN_AND_OUT = 2
 _TRANSFORMER_WHOLE = 3
 
-#: Text tokens that Wan's pipelines give it.
-_WAN_TEXT_TOKENS = 512
-
-#: And, unless a job says otherwise, HunyuanVideo's.
-_HUNYUAN_TEXT_TOKENS = 256
-
 #: More slices than this are never looked for: a frame or a few tokens each.
 _MOST_SLICES = 1024
 
@@ -85,7 +79,9 @@ def _levels(config: Config, batch_frames: int, positions: int) -> _Levels:
     )
 
 
-def _unet(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _unet(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """Skip connections gather on the way down and go on the way up; a block's input lives as long
     as the block."""
     frames, height, width = latent_size
@@ -116,7 +112,9 @@ def _unet(config: Config, latent_size: Size, branches: int, dtype: str) -> Itera
         before = sizes[level]
 
 
-def _wan(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _wan(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """A block holds its input and output, keys and values, the text with its keys and values, and
     every token's rotary embedding. In half precision its slices are computed in float32 between
     its large products; and the last norm, which is not cut, holds its input once as it is and twice
@@ -128,7 +126,7 @@ def _wan(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterat
     size = branches * tokens * features
     half = DTYPE_BYTES[dtype] < 4
     rotary = 2 * tokens * config["attention_head_dim"] * (2 if half else 1)
-    text = branches * _WAN_TEXT_TOKENS * features
+    text = branches * text_tokens * features
     inside = branches * tokens * (2 * config["ffn_dim"] + 2 * features)
     inside = max(_HALF_TOKENS * size, inside) if half else inside
     yield Group(4 * size + rotary + 3 * text, inside, lengths=(tokens,))
@@ -136,7 +134,9 @@ def _wan(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterat
         yield Group(5 * size + rotary + text, 0)
 
 
-def _ltx(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _ltx(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
     frames, height, width = latent_size
     patch, patch_frames = config["patch_size"], config["patch_size_t"]
@@ -146,7 +146,9 @@ def _ltx(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterat
     yield Group(4 * size + rotary, _LTX_TOKENS * size, lengths=(tokens // branches,))
 
 
-def _cogvideox(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _cogvideox(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """As Wan's block, of video and text as one sequence."""
     frames, height, width = latent_size
     patch, patch_frames = config["patch_size"], config.get("patch_size_t") or 1
@@ -156,7 +158,9 @@ def _cogvideox(config: Config, latent_size: Size, branches: int, dtype: str) -> 
     yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
 
 
-def _hunyuan_video(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _hunyuan_video(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """As CogVideoX's block; a slice's intermediates are those of feed-forward beside attention. The
     rotary embedding of every token is in float32."""
     frames, height, width = latent_size
@@ -164,13 +168,13 @@ def _hunyuan_video(config: Config, latent_size: Size, branches: int, dtype: str)
     tokens = (frames // patch_frames) * (height // patch) * (width // patch)
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     rotary = 2 * tokens * config["attention_head_dim"] * (4 / DTYPE_BYTES[dtype])
-    held = 4 * features * (tokens + _HUNYUAN_TEXT_TOKENS) + rotary
+    held = 4 * features * (tokens + text_tokens) + rotary
     inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features * tokens
     yield Group(held, inside, lengths=(tokens,))
 
 
 def _temporal_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
 ) -> Iterator[Group]:
     """The finest level, after the input that it upsamples."""
     frames, height, width = latent_size
@@ -184,7 +188,9 @@ def _temporal_decoder(
         yield Group(held, _DECODER_RESNET * size, *where)
 
 
-def _decoder(config: Config, latent_size: Size, branches: int, dtype: str) -> Iterator[Group]:
+def _decoder(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+) -> Iterator[Group]:
     """From end to end one group over frames."""
     frames, height, width = latent_size
     widths = config["block_out_channels"]
@@ -195,7 +201,7 @@ def _decoder(config: Config, latent_size: Size, branches: int, dtype: str) -> It
     yield Group(colours, _PICTURE_DECODER / 2 * wide * pixels, lengths=(frames,))
 
 
-_GROUPS: dict[str, Callable[[Config, Size, int, str], Iterator[Group]]] = {
+_GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
     "CogVideoXTransformer3DModel": _cogvideox,
@@ -217,19 +223,21 @@ def sliced_bytes(
     dtype: str,
     slices: int,
     *,
+    text_tokens: int,
     branches: int = 2,
     weights_bytes: int = 0,
 ) -> int:
     """Estimate of a model's peak while it runs in ``slices`` (2 or more): its weights and what it
     makes. ``config`` is its config.json, ``latent_size`` (frames, height, width) of a tile;
-    ``branches`` go through it as one batch. Raises CannotRunHere for a model that slicing does not
+    ``branches`` go through it as one batch, each with ``text_tokens`` (0: a model without text; how
+    many CogVideoX takes, its config says). Raises CannotRunHere for a model that slicing does not
     know."""
     groups = _GROUPS.get(config["_class_name"])
     if groups is None:
         raise CannotRunHere(
             f"slicing does not know {config['_class_name']}; it knows: {', '.join(sorted(_GROUPS))}"
         )
-    found = groups(config, latent_size, branches, dtype)
+    found = groups(config, latent_size, branches, dtype, text_tokens)
     elements = max(group.elements(slices) for group in found)
     return weights_bytes + int(elements * DTYPE_BYTES[dtype])
 

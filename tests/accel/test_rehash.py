@@ -189,6 +189,22 @@ def test_similarity_is_the_cosine() -> None:
     ]  # fmt: skip
 
 
+class OnDevice(torch.Tensor):
+    """As a tensor of a GPU: there are no arrays of it before it is copied."""
+
+    def cpu(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self) -> None:
+        raise TypeError("can't convert a device's tensor to numpy")
+
+
+def test_features_may_lie_on_a_device() -> None:
+    features = list(torch.randn(3, 5, dtype=torch.float64))
+    on_device = [each.as_subclass(OnDevice) for each in features]
+    np.testing.assert_array_equal(similarity(on_device), similarity(features))
+
+
 def test_key_steps_of_a_stage() -> None:
     assert Rehash(every=3).keys(0, 8) == {0, 3, 6, 7}
     assert Rehash(key_steps=((2,), (1, 3))).keys(1, 6) == {0, 1, 3, 5}

@@ -36,6 +36,7 @@ class Case:
     make: Callable[[], torch.nn.Module]
     forward: Callable[[torch.nn.Module, int, int], Any]
     branches: int = 2
+    text_tokens: int = 0  # where they count
 
 
 def motion(widths: tuple[int, ...], layers: int) -> Case:
@@ -79,7 +80,7 @@ def svd(widths: tuple[int, ...], layers: int) -> Case:
     )
 
 
-def wan(heads: int, ffn: int) -> Case:
+def wan(heads: int, ffn: int, text_tokens: int = 512) -> Case:
     return Case(
         lambda: WanTransformer3DModel(
             num_attention_heads=heads,
@@ -91,9 +92,10 @@ def wan(heads: int, ffn: int) -> Case:
         lambda model, height, width: model(
             torch.empty(1, 16, FRAMES, 2 * height, 2 * width),
             torch.tensor([5]),
-            torch.empty(1, 512, 16),
+            torch.empty(1, text_tokens, 16),
         ),
         branches=1,
+        text_tokens=text_tokens,
     )
 
 
@@ -127,25 +129,31 @@ COGVIDEOX = Case(
         image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
     ),
 )
-HUNYUAN_VIDEO = Case(
-    lambda: HunyuanVideoTransformer3DModel(
-        num_attention_heads=3,
-        num_layers=2,
-        num_single_layers=2,
-        num_refiner_layers=1,
-        text_embed_dim=16,
-        pooled_projection_dim=8,
-    ),
-    lambda model, height, width: model(
-        torch.empty(1, 16, FRAMES, 2 * height, 2 * width),
-        torch.tensor([5]),
-        torch.empty(1, 256, 16),
-        torch.ones(1, 256, dtype=torch.long),
-        torch.empty(1, 8),
-        torch.empty(1),
-    ),
-    branches=1,
-)
+
+
+def hunyuan_video(text_tokens: int = 256) -> Case:
+    return Case(
+        lambda: HunyuanVideoTransformer3DModel(
+            num_attention_heads=3,
+            num_layers=2,
+            num_single_layers=2,
+            num_refiner_layers=1,
+            text_embed_dim=16,
+            pooled_projection_dim=8,
+        ),
+        lambda model, height, width: model(
+            torch.empty(1, 16, FRAMES, 2 * height, 2 * width),
+            torch.tensor([5]),
+            torch.empty(1, text_tokens, 16),
+            torch.ones(1, text_tokens, dtype=torch.long),
+            torch.empty(1, 8),
+            torch.empty(1),
+        ),
+        branches=1,
+        text_tokens=text_tokens,
+    )
+
+
 WIDTHS = {"block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2}
 TEMPORAL_DECODER = Case(
     lambda: AutoencoderKLTemporalDecoder(**WIDTHS),
@@ -162,9 +170,11 @@ CASES = {
     "svd": svd((64, 128), 1),
     "svd, wide below": svd((32, 256), 2),
     "wan": wan(4, 1536),
+    "wan with long text": wan(4, 1536, 2048),
     "wan, small feed-forward": wan(6, 512),
     "cogvideox": COGVIDEOX,
-    "hunyuan video": HUNYUAN_VIDEO,
+    "hunyuan video": hunyuan_video(),
+    "hunyuan video with long text": hunyuan_video(768),
     "ltx": LTX,
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
@@ -217,12 +227,23 @@ def test_the_model_predicts_what_is_measured(
     weights, activations, config = measure(case, height, width, slices)
     patched = config.get("patch_size") in (2, (1, 2, 2))
     latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
-    predicted = sliced_bytes(config, latent_size, dtype, slices, branches=case.branches)
+    given = {"branches": case.branches, "text_tokens": case.text_tokens}
+    predicted = sliced_bytes(config, latent_size, dtype, slices, **given)
     assert predicted == pytest.approx(activations, rel=TOLERANCE)
-    whole = sliced_bytes(
-        config, latent_size, dtype, slices, branches=case.branches, weights_bytes=weights
-    )
+    whole = sliced_bytes(config, latent_size, dtype, slices, **given, weights_bytes=weights)
     assert whole == predicted + weights
+
+
+def test_text_that_runs_beside_the_video_is_held_in_four_copies() -> None:
+    config = {
+        "_class_name": "HunyuanVideoTransformer3DModel", "patch_size": 2, "patch_size_t": 1,
+        "num_attention_heads": 3, "attention_head_dim": 128,
+    }  # fmt: skip
+    few, many = (
+        sliced_bytes(config, (FRAMES, 64, 64), "float16", 6, text_tokens=tokens, branches=1)
+        for tokens in (256, 1024)
+    )
+    assert many - few == 4 * 768 * 3 * 128 * 2
 
 
 def test_every_model_that_slicing_knows_has_a_memory_model() -> None:
@@ -231,13 +252,13 @@ def test_every_model_that_slicing_knows_has_a_memory_model() -> None:
 
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(CannotRunHere, match="does not know DiT; it knows: AutoencoderKL, "):
-        sliced_bytes({"_class_name": "DiT"}, (1, 8, 8), "float32", 2)
+        sliced_bytes({"_class_name": "DiT"}, (1, 8, 8), "float32", 2, text_tokens=0)
 
 
 def test_a_budget_gives_slices_that_keep_it() -> None:
     case, budget_bytes = CASES["wan"], 36_000_000
     weights, _, config = measure(case, 32, 32, 2)
-    about = {"branches": case.branches, "weights_bytes": weights}
+    about = {"branches": case.branches, "text_tokens": 512, "weights_bytes": weights}
     predict = partial(sliced_bytes, config, (FRAMES, 64, 64), "float32", **about)
     slices = fewest_slices(predict, weights + budget_bytes)
     assert slices > 2

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attention_plan import NONE_SKIPPED, STRATEGIES, AttentionPlan, load, save
+from jobs.attention_plan import (
+    NONE_SKIPPED,
+    STRATEGIES,
+    AttentionPlan,
+    branches_of,
+    load,
+    save,
+)
 from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, CannotRunHere
 
@@ -35,12 +42,10 @@ def plan(*strategies: str) -> AttentionPlan:
 def kept(
     plan: AttentionPlan, guided: bool = True, may_skip: range = NONE_SKIPPED
 ) -> list[set[str]]:
-    """By step: what is remembered after it, without what batches of both branches keep."""
-    owners = ("cond", "uncond", "shared") if guided else ("cond", "shared")
-    return [
-        {f"{kind}.{owner}" for kind, _, owner in plan.kept_after(step, may_skip) if owner in owners}
-        for step in range(plan.steps)
-    ]
+    """By step: what is remembered after it, of branches that run one after the other."""
+    branches = branches_of(guided=guided)
+    every = [plan.carried_after(step, branches, may_skip) for step in range(plan.steps)]
+    return [{f"{kind}.{owner}" for kind, _, owner in each} for each in every]
 
 
 def test_cheapest_first() -> None:

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from accel.attention_search import Progress
+from accel.memory import TensorAccounting
 from accel.rehash import similarity
 from jobs.accelerations import Accelerations, FastAttention, Rehash
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
+from jobs.model_scheduler import choose_scheduler
 from jobs.rehash_profile import load as load_profile
+from jobs.spec import resolve
+from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
+from orchestrator.calibrated import job_keys
+from orchestrator.prepare import prepare
 from tests.workers.test_conformance import assert_same_bits, finished
 from tests.workers.test_pyramid import ended, run_all, shot_of
 from tests.workers.tiny import (
@@ -32,9 +38,9 @@ from tests.workers.tiny_families import KINDS, tiny_family
 from workers.bundles import to_tensors
 from workers.calibration import (
     CalibrationSample,
-    calibration_keys,
     find_plans,
     find_profiles,
+    shot_keys,
     token_grid,
 )
 from workers.families import open_family
@@ -117,7 +123,7 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
         family, model, shots, progress=lambda stage, at: told.append(at), **how
     )
     assert {p.step for p in told} == {2, 3}
-    assert load(tmp_path / "plans", *calibration_keys(family, model, SHOT)) == plan
+    assert load(tmp_path / "plans", *shot_keys(family, model, SHOT)) == plan
     assert (plan.steps, plan.layers) == (4, 2)
     assert {s for row in plan.rows[1:] for s in row} != {"full"}
     assert all(loss < 0.02 for loss in found.losses)
@@ -127,6 +133,30 @@ def test_shots_of_different_kinds_have_no_plan_in_common(family, tmp_path: Path)
     shots = [SHOT, dataclasses.replace(SHOT, guidance=(1.0,))]
     with pytest.raises(BadJob, match="one size, schedule and guidance"):
         find_plans(family, "m", shots, delta=0.1, folder=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["wan", "cogvideox-5b", "hunyuan-video", "animatediff"])
+def test_jobs_look_for_what_was_calibrated_on_their_longest_shot(tmp_path: Path, kind: str) -> None:
+    """It is not the first one, and has guidance where that has none; the scheduler is the model's,
+    the window longer than the first stage."""
+    tiny = tiny_family(kind, tmp_path)
+    shots = [
+        {"prompt": "a", "pixel_frames": 5, "guidance": 1.0}, {"prompt": "b", "pixel_frames": 29},
+    ]  # fmt: skip
+    spec = parse_spec(
+        {"version": 1, "model": str(tiny.folder), "size": [64, 32], "shots": shots, "steps": 5}
+        | {"window_latent_frames": 6, "overlap_latent_frames": 1}
+        | ({"pyramid": 2, "scheduler": "euler", "flow_shift": 2.5} if kind == "wan" else {})
+    )
+    prepared = prepare(spec)
+    model, render = prepared.model, prepared.plan.shots[1].render
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    job = resolve(spec, model.geometry, model.defaults)
+    scheduler = choose_scheduler(job.scheduler, model.configs["scheduler"], model.family.diffusion)
+    found = job_keys(job, model, scheduler)
+    assert found == shot_keys(family, model.identity, render, 6)
+    assert found[-1].guided is (kind != "hunyuan-video")
+    assert found[-1].latent_size[0] == 6
 
 
 # -- renders
@@ -182,7 +212,7 @@ def test_every_stage_has_a_plan_and_goes_on_after_an_interruption(family, tmp_pa
     assert set(told) == {(1, 1)}, "all steps before were on file"
     assert [plan for plan, _ in again] == [plan for plan, _ in whole]
     assert [found.losses for _, found in again] == [found.losses for _, found in whole]
-    keys = calibration_keys(family, "m", shot, 5)
+    keys = shot_keys(family, "m", shot, 5)
     assert [key.latent_size[0] for key in keys] == [4, 5]
     assert [key.steps for key in keys] == [3, 2]
     assert [load(tmp_path, key) for key in keys] == [plan for plan, _ in again]
@@ -194,7 +224,7 @@ def test_a_model_that_is_told_its_guidance_has_one_branch(tmp_path: Path) -> Non
     for kind, two in (("hunyuan-video", False), ("hunyuan-video-guided", True), ("ltx", True)):
         tiny = tiny_family(kind, tmp_path)
         family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
-        (key,) = calibration_keys(family, "m", tiny.shot)
+        (key,) = shot_keys(family, "m", tiny.shot)
         assert key.guided is two
 
 
@@ -212,7 +242,7 @@ def test_a_profile_is_of_the_features_that_a_render_keeps(tmp_path: Path) -> Non
     (found,) = find_profiles(family, "m", [shot], folder=tmp_path / "plans")
     np.testing.assert_allclose(found[:3, :3], similarity(kept), rtol=1e-12)
     assert found.shape == (4, 4) and 0 < found[0, 3] < 1
-    (key,) = calibration_keys(family, "m", shot)
+    (key,) = shot_keys(family, "m", shot)
     np.testing.assert_array_equal(load_profile(tmp_path / "plans", key), found)
 
 
@@ -223,9 +253,38 @@ def test_every_stage_has_a_profile(tmp_path: Path) -> None:
     shots, told = [shot, dataclasses.replace(shot, seed=8)], []
     found = find_profiles(family, "m", shots, folder=tmp_path, progress=lambda *at: told.append(at))
     assert [each.shape for each in found] == [(3, 3), (2, 2)]
-    assert told == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
-    for key, each in zip(calibration_keys(family, "m", shot), found, strict=True):
+    steps = {0: 3, 1: 2}
+    assert told == [(at, n, step) for at in steps for n in (0, 1) for step in range(steps[at])]
+    for key, each in zip(shot_keys(family, "m", shot), found, strict=True):
         np.testing.assert_array_equal(load_profile(tmp_path, key), each)
     alone = [find_profiles(family, "m", [each], folder=tmp_path / "alone") for each in shots]
     for stage, mean in enumerate(found):
         np.testing.assert_allclose(mean, (alone[0][stage] + alone[1][stage]) / 2)
+
+
+def test_features_of_one_shot_at_a_time_are_held(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    shot = dataclasses.replace(tiny.shot, stage_steps=(8,))
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    shots = [dataclasses.replace(shot, seed=seed) for seed in range(4)]
+    find_profiles(family, "m", shots[:1], folder=tmp_path)  # loads what is loaded once
+    peaks_bytes = []
+    for some in (shots[:1], shots):
+        with TensorAccounting() as memory:
+            find_profiles(family, "m", some, folder=tmp_path)
+        peaks_bytes.append(memory.peak_bytes)
+    one, four = peaks_bytes
+    assert four < 1.2 * one
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_profile_is_made_on_a_gpu(tmp_path: Path) -> None:
+    tiny = tiny_family("animatediff", tmp_path)
+    here, there = (
+        find_profiles(
+            open_family(tiny.name, str(tiny.folder), "float32", device), "m", [tiny.shot],
+            folder=tmp_path,
+        )
+        for device in ("cpu", "cuda:0")
+    )  # fmt: skip
+    np.testing.assert_allclose(there, here, rtol=1e-3)

@@ -1,0 +1,68 @@
+"""What planning says a tile holds, against what the accelerations themselves say they keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.accelerations import Accelerations, FastAttention, Rehash
+from jobs.attention_plan import AttentionPlan
+from jobs.families.features import feature_bytes
+from jobs.model_folder import ModelInfo, inspect_model, resolve_model
+from jobs.spec import ResolvedSpec, resolve
+from jobs.spec_file import parse_spec
+from orchestrator.tile_memory import kept_bytes, largest_tile, sliced_tile_bytes
+
+F, S = "full", "share_steps"
+PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
+FAST = Accelerations(fast_attention=FastAttention(stages=(PLAN,)))
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModelInfo:
+    return inspect_model(resolve_model("demo"))
+
+
+def job_of(model: ModelInfo, asked: Accelerations, *guidance: float) -> ResolvedSpec:
+    """With a shot for each guidance."""
+    shots = [{"prompt": "a kite", "seconds": 1, "guidance": each} for each in guidance]
+    spec = parse_spec({"version": 1, "steps": 2, "shots": shots})
+    return replace(resolve(spec, model.geometry, model.defaults), accelerations=asked)
+
+
+def kept(job: ResolvedSpec, model: ModelInfo) -> float:
+    """In features of one layer and branch."""
+    config, tile = model.configs[model.family.denoiser], largest_tile(job, model.geometry)
+    return kept_bytes(job, model, "float32") / feature_bytes(
+        config, tile, "float32", job.text_tokens
+    )
+
+
+@pytest.mark.parametrize(("guidance", "layers"), [((5.0,), 8), ((1.0,), 4), ((1.0, 5.0), 8)])
+def test_a_plan_keeps_outputs_of_the_branches_that_run(
+    demo: ModelInfo, guidance: tuple[float, ...], layers: int
+) -> None:
+    assert kept(job_of(demo, FAST, *guidance), demo) == layers
+
+
+@pytest.mark.parametrize(("guidance", "features"), [((5.0,), 2), ((1.0,), 1)])
+def test_rehash_keeps_a_feature_of_each_branch_that_runs(
+    demo: ModelInfo, guidance: tuple[float, ...], features: int
+) -> None:
+    asked = Accelerations(rehash=Rehash(every=2))
+    assert kept(job_of(demo, asked, *guidance), demo) == features
+
+
+def test_nothing_asked_keeps_nothing(demo: ModelInfo) -> None:
+    assert kept(job_of(demo, Accelerations(), 5.0), demo) == 0
+
+
+def test_a_sliced_tile_holds_the_text_tokens_that_its_job_asks_for(demo: ModelInfo) -> None:
+    job, config = job_of(demo, Accelerations(), 5.0), demo.configs["transformer"]
+    few, many = (
+        sliced_tile_bytes(replace(job, text_tokens=tokens), demo, "float32", 4)
+        for tokens in (100, 300)
+    )
+    features = config["num_attention_heads"] * config["attention_head_dim"]
+    assert many - few == 200 * 3 * features * 4, "the text, its keys and its values"
