@@ -82,19 +82,24 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, path: Path, *, take_over: bool = False, heartbeat_s: float = HEARTBEAT_S
+        cls,
+        path: Path,
+        *,
+        take_over: bool = False,
+        heartbeat_s: float = HEARTBEAT_S,
+        fix: str = "wait for it, stop it, or take the job from it with --take-over",
     ) -> Lease:
         """Own the job of this lease file.
 
-        Raises StoreConflict, saying who owns it, unless that one is gone or ``take_over``.
+        Raises StoreConflict, saying who owns it and the caller's ``fix``, unless that one is gone
+        or ``take_over``.
         """
         with _guard(path) as now_s:
             owner, age_s = _owner(path, now_s)
             if owner and not take_over and owner.is_alive(age_s):
                 raise StoreConflict(
                     f"{path.parent.name} is being rendered by {owner} "
-                    f"(last sign of life {max(age_s, 0):.0f} s ago); wait for it, stop it, "
-                    f"or take the job from it with --take-over"
+                    f"(last sign of life {max(age_s, 0):.0f} s ago); {fix}"
                 )
             mine = Holder.me()
             return cls(path, mine, _write(path, mine), heartbeat_s)

@@ -69,7 +69,7 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
 
 def remove_job(store: Store, folder: JobFolder) -> Belongings:
     """Remove a job and what is its alone. Raises StoreConflict while it is rendered, StoreError."""
-    with Lease.acquire(folder.lease_path):
+    with Lease.acquire(folder.lease_path, fix="wait for it or stop it, then remove it again"):
         found = belongings(store, folder)  # again: another job may share it by now
         results = Results(store)
         for recipe in found.recipes:

@@ -67,6 +67,8 @@ def test_a_job_that_is_rendered_is_refused(desk: Desk, stored: str) -> None:
     with Lease.acquire(Store.open(desk.store).job(stored).lease_path):
         said = refusal(desk.run("remove", stored, "--store", desk.store, "--yes"), 7)
     assert "kite-1 is being rendered by process" in said
+    assert said.endswith("wait for it or stop it, then remove it again")
+    assert "--take-over" not in said, "an option of resume"
     assert jobs(desk) == [stored]
 
 
