@@ -59,6 +59,12 @@ def engaged_in(folder: JobFolder) -> Counter[str]:
     return engaged(_readable(folder))
 
 
+def stored_units(folder: JobFolder) -> dict[str, str]:
+    """The recipe of every result that was stored for a job, and its unit; nothing if its journal
+    cannot be read. Some may be deleted since."""
+    return {r["key"]: r["unit"] for r in _readable(folder) if r["type"] == "stored"}
+
+
 def film_path(folder: JobFolder) -> Path | None:
     """Where the film was last to be written."""
     paths = [r["path"] for r in _readable(folder) if r["type"] == "out"]

@@ -31,6 +31,7 @@ class Belongings:
     shared: int  # stored results that other jobs need, too
     film: Path | None
     kept_for: tuple[str, ...]  # jobs that cannot be read: what they might share stays
+    planned: bool  # whether its plan can be read; else only its journal tells of results
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -40,22 +41,23 @@ class Belongings:
             "results_shared": self.shared,
             "film": str(self.film or ""),
             "unreadable_jobs": list(self.kept_for),
+            "plan_readable": self.planned,
         }
 
 
 def belongings(store: Store, folder: JobFolder) -> Belongings:
-    """What a job has in the store. Of one whose plan cannot be read nothing is known but its
-    folder: its results stay."""
-    results = Results(store)
-    mine = dict(_sizes(results, _recipes(folder) or set()))
+    """What a job has in the store: by its plan, and by its journal, which knows results whose
+    recipes were other ones then, or whose plan cannot be read now."""
+    own = _keys(folder)
+    mine = dict(_sizes(Results(store), own.may_be_stored))
     others, unreadable = set[str](), []
     for job in store.jobs():
         if job != folder.id:
-            found = _recipes(store.job(job))
-            others |= found or set()
-            unreadable += [] if found is not None else [job]
+            found = _keys(store.job(job))
+            others |= found.may_be_stored
+            unreadable += [] if found.planned else [job]
     # A checkpoint names its job, and can be nobody else's.
-    needed = set(mine) - _checkpoints(folder) if unreadable else others & set(mine)
+    needed = set(mine) - own.checkpoints if unreadable else others & set(mine)
     alone = {recipe: size for recipe, size in mine.items() if recipe not in needed}
     return Belongings(
         job=folder.id,
@@ -64,6 +66,7 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
         shared=len(mine) - len(alone),
         film=inspect_job.film_path(folder),
         kept_for=tuple(unreadable),
+        planned=own.planned,
     )
 
 
@@ -90,22 +93,26 @@ def _sizes(results: Results, recipes: set[str]) -> Iterator[tuple[str, int]]:
             yield recipe, record.length
 
 
-def _recipes(folder: JobFolder) -> set[str] | None:
-    """Of all that a job may have stored; None if its plan cannot be read."""
-    plan = _plan(folder)
-    if plan is None:
-        return None
-    recipes = Recipes(plan, folder.id)
-    return {recipes.key(unit) for unit in plan.units() if plan.is_durable(unit)}
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The recipes of what a job may have stored, and of its checkpoints among them as far as they
+    can be told."""
+
+    may_be_stored: set[str]
+    checkpoints: set[str]
+    planned: bool
 
 
-def _checkpoints(folder: JobFolder) -> set[str]:
-    plan = _plan(folder)
+def _keys(folder: JobFolder) -> _Keys:
+    stored, plan = inspect_job.stored_units(folder), _plan(folder)
     if plan is None:
-        return set()
+        return _Keys(set(stored), set(), planned=False)
     recipes = Recipes(plan, folder.id)
-    units = (unit for unit in plan.units() if plan.is_durable(unit) and unit.kind == "step")
-    return {recipes.key(unit) for unit in units if not plan.is_last_step(unit)}
+    durable = {recipes.key(unit): unit for unit in plan.units() if plan.is_durable(unit)}
+    units = {key: str(unit) for key, unit in durable.items()} | stored
+    passing = {str(u) for u in durable.values() if u.kind == "step" and not plan.is_last_step(u)}
+    checkpoints = {key for key, unit in units.items() if unit in passing}
+    return _Keys(set(units), checkpoints, planned=True)
 
 
 def _plan(folder: JobFolder) -> Plan | None:

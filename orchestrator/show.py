@@ -313,6 +313,10 @@ def removal_text(report: dict[str, Any]) -> str:
         f"{report['id']}: {_count(report['results'], 'result')} of its own, "
         f"{report['bytes'] / 2**20:,.1f} MiB"
     ]
+    if not report["plan_readable"]:
+        lines.append(
+            "  its plan cannot be read: results of it that its journal does not name stay for good"
+        )
     if report["results_shared"]:
         whose = "other jobs share"
         if report["unreadable_jobs"]:

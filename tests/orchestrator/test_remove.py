@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import StoreConflict
+from jobs.journal import Journal
 from jobs.lease import Lease
 from jobs.results import Results
 from jobs.store import JobFolder, Store
@@ -35,6 +36,14 @@ def submit(store: Store, job: str, plan: Plan) -> tuple[JobFolder, set[str]]:
         about = {"kind": unit.kind, "numerics": "a", "writer": "w"}
         results.commit(recipes.key(unit), b"x" * 10, **about)
     return folder, made
+
+
+def note(folder: JobFolder, plan: Plan) -> None:
+    """Its journal, as the driver writes it, of all that it may store."""
+    recipes, journal = Recipes(plan, folder.id), Journal.open(folder, "driver")
+    journal.begin_epoch()
+    units = filter(plan.is_durable, plan.units())
+    journal.append([{"type": "stored", "key": recipes.key(u), "unit": str(u)} for u in units])
 
 
 def stored(store: Store) -> set[str]:
@@ -105,11 +114,48 @@ def test_what_a_job_that_cannot_be_read_might_share_stays(
     assert stored(store) == theirs, "checkpoints are nobody else's"
 
 
-def test_a_job_whose_own_plan_cannot_be_read_is_removed_without_results(store: Store) -> None:
+def test_without_plan_and_journal_a_job_is_removed_and_its_results_stay(store: Store) -> None:
     folder, made = submit(store, "kite", PLAN)
     (folder.path / "plan.json").unlink()
-    assert remove_job(store, folder).recipes == ()
+    found = remove_job(store, folder)
+    assert (found.recipes, found.planned) == ((), False)
     assert store.jobs() == [] and stored(store) == made
+
+
+def test_of_a_job_of_another_planner_goes_what_its_journal_names(store: Store) -> None:
+    old = replace(PLAN, planner_version=PLAN.planner_version - 1)
+    folder, made = submit(store, "kite", old)
+    note(folder, old)
+    _, theirs = submit(store, "kite-again", PLAN)
+    found = remove_job(store, folder)
+    assert made & theirs, "prompts are the same for every planner"
+    assert (set(found.recipes), found.planned) == (made - theirs, False)
+    assert stored(store) == theirs and store.jobs() == ["kite-again"]
+
+
+def test_what_was_stored_under_recipes_of_before_goes_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mine = submit(store, "kite", PLAN)
+    note(folder, PLAN)
+    other, theirs = submit(store, "kite-again", other_second_shot())
+    note(other, other_second_shot())
+    monkeypatch.setattr("orchestrator.recipes.RECIPE_VERSION", 0)
+    assert Recipes(PLAN, "kite").key(next(PLAN.goals())) not in mine
+    found = remove_job(store, folder)
+    assert found.planned and set(found.recipes) == mine - theirs
+    assert stored(store) == theirs, "and what another job stored by then stays"
+
+
+def test_checkpoints_of_before_are_nobody_elses(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, mine = submit(store, "kite", PLAN)
+    note(folder, PLAN)
+    other, theirs = submit(store, "kite-again", PLAN)
+    (other.path / "plan.json").unlink()
+    monkeypatch.setattr("orchestrator.recipes.RECIPE_VERSION", 0)
+    assert set(remove_job(store, folder).recipes) == mine - theirs
 
 
 def test_a_damaged_result_is_removed_too(store: Store) -> None:
