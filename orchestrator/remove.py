@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import CannotRunHere, DamagedRecord, StoreError
-from jobs.lease import Lease
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord, StoreError
+from jobs.lease import Lease, locked
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from orchestrator import inspect_job
@@ -53,7 +53,7 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
     others, unreadable = set[str](), []
     for job in store.jobs():
         if job != folder.id:
-            found = _keys(store.job(job))
+            found = _keys_of_another(store, job)
             others |= found.may_be_stored
             unreadable += [] if found.planned else [job]
     # A checkpoint names its job, and can be nobody else's.
@@ -71,8 +71,15 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
 
 
 def remove_job(store: Store, folder: JobFolder) -> Belongings:
-    """Remove a job and what is its alone. Raises StoreConflict while it is rendered, StoreError."""
-    with Lease.acquire(folder.lease_path, fix="wait for it or stop it, then remove it again"):
+    """Remove a job and what is its alone, one job of the store at a time: of two that share a
+    result each would leave it to the other.
+
+    Raises StoreConflict while it is rendered, or another is removed; BadJob if it is gone;
+    StoreError.
+    """
+    busy = f"another job is being removed from {store.root}; wait for that, then try again"
+    fix = "wait for it or stop it, then remove it again"
+    with locked(store.remove_lock, busy), Lease.acquire(store.job(folder.id).lease_path, fix=fix):
         found = belongings(store, folder)  # again: another job may share it by now
         results = Results(store)
         for recipe in found.recipes:
@@ -101,6 +108,16 @@ class _Keys:
     may_be_stored: set[str]
     checkpoints: set[str]
     planned: bool
+
+
+def _keys_of_another(store: Store, job: str) -> _Keys:
+    """A job that was removed since it was listed, or while it was read, needs nothing."""
+    try:
+        found = _keys(store.job(job))
+        store.job(job)  # is it there still?
+        return found
+    except BadJob:
+        return _Keys(set(), set(), planned=True)
 
 
 def _keys(folder: JobFolder) -> _Keys:

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from jobs.errors import StoreConflict
+from jobs.errors import BadJob, StoreConflict
 from jobs.journal import Journal
 from jobs.lease import Lease
 from jobs.results import Results
@@ -18,7 +19,7 @@ from jobs.store import JobFolder, Store
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_to_json
 from orchestrator.recipes import Recipes
-from orchestrator.remove import belongings, remove_job
+from orchestrator.remove import Belongings, belongings, remove_job
 from tests.orchestrator.plans import make_plan
 
 
@@ -92,6 +93,60 @@ def test_a_job_of_the_same_plan_keeps_its_results_but_not_the_others_checkpoints
     assert mine - theirs, "checkpoints name their job"
     remove_job(store, folder)
     assert stored(store) == theirs
+
+
+def test_two_jobs_removed_at_once_leave_nothing_that_they_share(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes when the first has looked, and not yet deleted: it must wait."""
+    one, other = (submit(store, job, PLAN)[0] for job in ("kite", "kite-again"))
+    refused = []
+
+    def look(store: Store, folder: JobFolder) -> Belongings:
+        found = belongings(store, folder)
+        if folder == one:
+            try:
+                remove_job(store, other)
+            except StoreConflict as busy:
+                refused.append(str(busy))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.lease.GUARD_S", -1.0)  # do not wait
+        patch.setattr("orchestrator.remove.belongings", look)
+        remove_job(store, one)
+    for _ in refused:
+        remove_job(store, other)
+    assert store.jobs() == [] and stored(store) == set()
+    assert refused == [
+        f"another job is being removed from {store.root}; wait for that, then try again"
+    ]
+
+
+def test_a_job_that_was_removed_meanwhile_is_not_there(store: Store) -> None:
+    folder, _ = submit(store, "kite", PLAN)
+    remove_job(store, folder)
+    with pytest.raises(BadJob, match="no job 'kite'"):
+        remove_job(store, folder)
+
+
+@pytest.mark.parametrize("when", ["job", "plan"])
+def test_a_job_that_vanishes_while_it_is_looked_at_needs_nothing(
+    store: Store, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, made = submit(store, "kite", PLAN)
+    other, _ = submit(store, "kite-again", PLAN)
+    of = Store if when == "job" else JobFolder
+    plainly = getattr(of, when)
+
+    def too_late(self: Any, *args: Any) -> Any:
+        if args == (other.id,) or self == other:
+            shutil.rmtree(other.path, ignore_errors=True)
+        return plainly(self, *args)
+
+    monkeypatch.setattr(of, when, too_late)
+    found = belongings(store, folder)
+    assert (set(found.recipes), found.kept_for) == (made, ())
 
 
 def test_a_job_that_is_rendered_is_not_removed(store: Store) -> None:
