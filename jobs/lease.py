@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 2.0
 STALE_S = 30.0  # a lease of another host is free after this long without a heartbeat
-GUARD_S = 10.0  # longest wait for another process that is acquiring the same lease
+GUARD_S = 10.0  # longest wait for another process that has the same lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +82,24 @@ class Lease:
 
     @classmethod
     def acquire(
-        cls, path: Path, *, take_over: bool = False, heartbeat_s: float = HEARTBEAT_S
+        cls,
+        path: Path,
+        *,
+        take_over: bool = False,
+        heartbeat_s: float = HEARTBEAT_S,
+        fix: str = "wait for it, stop it, or take the job from it with --take-over",
     ) -> Lease:
         """Own the job of this lease file.
 
-        Raises StoreConflict, saying who owns it, unless that one is gone or ``take_over``.
+        Raises StoreConflict, saying who owns it and the caller's ``fix``, unless that one is gone
+        or ``take_over``.
         """
         with _guard(path) as now_s:
             owner, age_s = _owner(path, now_s)
             if owner and not take_over and owner.is_alive(age_s):
                 raise StoreConflict(
                     f"{path.parent.name} is being rendered by {owner} "
-                    f"(last sign of life {max(age_s, 0):.0f} s ago); wait for it, stop it, "
-                    f"or take the job from it with --take-over"
+                    f"(last sign of life {max(age_s, 0):.0f} s ago); {fix}"
                 )
             mine = Holder.me()
             return cls(path, mine, _write(path, mine), heartbeat_s)
@@ -184,25 +189,33 @@ def _write(path: Path, mine: Holder) -> int:
 
 @contextmanager
 def _guard(path: Path) -> Iterator[float]:
-    """Let one process at a time read and change a lease; yields the file system's time.
-
-    The kernel frees the guard of a process that dies.
-    """
+    """Let one process at a time read and change a lease; yields the file system's time."""
     guard = path.with_name(f"{path.name}.guard")
-    try:
-        handle = os.open(guard, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise refusal(error, guard) from error
-    try:
-        _lock(handle, path)
+    with locked(guard, f"another process is acquiring {path}; try again") as handle:
         os.utime(handle)
         yield os.fstat(handle).st_mtime
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[int]:
+    """Hold a file's lock, which one process at a time has; yields the open file.
+
+    The kernel frees the lock of a process that dies. Raises StoreConflict, saying ``busy``, if
+    another has it for longer than ``GUARD_S``; StoreError.
+    """
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise refusal(error, path) from error
+    try:
+        _lock(handle, path, busy)
+        yield handle
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)
         os.close(handle)
 
 
-def _lock(handle: int, path: Path) -> None:
+def _lock(handle: int, path: Path, busy: str) -> None:
     deadline = time.monotonic() + GUARD_S
     while True:
         try:
@@ -210,7 +223,7 @@ def _lock(handle: int, path: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise StoreConflict(f"another process is acquiring {path}; try again") from None
+                raise StoreConflict(busy) from None
             time.sleep(0.01)
         except OSError as error:
             raise StoreError(f"cannot lock {path}: {error.strerror}; use another disk") from error

@@ -1,6 +1,7 @@
 """The durable store: one folder that holds every job, its plan, its journal and all results.
 
 store.json                       what this folder is, and its format
+remove.lock                      held by the one process that removes a job
 jobs/<id>/spec.json, plan.json   what was asked for, and how it is laid out; never rewritten
 jobs/<id>/journal/, snapshots/   what happened, in order (jobs.journal)
 jobs/<id>/lease.json             which driver owns the job now (jobs.lease)
@@ -47,7 +48,7 @@ _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FOLDERS = ("jobs", "results", "damaged", "tmp")
 
 #: What a folder may hold that is to become a store: another process may be creating the same.
-_OWN = (*_FOLDERS, "store.json", "lost+found")
+_OWN = (*_FOLDERS, "store.json", "remove.lock", "lost+found")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,10 @@ class Store:
     @property
     def scratch(self) -> Path:
         return self.root / "tmp"
+
+    @property
+    def remove_lock(self) -> Path:
+        return self.root / "remove.lock"
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, sorted."""

@@ -176,8 +176,8 @@ def _render(
         ended = render_job(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
-    done, kept = inspect_job.engaged_in(folder), inspect_job.kept_path(folder)
-    ending = show.Ending(folder.id, store.root, out, plan, ended, done, kept)
+    counts, kept = inspect_job.engaged_in(folder, plan), inspect_job.kept_path(folder)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, *counts, kept)
     print(ending.text(), file=sys.stderr)
     code, told = ending.exit_code, ending.as_json()
     if ended.outcome == "done" and latents is not None:

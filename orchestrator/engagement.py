@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
+from orchestrator.plan import Plan
 
 
 def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
@@ -24,6 +25,14 @@ def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
     for counts in last.values():
         total.update(counts)
     return total
+
+
+def all_counted(records: Iterable[Mapping[str, Any]], plan: Plan) -> bool:
+    """Whether every step of every tile that predicts is counted. A step is not that another job
+    computed, or a session that was killed before its journal was written."""
+    counted = {record["key"] for record in records if record["type"] == "engaged"}
+    steps = (unit for unit in plan.units() if unit.kind == "step")
+    return all(str(unit) in counted for unit in steps if not plan.is_last_step(unit))
 
 
 def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -57,19 +66,28 @@ class Proof:
 
     name: str
     said: str  # with counts
-    engaged: bool | None  # None: nothing is known, for no step of it was left to compute
+    engaged: bool | None  # None: not known, for not all of its steps are counted
     fix: str = ""  # what lets it do more
 
 
-def proofs(asked: Accelerations, counts: Mapping[str, int]) -> list[Proof]:
-    """One for each acceleration that was asked for."""
+def proofs(asked: Accelerations, counts: Mapping[str, int], *, complete: bool) -> list[Proof]:
+    """One for each acceleration that was asked for. ``complete``: of ``all_counted`` steps; else
+    one that did nothing in them may have done something in the others."""
     known = {name.partition(".")[0] for name in counts}
     given = {name: config for name in _PROOFS if (config := getattr(asked, name))}
     none = "no step was left to compute: other jobs had rendered them all"
-    return [
+    found = [
         _PROOFS[name](config, counts) if name in known else Proof(name, none, None)
         for name, config in given.items()
     ]
+    return found if complete else [_in_some_steps(proof) for proof in found]
+
+
+def _in_some_steps(proof: Proof) -> Proof:
+    if proof.engaged is not False:
+        return proof
+    said = f"{proof.said}; whether it did anything is not known, for other renders or a killed "
+    return Proof(proof.name, f"{said}session computed some steps", None)
 
 
 def idle_message(found: Iterable[Proof]) -> str:

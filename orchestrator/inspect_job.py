@@ -14,7 +14,7 @@ from jobs.journal import Journal
 from jobs.lease import is_held
 from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
-from orchestrator.engagement import engaged, idle_message, proof_lines, proofs
+from orchestrator.engagement import all_counted, engaged, idle_message, proof_lines, proofs
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -54,9 +54,17 @@ def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
     return turns[-1] if turns else {}
 
 
-def engaged_in(folder: JobFolder) -> Counter[str]:
-    """What accelerations did in a job; nothing if its journal cannot be read."""
-    return engaged(_readable(folder))
+def engaged_in(folder: JobFolder, plan: Plan) -> tuple[Counter[str], bool]:
+    """What accelerations did in a job, and whether that is of all its steps; nothing if its
+    journal cannot be read."""
+    records = _readable(folder)
+    return engaged(records), all_counted(records, plan)
+
+
+def stored_units(folder: JobFolder) -> dict[str, str]:
+    """The recipe of every result that was stored for a job, and its unit; nothing if its journal
+    cannot be read. Some may be deleted since."""
+    return {r["key"]: r["unit"] for r in _readable(folder) if r["type"] == "stored"}
 
 
 def film_path(folder: JobFolder) -> Path | None:
@@ -175,7 +183,8 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
 
 def engagement_lines(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
     """What each that was asked for did; and that one did nothing."""
-    found = proofs(plan.accelerations, engaged(records))
+    complete = all_counted(records, plan)
+    found = proofs(plan.accelerations, engaged(records), complete=complete)
     said = idle_message(found)
     return [*proof_lines(found), *([said] if said else [])]
 

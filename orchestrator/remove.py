@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import CannotRunHere, DamagedRecord, StoreError
-from jobs.lease import Lease
+from jobs.errors import BadJob, CannotRunHere, DamagedRecord, StoreError
+from jobs.lease import Lease, locked
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from orchestrator import inspect_job
@@ -31,6 +31,7 @@ class Belongings:
     shared: int  # stored results that other jobs need, too
     film: Path | None
     kept_for: tuple[str, ...]  # jobs that cannot be read: what they might share stays
+    planned: bool  # whether its plan can be read; else only its journal tells of results
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -40,22 +41,23 @@ class Belongings:
             "results_shared": self.shared,
             "film": str(self.film or ""),
             "unreadable_jobs": list(self.kept_for),
+            "plan_readable": self.planned,
         }
 
 
 def belongings(store: Store, folder: JobFolder) -> Belongings:
-    """What a job has in the store. Of one whose plan cannot be read nothing is known but its
-    folder: its results stay."""
-    results = Results(store)
-    mine = dict(_sizes(results, _recipes(folder) or set()))
+    """What a job has in the store: by its plan, and by its journal, which knows results whose
+    recipes were other ones then, or whose plan cannot be read now."""
+    own = _keys(folder)
+    mine = dict(_sizes(Results(store), own.may_be_stored))
     others, unreadable = set[str](), []
     for job in store.jobs():
         if job != folder.id:
-            found = _recipes(store.job(job))
-            others |= found or set()
-            unreadable += [] if found is not None else [job]
+            found = _keys_of_another(store, job)
+            others |= found.may_be_stored
+            unreadable += [] if found.planned else [job]
     # A checkpoint names its job, and can be nobody else's.
-    needed = set(mine) - _checkpoints(folder) if unreadable else others & set(mine)
+    needed = set(mine) - own.checkpoints if unreadable else others & set(mine)
     alone = {recipe: size for recipe, size in mine.items() if recipe not in needed}
     return Belongings(
         job=folder.id,
@@ -64,12 +66,20 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
         shared=len(mine) - len(alone),
         film=inspect_job.film_path(folder),
         kept_for=tuple(unreadable),
+        planned=own.planned,
     )
 
 
 def remove_job(store: Store, folder: JobFolder) -> Belongings:
-    """Remove a job and what is its alone. Raises StoreConflict while it is rendered, StoreError."""
-    with Lease.acquire(folder.lease_path):
+    """Remove a job and what is its alone, one job of the store at a time: of two that share a
+    result each would leave it to the other.
+
+    Raises StoreConflict while it is rendered, or another is removed; BadJob if it is gone;
+    StoreError.
+    """
+    busy = f"another job is being removed from {store.root}; wait for that, then try again"
+    fix = "wait for it or stop it, then remove it again"
+    with locked(store.remove_lock, busy), Lease.acquire(store.job(folder.id).lease_path, fix=fix):
         found = belongings(store, folder)  # again: another job may share it by now
         results = Results(store)
         for recipe in found.recipes:
@@ -90,22 +100,36 @@ def _sizes(results: Results, recipes: set[str]) -> Iterator[tuple[str, int]]:
             yield recipe, record.length
 
 
-def _recipes(folder: JobFolder) -> set[str] | None:
-    """Of all that a job may have stored; None if its plan cannot be read."""
-    plan = _plan(folder)
-    if plan is None:
-        return None
-    recipes = Recipes(plan, folder.id)
-    return {recipes.key(unit) for unit in plan.units() if plan.is_durable(unit)}
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The recipes of what a job may have stored, and of its checkpoints among them as far as they
+    can be told."""
+
+    may_be_stored: set[str]
+    checkpoints: set[str]
+    planned: bool
 
 
-def _checkpoints(folder: JobFolder) -> set[str]:
-    plan = _plan(folder)
+def _keys_of_another(store: Store, job: str) -> _Keys:
+    """A job that was removed since it was listed, or while it was read, needs nothing."""
+    try:
+        found = _keys(store.job(job))
+        store.job(job)  # is it there still?
+        return found
+    except BadJob:
+        return _Keys(set(), set(), planned=True)
+
+
+def _keys(folder: JobFolder) -> _Keys:
+    stored, plan = inspect_job.stored_units(folder), _plan(folder)
     if plan is None:
-        return set()
+        return _Keys(set(stored), set(), planned=False)
     recipes = Recipes(plan, folder.id)
-    units = (unit for unit in plan.units() if plan.is_durable(unit) and unit.kind == "step")
-    return {recipes.key(unit) for unit in units if not plan.is_last_step(unit)}
+    durable = {recipes.key(unit): unit for unit in plan.units() if plan.is_durable(unit)}
+    units = {key: str(unit) for key, unit in durable.items()} | stored
+    passing = {str(u) for u in durable.values() if u.kind == "step" and not plan.is_last_step(u)}
+    checkpoints = {key for key, unit in units.items() if unit in passing}
+    return _Keys(set(units), checkpoints, planned=True)
 
 
 def _plan(folder: JobFolder) -> Plan | None:

@@ -43,13 +43,16 @@ class Ending:
     plan: Plan
     ended: EndRender
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
+    all_counted: bool = False  # whether that is of all steps
     kept: str = ""  # where another file is now that had the film's name
 
     @property
     def _proofs(self) -> list[Proof]:
         """Of a film that is done: before, a technique may still engage."""
         done = self.ended.outcome == "done"
-        return proofs(self.plan.accelerations, self.engaged) if done else []
+        if not done:
+            return []
+        return proofs(self.plan.accelerations, self.engaged, complete=self.all_counted)
 
     @property
     def exit_code(self) -> int:
@@ -318,6 +321,10 @@ def removal_text(report: dict[str, Any]) -> str:
         f"{report['id']}: {_count(report['results'], 'result')} of its own, "
         f"{report['bytes'] / 2**20:,.1f} MiB"
     ]
+    if not report["plan_readable"]:
+        lines.append(
+            "  its plan cannot be read: results of it that its journal does not name stay for good"
+        )
     if report["results_shared"]:
         whose = "other jobs share"
         if report["unreadable_jobs"]:

@@ -68,10 +68,11 @@ def test_an_acceleration_that_did_nothing_is_an_error_and_the_film_is_kept(
     desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Again when the job is resumed, whose steps are all there by then."""
-    counts = [{"adaptive.computed": 1}]
+    counts: dict[int, dict[str, int]] = {n: {"adaptive.computed": 1} for n in range(5)}
 
     def render(render: Any) -> EndRender:
-        noted = [engagement(Unit("step", 0, step=n), each) for n, each in enumerate(counts)]
+        steps = [unit for unit in render._plan.units() if unit.kind == "step" and unit.step < 5]
+        noted = [engagement(unit, counts[unit.step]) for unit in steps if unit.step in counts]
         render._journal.append(noted)
         counts.clear()
         return EndRender("done", "")
@@ -80,7 +81,7 @@ def test_an_acceleration_that_did_nothing_is_an_error_and_the_film_is_kept(
     file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
     args = [file, *flags, "--steps", "5", "--out", "film.mp4"]
     ran = desk.render(*args)
-    wrong = "longtake: adaptive did nothing: skipped the model in 0 of 1 steps of tiles"
+    wrong = "longtake: adaptive did nothing: skipped the model in 0 of 5 steps of tiles"
     assert (ran.code, ran.out) == (9, "")
     assert ran.err.count(wrong) == 1 and ran.err.count("longtake: ") == 1
     assert "a higher threshold than 0.5 skips more" in ran.err
@@ -93,9 +94,28 @@ def test_an_acceleration_that_did_nothing_is_an_error_and_the_film_is_kept(
     assert ran.json()["message"].startswith("adaptive did nothing")
     shown = desk.run("show", job, "--store", desk.store)
     assert shown.code == 0 and "adaptive did nothing" in shown.out
-    counts += [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
+    counts |= {1: {"adaptive.skipped": 1}}
     ran = desk.run("resume", job, "--store", desk.store)
-    assert ran.code == 0 and "adaptive: skipped the model in 1 of 2 steps of tiles" in ran.err
+    assert ran.code == 0 and "adaptive: skipped the model in 1 of 5 steps of tiles" in ran.err
+
+
+def test_a_film_whose_steps_are_not_all_counted_is_no_error(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that was killed lost its last records, which may have told of a skip."""
+
+    def render(render: Any) -> EndRender:
+        steps = [Unit("step", 0, step=step) for step in (0, 2, 3, 4)]
+        render._journal.append([engagement(step, {"adaptive.computed": 1}) for step in steps])
+        return EndRender("done", "")
+
+    monkeypatch.setattr("orchestrator.render._Render._sessions", render)
+    file = desk.job("accelerations: {adaptive: {threshold: 0.5}}\n")
+    ran = desk.render(file, *flags, "--steps", "5", "--out", "film.mp4")
+    said = "adaptive: skipped the model in 0 of 4 steps of tiles; whether it did anything is not"
+    assert ran.code == 0 and said in ran.err and "did nothing" not in ran.err
+    (job,) = os.listdir(desk.store / "jobs")
+    assert said in desk.run("show", job, "--store", desk.store).out
 
 
 @pytest.mark.parametrize("outcome", ["interrupted", "failed"])

@@ -47,12 +47,13 @@ def test_where_nobody_can_be_asked_it_must_be_said(
     assert (ran.code, ran.err, jobs(desk)) == (0, "", [])
     assert ran.json() == {
         "id": "kite-1", "results": 0, "bytes": 0, "results_shared": 0, "film": "",
-        "unreadable_jobs": [],
+        "unreadable_jobs": [], "plan_readable": True,
     }  # fmt: skip
 
 
 def test_what_stays_is_told() -> None:
     told = {"id": "kite", "results": 1, "bytes": 3 * 2**20, "results_shared": 1, "film": "a.mp4"}
+    told |= {"plan_readable": True}
     said = removal_text(told | {"unreadable_jobs": []})
     assert said.splitlines() == [
         "kite: 1 result of its own, 3.0 MiB",
@@ -63,10 +64,19 @@ def test_what_stays_is_told() -> None:
     assert "1 result that jobs that cannot be read may share (one, two)" in said
 
 
+def test_that_a_plan_cannot_be_read_is_told(desk: Desk, stored: str) -> None:
+    (desk.store / "jobs" / stored / "plan.json").unlink()
+    ran = desk.run("remove", stored, "--store", desk.store, "--yes")
+    assert (ran.code, jobs(desk)) == (0, [])
+    assert "its plan cannot be read: results of it that its journal does not name" in ran.out
+
+
 def test_a_job_that_is_rendered_is_refused(desk: Desk, stored: str) -> None:
     with Lease.acquire(Store.open(desk.store).job(stored).lease_path):
         said = refusal(desk.run("remove", stored, "--store", desk.store, "--yes"), 7)
     assert "kite-1 is being rendered by process" in said
+    assert said.endswith("wait for it or stop it, then remove it again")
+    assert "--take-over" not in said, "an option of resume"
     assert jobs(desk) == [stored]
 
 

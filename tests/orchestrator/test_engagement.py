@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
 from orchestrator.engagement import (
+    all_counted,
     engaged,
     engagement,
     idle_message,
@@ -12,6 +13,7 @@ from orchestrator.engagement import (
     proofs,
     tile_steps,
 )
+from tests.orchestrator.plans import make_plan
 
 ASKED = Accelerations(adaptive=Adaptive())
 
@@ -31,9 +33,10 @@ def test_a_unit_that_was_computed_again_counts_once() -> None:
     }  # fmt: skip
 
 
-def told(asked: Accelerations, **counts: int) -> tuple[list[str], str]:
+def told(asked: Accelerations, *, complete: bool = True, **counts: int) -> tuple[list[str], str]:
     """What is said of those that engaged, and what is wrong."""
-    found = proofs(asked, {name.replace("__", "."): count for name, count in counts.items()})
+    named = {name.replace("__", "."): count for name, count in counts.items()}
+    found = proofs(asked, named, complete=complete)
     return proof_lines(found), idle_message(found)
 
 
@@ -54,6 +57,27 @@ def test_where_no_step_was_left_to_compute_nothing_is_known() -> None:
     said = "adaptive: no step was left to compute: other jobs had rendered them all"
     assert told(ASKED) == ([said], "")
     assert told(ASKED, rehash__key=6) == ([said], "")
+
+
+def test_of_some_steps_nobody_can_say_that_nothing_was_done() -> None:
+    """A killed session's last records are lost; what other jobs rendered has none here."""
+    lines, wrong = told(ASKED, complete=False, adaptive__computed=7)
+    assert (lines, wrong) == ([
+        "adaptive: skipped the model in 0 of 7 steps of tiles; whether it did anything is not "
+        "known, for other renders or a killed session computed some steps"
+    ], "")  # fmt: skip
+    counts = {"adaptive__skipped": 3, "adaptive__computed": 7}
+    assert told(ASKED, complete=False, **counts) == told(ASKED, **counts), "enough is known"
+    assert told(ASKED, complete=False) == told(ASKED)
+
+
+def test_all_steps_that_predict_are_to_be_counted() -> None:
+    """The last step of a stage calls no model: nothing is counted there."""
+    plan = make_plan(9, 5, stage_steps=(2, 3))
+    predict = [u for u in plan.units() if u.kind == "step" and u.step < (2, 3)[u.stage]]
+    records = [engagement(unit, {"adaptive.computed": 1}) for unit in predict]
+    assert all_counted([{"type": "out", "key": "out"}, *records], plan)
+    assert not any(all_counted(records[:n] + records[n + 1 :], plan) for n in range(len(records)))
 
 
 def test_what_every_tile_did_step_by_step() -> None:
@@ -91,4 +115,4 @@ def test_nothing_done_is_counted_too() -> None:
     counts = engaged(records)
     assert dict(counts) == {"slicing": 0}
     sliced = Accelerations(slicing=Slicing(slices=2))
-    assert idle_message(proofs(sliced, counts)).startswith("slicing did nothing")
+    assert idle_message(proofs(sliced, counts, complete=True)).startswith("slicing did nothing")
