@@ -115,12 +115,14 @@ class Driver:
     # -- the loop
 
     def run(self) -> EndRender:
-        self._feed(RenderStarted(at_s=time.monotonic()))
-        while self._ended is None:
-            for event in self._wait():
-                self._feed(event)
-            self._write_journal()
-        self._write_journal(now=True)
+        try:
+            self._feed(RenderStarted(at_s=time.monotonic()))
+            while self._ended is None:
+                for event in self._wait():
+                    self._feed(event)
+                self._write_journal()
+        finally:  # also when Ray died: what it did before is not done again
+            self._write_journal(now=True)
         return self._ended
 
     def _feed(self, event: Event) -> None:
