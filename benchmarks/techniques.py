@@ -26,7 +26,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.common import write_result
-from benchmarks.curves import as_table, at_levels
+from benchmarks.curves import as_table, at_levels, front
 from benchmarks.here import Here, render_here
 from benchmarks.judge import WINDOW_PIXEL_FRAMES
 from benchmarks.model import draw_prompts
@@ -267,8 +267,8 @@ def _tables(rows: Sequence[Row], axes: Sequence[str]) -> dict[str, Any]:
 
 
 def plot(rows: Sequence[Row], out: Path) -> None:
-    """Fidelity over speed: the mean prompt's and the worst one's, without a pyramid and with one.
-    Ours are solid."""
+    """Fidelity over what is saved, of the mean prompt and of the worst one, without a pyramid and
+    with one. By operations, which no other work on the machine disturbs. Ours are solid."""
     from matplotlib.figure import Figure
 
     pyramid = of_pyramid(engaged(rows))
@@ -280,7 +280,7 @@ def plot(rows: Sequence[Row], out: Path) -> None:
             line, ("psnr_db", "worst_psnr_db"), ("mean over prompts", "worst prompt"), strict=True
         ):
             _lines(axes, mine, fidelity)
-            axes.set(xlabel="its full render's time over this one's", title=title + said)
+            axes.set(xlabel="its full render's operations over this one's", title=title + said)
             axes.grid(alpha=0.3)
         line[0].set_ylabel("PSNR to its full render, dB")
         line[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), fontsize="small")
@@ -292,16 +292,17 @@ _MARKERS = "os^vDPX*<>phd8H"
 
 
 def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
+    """Every setting is a point; a line joins those of a kind that none of its others beats."""
     for number, kind in enumerate(dict.fromkeys(row["kind"] for row in rows)):
-        mine = sorted(
-            (row for row in rows if row["kind"] == kind), key=lambda row: float(row["speed"])
-        )
+        mine = [row for row in rows if row["kind"] == kind]
+        points = [(float(row["fewer_operations"]), float(row[fidelity])) for row in mine]
+        colour, mark = f"C{number % 10}", _MARKERS[number % len(_MARKERS)]
         solid = mine[0]["whose"] == "ours"
+        axes.scatter(*zip(*points, strict=True), color=colour, marker=mark, s=12, alpha=0.4)
         axes.plot(
-            [row["speed"] for row in mine], [row[fidelity] for row in mine], label=kind,
+            *zip(*front(points), strict=True), label=kind, color=colour, marker=mark,
             linestyle="-" if solid else "--", linewidth=2 if solid else 1,
-            marker=_MARKERS[number % len(_MARKERS)], markersize=6 if solid else 4,
-            color=f"C{number % 10}", alpha=1 if solid else 0.75,
+            markersize=6 if solid else 4, alpha=1 if solid else 0.75,
         )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
             for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])
         ]
         lines += [
-            f"  {family}: {each['speed']:.3g}x faster{_over_plain(each)}, "
+            f"  {family}: {each['speed']:.3g}x less to compute{_over_plain(each)}, "
             f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
             f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
             for family, each in row["measured"].items()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.common import RESULTS
 from benchmarks.techniques import compared, engaged, plot, summaries
+from jobs.presets import PRESETS
 
 
 def run(speed: float, operations: float, psnr_db: float) -> dict[str, float]:
@@ -71,3 +74,24 @@ def test_a_pyramid_has_tables_of_its_own(rows: list[dict[str, Any]]) -> None:
 def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     plot(rows, tmp_path / "figures" / "plot.png")
     assert (tmp_path / "figures" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["balanced", "fast"])
+def test_presets_say_what_was_measured(name: str) -> None:
+    """The newest results, without a pyramid and with one."""
+    preset = PRESETS[name]
+    adaptive = preset.settings.adaptive
+    assert adaptive is not None and (adaptive.form, adaptive.forecast) == ("spectral", True)
+    for family, said in preset.measured.items():
+        results, kind = "techniques_cpu_*.json", "adaptive spectral, forecast"
+        if "pyramid" in family:
+            results, kind = "techniques_pyramid_cpu_*.json", f"pyramid, {kind}"
+        rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
+        (row,) = (
+            row for row in rows if (row["kind"], row["value"]) == (kind, str(adaptive.threshold))
+        )
+        names = ("fewer_operations", "psnr_db", "worst_psnr_db")
+        measured = (said.speed, said.psnr_db, said.worst_psnr_db)
+        assert measured == pytest.approx([row[each] for each in names], abs=0.06)
+        over = row.get("fewer_operations_than_plain")
+        assert said.over_plain == (over and pytest.approx(over, abs=0.006))
