@@ -39,6 +39,7 @@ def test_a_finished_film_verifies(reference: dict[str, Any]) -> None:
     assert len(report["seams"]) > 4
 
 
+@pytest.mark.long
 def test_an_acceleration_that_did_nothing_is_an_error_with_its_film_kept(
     model: Path, tmp_path: Path
 ) -> None:
