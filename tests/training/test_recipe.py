@@ -19,6 +19,7 @@ TINY_VAE = VaeRecipe(batch=1, pixel_frames=5, crop_px=32)
 LENGTHS = Lengths(vae=1, decoder=2, reading=3, wan=1, pyramid=1)
 
 
+@pytest.mark.long
 def test_parts_are_made_in_order_and_a_stop_costs_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

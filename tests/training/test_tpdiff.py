@@ -181,6 +181,7 @@ def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Pat
     assert {drawn.frames for drawn in few if drawn.stage == 0} == {5}, "as long as a video allows"
 
 
+@pytest.mark.long
 def test_two_processes(model: Path, data: Path, tmp_path: Path) -> None:
     """Each has its own stage; a step of both is the mean of their gradients."""
     command = [
