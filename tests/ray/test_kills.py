@@ -38,7 +38,7 @@ VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
 KINDS = ("reference", "pyramid_reference")
 #: A raylet dies in the long rounds, and with its node in test_trouble.
 QUICK_ROUNDS = (
-    (1, "driver", KINDS[0]),
+    pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too
     (2, "worker", KINDS[1]),
     (4, "everything", KINDS[1]),
 )
