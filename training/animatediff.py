@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNetMotionModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from accel.pyramid import VariancePath
+from training.cpu import channels_last, norms_in_float32
 from training.latents import PictureCodec
 from training.picture_vae import CHANNELS
 from training.student import Student
@@ -71,7 +74,7 @@ class AnimateDiffStudent(Student):
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.text_encoder = new_clip_encoder(len(tokenizer))
-        self.unet = UNetMotionModel(**ARCHITECTURE)
+        self.unet = norms_in_float32(channels_last(UNetMotionModel(**ARCHITECTURE)))
         nn.init.zeros_(self.unet.conv_out.weight)
         for module in self._motion():
             nn.init.zeros_(module.proj_out.weight)
@@ -83,9 +86,12 @@ class AnimateDiffStudent(Student):
         """Positions count a window's own frames, whatever their ``stride``."""
         text_BND = self.text_encoder(ids_BN).last_hidden_state
         text_BND = text_BND.repeat_interleave(x_BCFHW.shape[2], dim=0)
-        return self.unet(
-            x_BCFHW, times_B.long(), encoder_hidden_states=text_BND, return_dict=False
-        )[0]
+        # On a CPU the backward pass of the default, fused attention takes half of a step.
+        on_cpu = x_BCFHW.device.type == "cpu"
+        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext():
+            return self.unet(
+                x_BCFHW, times_B.long(), encoder_hidden_states=text_BND, return_dict=False
+            )[0]
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """A folder without a UNet is one whose encoder has learned to read."""
@@ -104,9 +110,11 @@ class AnimateDiffStudent(Student):
         return [torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
     def prepare(self, frames: int) -> None:
-        """Pictures teach nothing of motion."""
-        for module in self._motion():
-            module.requires_grad_(frames > 1)
+        """Pictures teach nothing of motion: its modules, which add nothing yet, are passed by."""
+        if frames == 1:
+            for module in self._motion():
+                module.requires_grad_(False)
+                module.forward = _as_it_is
 
     def _motion(self) -> list[nn.Module]:
         return [
@@ -114,6 +122,10 @@ class AnimateDiffStudent(Student):
             for name, module in self.unet.named_modules()
             if name.rpartition(".")[0].endswith("motion_modules")
         ]
+
+
+def _as_it_is(hidden_states: Tensor, *args: object, **more: object) -> Tensor:
+    return hidden_states
 
 
 def new_model(seed: int = 0) -> tuple[PreTrainedTokenizerFast, AnimateDiffStudent]:

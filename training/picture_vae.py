@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import world
-from training.vae import VaeRecipe, channels_last, crops, mean_psnr_db, rate_at, to_signal
+from training.cpu import channels_last, norms_in_float32
+from training.record import write_record
+from training.vae import VaeRecipe, crops, mean_psnr_db, rate_at, to_signal
 
 CHANNELS = 16
 ARCHITECTURE = {
@@ -84,18 +88,21 @@ def psnr_db(vae: AutoencoderKL, scenes: int = 64, seed: int = 10_000) -> dict[st
 
 def train(out: Path, steps: int, seed: int = 0, device: str = "cpu") -> AutoencoderKL:
     """Train up to a number of steps; leaves the averaged, normalised weights and the state."""
-    vae = channels_last(new_picture_vae(seed)).to(device)
+    vae = norms_in_float32(channels_last(new_picture_vae(seed))).to(device)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(RECIPE.average_decay))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=RECIPE.peak_rate, weight_decay=1e-3)
-    first, kept = 0, out / "state.pt"
+    first, elapsed_s, kept = 0, 0.0, out / "state.pt"
+    progress: list[dict[str, float]] = []
     if kept.exists():
         state = torch.load(kept, map_location="cpu", weights_only=True)
-        first = int(state["step"])
+        first, elapsed_s = int(state["step"]), float(state["elapsed_s"])
+        progress = state["progress"]
         vae.load_state_dict(state["vae"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
     losses: list[float] = []
     for step in range(first, steps):
+        began_s = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step / steps, RECIPE)
         rng = np.random.default_rng((seed, 6, step))
@@ -108,11 +115,20 @@ def train(out: Path, steps: int, seed: int = 0, device: str = "cpu") -> Autoenco
         optimizer.step()
         average.update_parameters(vae)
         losses.append(loss.item())
+        elapsed_s += time.monotonic() - began_s
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            state = {"step": step + 1, "vae": vae.state_dict(), "average": average.state_dict()}
-            _save(out, average.module, state | {"optimizer": optimizer.state_dict()})
-            told = {"step": step + 1, "loss": round(float(np.mean(losses)), 4)}
-            print(json.dumps(told), flush=True)
+            progress.append({"step": step + 1, "loss": round(float(np.mean(losses)), 4)})
+            state = {
+                "step": step + 1, "elapsed_s": elapsed_s, "progress": progress,
+                "vae": vae.state_dict(), "average": average.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }  # fmt: skip
+            _save(out, average.module, state)
+            write_record(
+                out, vae.device, step=step + 1, elapsed_s=elapsed_s, progress=progress, seed=seed,
+                recipe=asdict(RECIPE),
+            )  # fmt: skip
+            print(json.dumps(progress[-1]), flush=True)
             losses.clear()
     return AutoencoderKL.from_pretrained(out)
 

@@ -24,6 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from training import whole_clip, world
+from training.cpu import channels_last
 from training.record import write_record
 
 ARCHITECTURE = {
@@ -65,16 +66,6 @@ def new_vae(seed: int = 0) -> AutoencoderKLWan:
     torch.manual_seed(seed)
     z_dim = ARCHITECTURE["z_dim"]
     return AutoencoderKLWan(**ARCHITECTURE, latents_mean=[0.0] * z_dim, latents_std=[1.0] * z_dim)
-
-
-def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay out the convolutions' weights as the CPU's kernels like them: a third faster."""
-    for module in vae.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)
-        elif isinstance(module, torch.nn.Conv2d):
-            module.to(memory_format=torch.channels_last)
-    return vae
 
 
 def to_signal(frames: np.ndarray) -> Tensor:
