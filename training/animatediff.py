@@ -57,7 +57,7 @@ SCHEDULER = DDIMScheduler(
     beta_end=0.02,
     clip_sample=False,
     set_alpha_to_one=False,
-    timestep_spacing="linspace",
+    timestep_spacing="trailing",
 )
 
 
