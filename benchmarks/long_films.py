@@ -3,7 +3,8 @@
     python -m benchmarks.long_films --films 8
 
 Every film is one shot of a held-out prompt, whose bodies neither leave nor hide nor change their
-size: each second has a right answer. Half of the films have one body, half have two. The same
+size: each second has a right answer. Half of the films have one body, half have two, unless ``--bodies``
+says otherwise. The same
 measures are taken of the film that the world itself draws, which shows what they say of a film
 without fault.
 """
@@ -39,13 +40,15 @@ from workers.video import iter_frames
 STEADY = 0.9
 
 
-def draw_films(count: int, seed: int) -> list[tuple[Scene, str]]:
+def draw_films(count: int, seed: int, bodies: int | None = None) -> list[tuple[Scene, str]]:
     """Held-out scenes and wordings whose bodies are always to be seen, and always of one size: half
-    with one body, then half with two. In each half every motion comes before any comes again."""
+    with one body, then half with two, or all with as many ``bodies``. Of each number of bodies,
+    every motion comes before any comes again."""
     drawn = draw_prompts(60 * (count + 1), seed)
     steady = [each for each in drawn if judge.is_steady(each[0])]
     one, two = ([each for each in steady if len(each[0].bodies) == n] for n in (1, 2))
-    return _varied(one, count - count // 2) + _varied(two, count // 2)
+    twos = {None: count // 2, 1: 0, 2: count}[bodies]
+    return _varied(one, count - twos) + _varied(two, twos)
 
 
 def _varied(drawn: list[tuple[Scene, str]], count: int) -> list[tuple[Scene, str]]:
@@ -217,19 +220,31 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=8, help="of each length")
     parser.add_argument("--seconds", type=float, nargs="+", default=[20.0, 60.0, 120.0])
     parser.add_argument("--pyramid", default="auto", help="off, auto, or a number of stages")
+    parser.add_argument(
+        "--bodies", type=int, choices=(1, 2), help="of all films; else half of each"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sheets", type=Path, help="write a picture of each length's films here")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     options.pyramid = int(options.pyramid) if options.pyramid.isdigit() else options.pyramid
-    drawn = draw_films(options.films, options.seed)
+    drawn = draw_films(options.films, options.seed, options.bodies)
     figures = {
         "model": options.model,
         "pyramid": options.pyramid,
+        "bodies": options.bodies or "half 1, half 2",
         "lengths": [rounded(of_length(seconds, drawn, options), 3) for seconds in options.seconds],
     }
-    name = "long_films" if options.model == "demo" else f"long_films_{model_name(options.model)}"
-    write_result(name, figures, keep=not options.quick)
+    write_result(_result_name(options), figures, keep=not options.quick)
+
+
+def _result_name(options: argparse.Namespace) -> str:
+    """Another one for all that is asked for otherwise, so that no result takes another's place."""
+    parts = ["long_films"]
+    parts += [] if options.model == "demo" else [model_name(options.model)]
+    parts += [] if options.pyramid == "auto" else [f"pyramid_{options.pyramid}"]
+    parts += [f"bodies_{options.bodies}"] if options.bodies else []
+    return "_".join(parts)
 
 
 if __name__ == "__main__":

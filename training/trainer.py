@@ -108,9 +108,11 @@ class Trainer:
 
     def train(self, steps: int, keep_every: int = 0) -> None:
         """Train up to a number of steps, counted from the first start; every ``keep_every`` of
-        them, if any, the model is kept as it then is, in `kept/STEP`."""
+        them, if any, and before the first, the model is kept as it then is, in `kept/STEP`."""
         while len(self.cache.clips) < self.recipe.first_clips:
             self.cache.add(8)
+        if keep_every and self.step == 0:
+            self._keep_model(self.out / "kept" / "0")
         losses: list[float] = []
         while self.step < steps:
             began_s = time.monotonic()
