@@ -3,10 +3,9 @@
     python -m benchmarks.long_films --films 8
 
 Every film is one shot of a held-out prompt, whose bodies neither leave nor hide nor change their
-size: each second has a right answer. Half of the films have one body, half have two, unless ``--bodies``
-says otherwise. The same
-measures are taken of the film that the world itself draws, which shows what they say of a film
-without fault.
+size: each second has a right answer. Half of the films have one body, half have two, unless
+``--bodies`` says otherwise. The same measures are taken of the film that the world itself draws,
+which shows what they say of a film without fault.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ from jobs.spec_later import (
 from jobs.spec_lora import Loras
 from jobs.spec_part import FilePath, Part
 from jobs.spec_pyramid import (
+    FirstStage,
     Pyramid,
     StepShares,
     pyramid_problems,
@@ -184,6 +185,7 @@ class JobSpec(Part):
     regions: Annotated[int, Field(ge=1, le=64)] = 1
     pyramid: Pyramid = "auto"
     pyramid_steps: StepShares | None = None  # of the stages, coarsest first
+    pyramid_first_stage: FirstStage = "windows"
     numerics: Literal["any", "pinned"] = "any"
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # CPU threads per worker
     window_latent_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -262,6 +264,7 @@ class ResolvedSpec:
     height_px: int
     fps: int
     stage_steps: tuple[int, ...]  # of the stages of the pyramid, coarsest first
+    first_stage: FirstStage
     scheduler: SchedulerName
     flow_shift: float | None
     text_tokens: int
@@ -331,6 +334,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         height_px=height,
         fps=fps,
         stage_steps=split_steps(steps, shares),
+        first_stage=spec.pyramid_first_stage,
         warnings=pyramid_warnings(len(shares), defaults),
         scheduler=spec.scheduler,
         flow_shift=_or(spec.flow_shift, defaults.flow_shift),

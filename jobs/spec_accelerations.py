@@ -31,10 +31,22 @@ def acceleration_problems(
         problems.append(Problem(("accelerations", "rehash"), said))
     elif asked.rehash and (said := rehash_problem(asked.rehash, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "rehash"), said))
+    if spec.pyramid_first_stage == "whole":
+        problems += _uncalibrated(spec, asked)
     if spec.accelerations.fast_attention and spec.accelerations.fast_attention.stages:
         said = "plans cannot stand in a job: longtake calibrate finds them; remove them"
         problems.append(Problem(("accelerations", "fast_attention", "stages"), said))
     return problems
+
+
+def _uncalibrated(spec: JobSpec, asked: Accelerations) -> list[Problem]:
+    """What is calibrated is calibrated on windows."""
+    found = {
+        "fast_attention": asked.fast_attention is not None,
+        "rehash": asked.rehash is not None and asked.rehash.threshold is not None,
+    }
+    said = "goes by a calibration on windows: remove it, or pyramid_first_stage: whole"
+    return [Problem(acceleration_place(spec, name), said) for name, is_on in found.items() if is_on]
 
 
 def acceleration_place(spec: JobSpec, name: str) -> Path:

@@ -37,6 +37,9 @@ Pyramid = Annotated[
     Literal["auto", "off"] | Annotated[int, Field(ge=2, le=MOST_STAGES)], BeforeValidator(_pyramid)
 ]
 
+#: Whether the coarsest stage has windows as all others have, or one that holds the whole shot.
+FirstStage = Literal["windows", "whole"]
+
 #: How the steps are shared out over the stages.
 StepShares = Annotated[
     tuple[Annotated[int, Field(ge=1, le=100)], ...],
@@ -71,6 +74,9 @@ def pyramid_problems(
     elif given is not None and len(given) != stages:
         said = f"has {len(given)} shares, but the pyramid has {stages} stages; give one for each"
         problems.append(Problem(("pyramid_steps",), said))
+    if spec.pyramid_first_stage == "whole" and stages == 1:
+        said = "there is no pyramid whose first stage could be whole; say pyramid: 3, or remove it"
+        problems.append(Problem(("pyramid_first_stage",), said))
     if steps < len(shares):
         said = f"{steps} steps are too few for a pyramid of {len(shares)} stages: each needs one"
         problems.append(Problem(("steps",), said))

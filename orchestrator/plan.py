@@ -349,15 +349,17 @@ def lay_shot(
     first_alone: bool = True,
     one_piece: bool = False,
     piece_border: int = 1,
+    whole_first_stage: bool = False,
 ) -> ShotPlan:
     """Lay one shot out as overlapping windows of every stage. A coarse stage has few frames, so
-    that a window holds much of the shot. ``one_piece``: it is decoded all at once;
-    ``piece_border``: pieces begin at borders of batches of so many."""
+    that a window holds much of the shot; all of it with ``whole_first_stage``. ``one_piece``: it is
+    decoded all at once; ``piece_border``: pieces begin at borders of batches of so many."""
     strides = stage_strides(len(render.stage_steps))
     stages = []
-    for stride, steps in zip(strides, render.stage_steps, strict=True):
+    for number, (stride, steps) in enumerate(zip(strides, render.stage_steps, strict=True)):
         frames = stage_frames(render.latent_frames, stride, first_alone=first_alone)
-        windows = lay_windows(frames, window, overlap)
+        longest = max(window, frames) if whole_first_stage and number == 0 else window
+        windows = lay_windows(frames, longest, overlap)
         stages.append(StagePlan(stride=stride, steps=steps, windows=windows))
     pieces = lay_pieces(stages[-1].windows, render.latent_frames, piece_border)
     return ShotPlan(

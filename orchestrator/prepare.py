@@ -23,7 +23,7 @@ from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, lay_shot
-from orchestrator.tile_memory import dtype_of, kept_bytes, tile_bytes
+from orchestrator.tile_memory import denoised_frames, dtype_of, kept_bytes, tile_bytes
 
 _PLAN = TypeAdapter(Plan)
 
@@ -92,10 +92,15 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     """A model has positions for so many frames; those of a coarse stage may stand far apart."""
     stride = 2 ** (len(job.stage_steps) - 1) if model.defaults.stage_positions else 1
     window = model.family.longest_window(model.configs, stride)
-    if job.window_latent_frames <= window:
-        return []
-    said = f"{job.window_latent_frames} is more than this model has positions for; at most {window}"
-    return [Problem(("window_latent_frames",), said)]
+    most = f"more than this model has positions for; at most {window}"
+    problems: list[Problem] = []
+    if job.window_latent_frames > window:
+        said = f"{job.window_latent_frames} is {most}"
+        problems.append(Problem(("window_latent_frames",), said))
+    elif (frames := denoised_frames(job, model.geometry)) > window:
+        said = f"whole, it has {frames} frames, {most}: cut the shot in two, or say windows"
+        problems.append(Problem(("pyramid_first_stage",), said))
+    return problems
 
 
 def image_warnings(
@@ -129,6 +134,7 @@ def make_plan(
             first_pixel_frame=first,
             first_alone=geometry.first_alone,
             one_piece=geometry.single_window,
+            whole_first_stage=job.first_stage == "whole",
             piece_border=max(
                 geometry.decode_batch_latent_frames, geometry.decode_stride_latent_frames
             ),

@@ -7,6 +7,7 @@ from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import DECODERS, sliced_bytes
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
+from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
 
 #: Models with less weights than this render in float32 unless told otherwise.
@@ -16,7 +17,7 @@ SMALL_MODEL_BYTES = 2**30
 def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
-    size = largest_tile(job, model.geometry)
+    size = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
     return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
 
 
@@ -30,12 +31,27 @@ def _auto_dtype(model: ModelInfo) -> str:
     return "float32" if small else "bfloat16"
 
 
-def largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
-    """Latent frames, height and width."""
-    longest = max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
-    scale = geometry.spatial_scale
-    frames = min(job.window_latent_frames, longest)
+def largest_tile(
+    job: ResolvedSpec, geometry: ModelGeometry, frames: int | None = None
+) -> tuple[int, int, int]:
+    """Latent frames, height and width; ``frames``: other ones than windows have."""
+    longest, scale = _longest_shot(job, geometry), geometry.spatial_scale
+    frames = frames or min(job.window_latent_frames, longest)
     return frames, job.height_px // scale, job.width_px // scale
+
+
+def denoised_frames(job: ResolvedSpec, geometry: ModelGeometry) -> int:
+    """Of the longest tile that is denoised: a window, or a coarsest stage that is whole."""
+    longest = _longest_shot(job, geometry)
+    whole = 0
+    if job.first_stage == "whole":
+        stride = stage_strides(len(job.stage_steps))[0]
+        whole = stage_frames(longest, stride, first_alone=geometry.first_alone)
+    return max(min(job.window_latent_frames, longest), whole)
+
+
+def _longest_shot(job: ResolvedSpec, geometry: ModelGeometry) -> int:
+    return max(geometry.latent_frames(shot.pixel_frames) for shot in job.shots)
 
 
 def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
@@ -43,7 +59,8 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     geometry, slicing = model.geometry, job.accelerations.slicing
     latent_size = largest_tile(job, geometry)
     if slicing is None or slicing.slices is None:
-        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
+        denoised = largest_tile(job, geometry, denoised_frames(job, geometry))
+        denoise = model.family.denoise_bytes(model.configs, denoised, dtype)
     else:
         denoise = sliced_tile_bytes(job, model, dtype, slicing.slices)
     pixel_frames = geometry.pixel_frames(latent_size[0])
@@ -73,5 +90,6 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
         kept += most * (2 if "both" in branches else 1)
     if not kept:
         return 0
-    config, tile = model.configs[model.family.denoiser], largest_tile(job, model.geometry)
+    config = model.configs[model.family.denoiser]
+    tile = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
     return kept * feature_bytes(config, tile, dtype, job.text_tokens)

@@ -68,6 +68,16 @@ def test_a_person_is_warned_of_what_the_weights_do_not_know():
             "there is no pyramid, for it is off",
         ),
         (UNTRAINED, {"pyramid_steps": [1, 1]}, "trained for none; say pyramid: 2, or remove it"),
+        (
+            UNTRAINED,
+            {"pyramid_first_stage": "whole"},
+            "pyramid_first_stage: there is no pyramid whose first stage could be whole",
+        ),
+        (
+            TRAINED,
+            {"pyramid_first_stage": "whole", "accelerations": {"fast_attention": {}}},
+            "goes by a calibration on windows: remove it, or pyramid_first_stage: whole",
+        ),
     ],
 )
 def test_what_does_not_go_together(defaults, fields, message):

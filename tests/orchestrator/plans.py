@@ -34,6 +34,7 @@ def make_shot(
     overlap: int,
     stage_steps: tuple[int, ...],
     first_pixel_frame: int = 0,
+    whole_first_stage: bool = False,
 ) -> ShotPlan:
     render = ShotRender(
         prompt="a boat on a lake",
@@ -51,7 +52,10 @@ def make_shot(
         pixel_frames=GEOMETRY.pixel_frames(latent_frames),
         fps=16,
     )
-    return lay_shot(render, window=window, overlap=overlap, first_pixel_frame=first_pixel_frame)
+    return lay_shot(
+        render, window=window, overlap=overlap, first_pixel_frame=first_pixel_frame,
+        whole_first_stage=whole_first_stage,
+    )  # fmt: skip
 
 
 def make_plan(
@@ -64,6 +68,7 @@ def make_plan(
     decode_context: int = 3,
     tile_bytes: int = 0,
     numerics: str = "any",
+    whole_first_stage: bool = False,
 ) -> Plan:
     """A film of one shot per number of latent frames; ``stage_steps`` make it a pyramid."""
     shots: list[ShotPlan] = []
@@ -75,6 +80,7 @@ def make_plan(
             overlap=overlap,
             stage_steps=stage_steps or (steps,),
             first_pixel_frame=first,
+            whole_first_stage=whole_first_stage,
         )
         shots.append(shot)
         first += shot.render.pixel_frames

@@ -209,6 +209,19 @@ def test_a_pyramids_coarse_stages_have_few_windows() -> None:
     assert [plan.steps(Unit("step", 0, stage)) for stage in range(3)] == [4, 2, 1]
 
 
+def test_a_whole_first_stage_is_one_window_that_all_others_wait_for() -> None:
+    plan = make_plan(61, window=8, overlap=2, stage_steps=(4, 2, 1), whole_first_stage=True)
+    stages = plan.shots[0].stages
+    assert [(w.start, w.stop) for w in stages[0].windows] == [(0, 16)]
+    assert {w.stop - w.start for stage in stages[1:] for w in stage.windows} == {8}
+    for window in stages[1].windows:
+        needs = plan.inputs(Unit("step", 0, 1, window.index, 0, 0))
+        assert needs == (Unit("encode", 0), Unit("step", 0, 0, 0, 0, 4))
+    assert make_plan(5, window=8, overlap=2, stage_steps=(4, 2), whole_first_stage=True) == (
+        make_plan(5, window=8, overlap=2, stage_steps=(4, 2))
+    ), "a shot that is shorter than a window has one window anyway"
+
+
 def test_a_window_may_start_when_those_under_it_are_done() -> None:
     plan = make_plan(61, window=16, overlap=4, stage_steps=(4, 2, 1))
     inputs = plan.inputs(Unit("step", 0, 2, 4, 0, 0))

@@ -12,7 +12,13 @@ from jobs.families.features import feature_bytes
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
 from jobs.spec import ResolvedSpec, resolve
 from jobs.spec_file import parse_spec
-from orchestrator.tile_memory import kept_bytes, largest_tile, sliced_tile_bytes
+from orchestrator.tile_memory import (
+    denoised_frames,
+    kept_bytes,
+    largest_tile,
+    sliced_tile_bytes,
+    tile_bytes,
+)
 
 F, S = "full", "share_steps"
 PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
@@ -52,6 +58,19 @@ def test_rehash_keeps_a_feature_of_each_branch_that_runs(
 ) -> None:
     asked = Accelerations(rehash=Rehash(every=2))
     assert kept(job_of(demo, asked, *guidance), demo) == features
+
+
+def test_a_whole_first_stage_is_the_longest_tile(demo: ModelInfo) -> None:
+    told = {"version": 1, "model": "demo", "prompt": "a kite", "seconds": 20, "pyramid": 3}
+
+    def planned(first_stage: str) -> tuple[int, int]:
+        spec = parse_spec(told | {"pyramid_first_stage": first_stage})
+        job = resolve(spec, demo.geometry, demo.defaults)
+        return denoised_frames(job, demo.geometry), tile_bytes(job, demo, "float32")
+
+    (windows, less), (whole, more) = planned("windows"), planned("whole")
+    assert (windows, whole) == (9, 31), "of 121 latent frames the first and every fourth"
+    assert more > less
 
 
 def test_nothing_asked_keeps_nothing(demo: ModelInfo) -> None:

@@ -196,6 +196,10 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
         ({"text_tokens": 77}, f"text_tokens: .* always has {TEXT_TOKENS}"),
         ({"scheduler": "euler"}, "scheduler: .*valid: auto, ddim, dpm"),
         ({"window_latent_frames": 17}, "17 is more than this model has positions for; at most 16"),
+        (
+            {"pyramid": 2, "pyramid_first_stage": "whole", "seconds": 8.0},
+            "pyramid_first_stage: whole, it has 32 frames, more than .* at most 16: cut the shot",
+        ),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: str) -> None:
