@@ -6,8 +6,9 @@
     python -m training.animatediff --init training/runs/pictures --out training/runs/animatediff
 
 With windows of one frame the motion modules are left out, as they are where they add nothing.
-Variance-preserving diffusion as DDIM renders it: the model predicts the noise. Run it again on the
-same folder to go on.
+Variance-preserving diffusion as DDIM renders it. The model predicts velocity: at the schedule's
+end, which is nearly pure noise, the clip that a predicted noise stands for is that noise's error
+times 150. Run it again on the same folder to go on.
 
 Shapes: B batch, C latent channels, F frames, H rows, W columns, N text tokens, D width.
 """
@@ -27,8 +28,10 @@ from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from accel.pyramid import VariancePath
 from training.cpu import channels_last, norms_in_float32
+from training.draws import Draw
 from training.latents import PictureCodec
 from training.picture_vae import CHANNELS
+from training.stages import levels_of
 from training.student import Student
 from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer, noise_of, options_of
@@ -58,6 +61,7 @@ SCHEDULER = DDIMScheduler(
     clip_sample=False,
     set_alpha_to_one=False,
     timestep_spacing="trailing",
+    prediction_type="v_prediction",
 )
 
 
@@ -66,7 +70,6 @@ class AnimateDiffStudent(Student):
 
     denoiser_name = "unet"
     path = VariancePath(SCHEDULER.alphas_cumprod.double().numpy())
-    predicts_noise = True
     first_alone = False
     tokens_per_frame = 144
     text_tokens = long_text_tokens = CLIP_TOKENS
@@ -92,6 +95,12 @@ class AnimateDiffStudent(Student):
             return self.unet(
                 x_BCFHW, times_B.long(), encoder_hidden_states=text_BND, return_dict=False
             )[0]
+
+    def target(self, drawn: Draw) -> Tensor:
+        """signal noise - noise clean, of Salimans and Ho (arXiv 2202.00512)."""
+        times_B = drawn.times_B.double().numpy()
+        signal_B, amount_B = levels_of(drawn.path, times_B, drawn.clean_BCFHW)
+        return signal_B * drawn.noise_BCFHW - amount_B * drawn.clean_BCFHW
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """A folder without a UNet is one whose encoder has learned to read."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from accel.pyramid import NoisePath
+from training.draws import Draw
 
 
 class Student(nn.Module, ABC):
@@ -21,7 +22,6 @@ class Student(nn.Module, ABC):
 
     denoiser_name: ClassVar[str]  # the folder and attribute of the denoiser
     path: NoisePath  # how noise is mixed in
-    predicts_noise: ClassVar[bool]  # the noise itself, or else noise - clip
     first_alone: ClassVar[bool]  # whether a clip's first latent frame holds a single picture
     tokens_per_frame: ClassVar[int]  # how much work a latent frame is
     text_tokens: ClassVar[int]  # captions are padded to so many
@@ -46,9 +46,9 @@ class Student(nn.Module, ABC):
     @abstractmethod
     def optimizers(self, rate: float) -> list[torch.optim.Optimizer]: ...
 
-    def target(self, clean_BCFHW: Tensor, noise_BCFHW: Tensor) -> Tensor:
-        """What it should predict."""
-        return noise_BCFHW if self.predicts_noise else noise_BCFHW - clean_BCFHW
+    @abstractmethod
+    def target(self, drawn: Draw) -> Tensor:
+        """What it should predict, BCFHW."""
 
     def prepare(self, frames: int) -> None:
         """Before a training in windows of at most so many frames."""

@@ -144,7 +144,7 @@ class Trainer:
             torch.autocast(self.device.type, dtype=torch.bfloat16),
         ):
             told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride)
-        target_BCFHW = self.model.target(drawn.clean_BCFHW, drawn.noise_BCFHW).to(self.device)
+        target_BCFHW = self.model.target(drawn).to(self.device)
         error_BCFHW = (told_BCFHW.float() - target_BCFHW).square()
         more_B1FHW = drawn.mask_B1FHW.to(self.device) * falling(progress)
         weight_B1FHW = 1 + (recipe.body_weight - 1) * more_B1FHW

@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 from accel.positions import stage_positions
 from accel.pyramid import FlowPath
+from training.draws import Draw
 from training.latents import WanCodec
 from training.reading import load_encoder
 from training.student import Student
@@ -50,7 +51,6 @@ class WanStudent(Student):
 
     denoiser_name = "transformer"
     path = FlowPath()
-    predicts_noise = False
     first_alone = True
     tokens_per_frame = 36
     text_tokens = 64
@@ -71,6 +71,9 @@ class WanStudent(Student):
         attention = "_native_math" if x_BCFHW.device.type == "cpu" else "native"
         with attention_backend(attention), stage_positions(self.transformer, stride):
             return self.transformer(x_BCFHW, times_B * 1000, text_BND, return_dict=False)[0]
+
+    def target(self, drawn: Draw) -> Tensor:
+        return drawn.noise_BCFHW - drawn.clean_BCFHW
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """A folder without a transformer is one whose encoder has learned to read."""

@@ -1,6 +1,8 @@
 """AnimateDiff's training: pictures leave motion alone, stages of a pyramid are drawn from its own
 schedule, and what it leaves is an ordinary folder that renders."""
 
+import copy
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from accel.pyramid import lay_stages
 from jobs.model_folder import inspect_model
 from training import animatediff, demo_model, picture_vae, reading
 from training.animatediff import AnimateDiffStudent
-from training.draws import NoiseRecipe, draw, longest_clip
+from training.draws import Draw, NoiseRecipe, draw, longest_clip
 from training.latents import LatentCache, PictureCodec
 from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer
@@ -51,6 +53,27 @@ def test_latents_are_normalised_and_decode_to_what_they_were(codec: PictureCodec
     assert z.shape == (64, picture_vae.CHANNELS, 3, 12, 12)
     assert z.mean((0, 2, 3, 4)).abs().max() < 0.3
     assert (z.std((0, 2, 3, 4)) - 1).abs().max() < 0.3
+
+
+def test_its_target_is_what_its_own_scheduler_calls_velocity() -> None:
+    clean, noise = torch.randn(2, 3, 4, 5, 2, 2, generator=torch.Generator().manual_seed(0))
+    times, path = torch.tensor([0.0, 500.0, 999.0]), AnimateDiffStudent.path
+    drawn = Draw(
+        clean_BCFHW=clean, noise_BCFHW=noise, path=path, times_B=times,
+        mask_B1FHW=torch.zeros(3, 1, 5, 2, 2), captions=[""] * 3,
+    )  # fmt: skip
+    theirs = animatediff.SCHEDULER.get_velocity(clean, noise, times.long())
+    _, student = animatediff.new_model()
+    assert torch.allclose(student.target(drawn), theirs, rtol=0, atol=1e-6)
+    assert animatediff.SCHEDULER.config.prediction_type == "v_prediction"
+
+
+def test_no_step_of_its_schedule_is_idle() -> None:
+    scheduler = copy.deepcopy(animatediff.SCHEDULER)
+    scheduler.set_timesteps(20)
+    times = [int(t) for t in scheduler.timesteps]
+    assert times[0] == 999 and times[-1] == 49, "the last step leads from there to the clip"
+    assert {a - b for a, b in itertools.pairwise(times)} == {50}
 
 
 def test_pictures_leave_motion_alone(tmp_path: Path, codec: PictureCodec) -> None:
