@@ -28,9 +28,9 @@ from typing import Any
 from benchmarks.common import write_result
 from benchmarks.curves import as_table, at_levels, front
 from benchmarks.here import Here, render_here
-from benchmarks.judge import WINDOW_PIXEL_FRAMES
-from benchmarks.model import draw_prompts
+from benchmarks.model import draw_prompts, lengths_of
 from benchmarks.peers import PEERS
+from jobs.model_folder import inspect_model, resolve_model
 from jobs.spec import JobSpec
 from orchestrator.calibrate import calibrate, find_key_steps
 from orchestrator.prepare import Prepared, prepare
@@ -313,7 +313,10 @@ def main() -> None:
     parser.add_argument("--pyramid-model", default="demo-pyramid", help="'none' leaves it out")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=6)
-    parser.add_argument("--kinds", nargs="*", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS])
+    parser.add_argument(
+        "--kinds", nargs="*", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS],
+        help="peers and fast attention are for transformers; none at all: the pyramid alone",
+    )  # fmt: skip
     parser.add_argument("--plot", type=Path, help="a picture of fidelity over speed")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
@@ -322,26 +325,33 @@ def main() -> None:
     told = [said for _, said in draw_prompts(**CALIBRATION)]
     job = {
         "model": options.model, "steps": options.steps, "pyramid": "off",
-        "pixel_frames": WINDOW_PIXEL_FRAMES,
+        "pixel_frames": lengths_of(options.model).window,
     }  # fmt: skip
-    rows = _flat(job, told, prompts, options.kinds)
+    rows = _flat(job, told, prompts, options.kinds) if options.kinds else []
+    if rows:
+        _tell("techniques", job, [options.model], prompts, rows, keep=not options.quick)
     if options.pyramid_model != "none":
-        rows += _pyramid(job, options.pyramid_model, prompts)
+        models = [options.model, options.pyramid_model]
+        found = _pyramid(job, options.pyramid_model, prompts)
+        _tell("techniques_pyramid", job, models, prompts, found, keep=not options.quick)
+        rows += found
     if options.plot:
         plot(rows, options.plot)
-    idle = [f"{row['kind']} {row['value']}" for row in rows if row not in engaged(rows)]
+    if idle := [f"{row['kind']} {row['value']}" for row in rows if row not in engaged(rows)]:
+        raise SystemExit(f"these settings left nothing out of any render: {', '.join(idle)}")
+
+
+def _tell(
+    name: str, job: Job, models: Sequence[str], prompts: list[str], rows: list[Row], *, keep: bool
+) -> None:
+    """A result's file, of its own for each family; its tables, for who waits."""
+    family = inspect_model(resolve_model(models[0])).family.name
     tables = compared(rows)
-    figures = {
-        **job, "pyramid_model": options.pyramid_model, "prompts": prompts, "rows": rows,
-        "never_engaged": idle, "at_equal_fidelity": tables,
-    }  # fmt: skip
-    name = "techniques" if options.kinds else "techniques_pyramid"
-    name += "" if options.model == "demo" else f"_{options.model}"
-    write_result(name, figures, keep=not options.quick)
+    figures = {**job, "prompts": prompts, "rows": rows, "at_equal_fidelity": tables}
+    named = name if family == "wan" else f"{name}_{family}"
+    write_result(named, figures, models=models, keep=keep)
     for title, table in tables.items():
         print(f"\n{title}\n{as_table(table)}")
-    if idle:
-        raise SystemExit(f"these settings left nothing out of any render: {', '.join(idle)}")
 
 
 def _flat(job: Job, told: list[str], prompts: list[str], kinds: list[str]) -> list[Row]:
