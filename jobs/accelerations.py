@@ -151,5 +151,4 @@ class Accelerations(Part):
 CONFLICTS: dict[tuple[str, str], str] = {
     ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
     ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
-    ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",
 }

@@ -80,13 +80,13 @@ def svd(widths: tuple[int, ...], layers: int) -> Case:
     )
 
 
-def wan(heads: int, ffn: int, text_tokens: int = 512) -> Case:
+def wan(heads: int, ffn: int, text_tokens: int = 512, layers: int = 2) -> Case:
     return Case(
         lambda: WanTransformer3DModel(
             num_attention_heads=heads,
             attention_head_dim=64,
             ffn_dim=ffn,
-            num_layers=2,
+            num_layers=layers,
             text_dim=16,
         ),
         lambda model, height, width: model(

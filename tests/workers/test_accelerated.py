@@ -53,6 +53,7 @@ ASKED = {
         adaptive=Adaptive(threshold=50.0, most_skips=1),
         fast_attention=FastAttention(stages=(PLAN,)),
     ),
+    "slicing and rehash": Accelerations(slicing=Slicing(slices=3), rehash=Rehash(every=3)),
     "adaptive and rehash": Accelerations(
         adaptive=Adaptive(threshold=50.0, most_skips=1), rehash=Rehash(every=3)
     ),
