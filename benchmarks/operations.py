@@ -11,10 +11,10 @@ to ``Operations``.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ def _cpu_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 
 #: Torch's, and that of the attention which its CPU runs: without it, attention there is free.
 FORMULAS = {**flop_registry, aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention}
+
+#: Of no library, and asked of fake tensors: whether it is made of others cannot be asked.
+WHOLE = (torch.ops.prim.device.default,)
 
 
 class Operations(TorchDispatchMode):
@@ -51,7 +54,7 @@ class Operations(TorchDispatchMode):
     ) -> Any:
         given = kwargs or {}
         formula = FORMULAS.get(func._overloadpacket)
-        if formula is None and func._can_decompose():  # as in inference mode: linear, say
+        if formula is None and func not in WHOLE and func._can_decompose():  # linear, say
             with self:
                 result = func.decompose(*args, **given)
             if result is not NotImplemented:
@@ -71,13 +74,9 @@ def counted(model: torch.nn.Module) -> Iterator[Counter[str]]:
     def one_pass(*_: Any) -> None:
         counts["passes"] += 1
 
-    def multiplied(module: Any, _: Any, result: torch.Tensor) -> None:
-        # each element of what comes out sums so many products
-        counts["operations"] += result.numel() * math.prod(module.weight.shape[1:])
-
     handles = [model.register_forward_pre_hook(one_pass)]
     handles += [
-        module.register_forward_hook(multiplied)
+        module.register_forward_hook(partial(_multiplied, counts, module.weight[0].numel()))
         for module in model.modules()
         if isinstance(module, MULTIPLYING)
     ]
@@ -92,6 +91,13 @@ def counted(model: torch.nn.Module) -> Iterator[Counter[str]]:
 MULTIPLYING = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
+def _multiplied(
+    counts: Counter[str], products: int, module: Any, args: Any, result: torch.Tensor
+) -> None:
+    """After a module of whose result each element sums so many products."""
+    counts["operations"] += result.numel() * products
+
+
 @contextmanager
 def _attention_counted(model: torch.nn.Module, counts: Counter[str]) -> Iterator[None]:
     """Of torch's attention inside the model's forward. What another technique puts in its place
@@ -103,7 +109,8 @@ def _attention_counted(model: torch.nn.Module, counts: Counter[str]) -> Iterator
             given = (query, key, value)
             return handle_torch_function(attention, given, *given, *args, **kwargs)
         if inside:
-            counts["operations"] += sdpa_flop_count(query.shape, key.shape, value.shape) // 2
+            channels = query.shape[-1] + value.shape[-1]
+            counts["operations"] += query.shape[:-1].numel() * key.shape[-2] * channels
         return plain(query, key, value, *args, **kwargs)
 
     enter = model.register_forward_pre_hook(lambda *_: inside.append(True))
