@@ -418,7 +418,6 @@ def test_a_job_can_name_every_scheduler_that_is_supported():
     ("asked", "message"),
     [
         ({"fast_attention": {}, "slicing": {"slices": 4}}, "does not go with slicing yet: sliced"),
-        ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
         ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
         ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
         ({"slicing": {}}, "accelerations.slicing: needs slices or budget_gb"),
