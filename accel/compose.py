@@ -29,8 +29,11 @@ def attached(accelerations: Accelerations) -> tuple[Acceleration, ...]:
     if accelerations.fast_attention is not None:
         stages = accelerations.fast_attention.stages
         assert stages is not None, "planning has found them"
+        steps = [plan.steps for plan in stages]
         config = fast_attention.FastAttention(
-            stages=stages, may_skip=accelerations.may_skip([plan.steps for plan in stages])
+            stages=stages,
+            may_skip=accelerations.may_skip(steps),
+            reusing=accelerations.reusing(steps),
         )
         techniques.append(
             Acceleration(name="fast_attention", config=config, apply=fast_attention.apply)

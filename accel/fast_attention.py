@@ -36,6 +36,7 @@ from jobs.attention_plan import (
     Extent,
     Kind,
     Owner,
+    Steps,
     is_windowed,
     shares_branches,
 )
@@ -47,10 +48,12 @@ NAME = "fast_attention"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FastAttention:
     """A plan for each stage of a pyramid, coarsest first; a single one is no pyramid. ``may_skip``:
-    the steps of each stage that another technique may leave out, none if it is empty."""
+    the steps of each stage that another technique may leave out, none if it is empty; ``reusing``:
+    those of them where that may be of layers alone, the last ones."""
 
     stages: tuple[AttentionPlan, ...]
-    may_skip: tuple[range, ...] = ()
+    may_skip: tuple[Steps, ...] = ()
+    reusing: tuple[Steps, ...] = ()
 
 
 def apply(model: torch.nn.Module, config: FastAttention) -> FastAttentionHandle:
@@ -73,7 +76,7 @@ class FastAttentionHandle:
     def __init__(
         self, model: torch.nn.Module, kind: VideoTransformer, config: FastAttention
     ) -> None:
-        self._kind, self._stages, self._may_skip = kind, config.stages, config.may_skip
+        self._kind, self._stages, self._config = kind, config.stages, config
         self._pass: _Pass | None = None
         self._undo: list[Callable[[], None]] = []
         for number, layer in enumerate(kind.layers(model)):
@@ -85,8 +88,10 @@ class FastAttentionHandle:
     def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
         assert self._pass is None, "one pass at a time"
         plan, stage = self._plan(tile), tile.unit.stage
-        may_skip = self._may_skip[stage] if self._may_skip else NONE_SKIPPED
-        self._pass = _Pass(plan, tile, branch, self._kind, may_skip)
+        given = self._config.may_skip, self._config.reusing
+        may_skip, reusing = (each[stage] if each else NONE_SKIPPED for each in given)
+        in_part = tile.unit.step in reusing
+        self._pass = _Pass(plan, tile, branch, self._kind, may_skip, in_part)
         try:
             yield
             self._pass.finish()
@@ -129,11 +134,12 @@ class _Pass:
         tile: TileStep,
         branch: Branch,
         kind: VideoTransformer,
-        may_skip: range,
+        may_skip: Steps,
+        in_part: bool,
     ) -> None:
         self.grid: Extent | None = None
         self._plan, self._tile, self._branch, self._kind = plan, tile, branch, kind
-        self._step = tile.unit.step
+        self._step, self._in_part = tile.unit.step, in_part
         # What both branches share, the conditional one leaves and hands on.
         mine = [owner for owner in FINDS[branch] if (branch, owner) != ("uncond", "shared")]
         self._kept = {key for key in plan.kept_after(self._step, may_skip) if key[2] in mine}
@@ -161,14 +167,16 @@ class _Pass:
 
     def finish(self) -> None:
         """Hand on what later steps read and this one has not renewed."""
-        missed = set(range(self._plan.layers)) - set(self._reached)
-        if missed or len(self._reached) != self._plan.layers:
+        layers = self._plan.layers
+        fewest = 1 if self._in_part else layers
+        if len(self._reached) < fewest or self._reached != list(range(len(self._reached))):
             raise CannotRunHere(
-                f"{self._tile.unit}: of {self._plan.layers} layers with fast attention the model "
-                f"called {self._reached}; each is to be called once"
+                f"{self._tile.unit}: of {layers} layers with fast attention the model called "
+                f"{self._reached}; each is to be called once, in order"
+                f"{', or the first ones alone' if self._in_part else ''}"
             )
         for kind, layer in {key[:2] for key in self._kept}:
-            if self._plan.writes(kind, self._step, layer):
+            if layer in self._reached and self._plan.writes(kind, self._step, layer):
                 continue
             owner = self._found(kind, layer)
             if (kind, layer, owner) in self._kept:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from accel.handle import Branch, TileStep
-from accel.wrapping import Wrapped
+from accel.wrapping import LastLayers, Wrapped
 from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere
 
@@ -89,6 +89,18 @@ class RehashHandle:
         self._found = out[0] if as_tuple else out
         return out
 
+    def shorten(
+        self,
+        forward: Callable[..., Any],
+        hidden_states: torch.Tensor,
+        res_hidden_states_tuple: tuple[torch.Tensor, ...],
+        **kwargs: Any,
+    ) -> Any:
+        """Around an up-block that can run its last layer alone, whose skip comes first."""
+        if self._reused is not None:
+            hidden_states, res_hidden_states_tuple = self._reused, res_hidden_states_tuple[:1]
+        return forward(hidden_states, res_hidden_states_tuple, **kwargs)
+
     def enter(self, forward: Callable[..., Any], tokens: torch.Tensor, *args: Any) -> Any:
         """Around the first of the blocks that are left out."""
         if self._reused is not None:
@@ -118,11 +130,19 @@ def _wrap_unet(unet: Any, handle: RehashHandle) -> list[Wrapped]:
             f"{'an' if last.upsamplers else 'no'} upsampler; it needs two layers or more, and none"
         )
     left_out = [*unet.up_blocks[:-1], *([unet.mid_block] if unet.mid_block is not None else [])]
-    left_out += [module for layer in layers[:-2] for module in layer] + layers[-2][:-1]
+    sliced = isinstance(vars(last).get("forward"), LastLayers)
+    if sliced and len(layers[-2]) == 1:
+        raise CannotRunHere(
+            f"rehash: the last up-block of {type(unet).__name__} has resnets alone, which slicing "
+            "does not call as layers; it goes with slicing where attention follows"
+        )
+    if not sliced:
+        left_out += [module for layer in layers[:-2] for module in layer] + layers[-2][:-1]
     wrapped = [Wrapped(module, handle.skip(_first)) for module in left_out]
     for block in unet.down_blocks:
         skips = len(block.resnets) + len(block.downsamplers or ())
         wrapped.append(Wrapped(block, handle.skip(_with_skips(skips))))
+    wrapped += [Wrapped(last, handle.shorten)] if sliced else []
     return [*wrapped, Wrapped(layers[-2][-1], handle.keep)]
 
 

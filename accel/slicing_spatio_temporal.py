@@ -45,6 +45,7 @@ from accel.slicing_unets import (
     shares,
     spatial_group,
 )
+from accel.wrapping import LastLayers
 
 if TYPE_CHECKING:
     from accel.slicing import SlicingHandle
@@ -61,7 +62,7 @@ def attach_svd_unet(model: Any, handle: SlicingHandle) -> None:
     for block, slices in zip(model.up_blocks, reversed(levels), strict=True):
         handle.know(block, CrossAttnUpBlockSpatioTemporal, UpBlockSpatioTemporal)
         _attach_layers(block, handle, slices)
-        handle.replace(block, partial(_up, block, slices, upsampler))
+        handle.replace(block, LastLayers(_up, block, slices, upsampler))
         upsampler = know_upsampler(block, handle)
     attach_head(model, handle, levels[0])
 
@@ -126,7 +127,10 @@ def _up(
 ) -> Tensor:
     skips = list(res_hidden_states_tuple)
     attentions = getattr(block, "attentions", [None] * len(block.resnets))
-    for resnet, attention in zip(block.resnets, attentions, strict=True):
+    layers = list(zip(block.resnets, attentions, strict=True))
+    if len(skips) < len(layers):
+        upsampler = None  # the input is what a layer made
+    for resnet, attention in layers[-len(skips) :]:
         group = spatial_group(resnet.spatial_res_block, upsampler=upsampler)
         hidden_states = by_frames(slices, group, hidden_states, skips.pop(), temb, None)
         hidden_states = _temporal(resnet, slices, hidden_states, temb, image_only_indicator)

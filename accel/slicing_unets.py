@@ -31,6 +31,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 
 from accel.slices import Slices, by_frames, statistics_of
+from accel.wrapping import LastLayers
 from jobs.errors import CannotRunHere
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def attach_motion_unet(model: Any, handle: SlicingHandle) -> None:
     for block, slices in zip(model.up_blocks, reversed(levels), strict=True):
         handle.know(block, CrossAttnUpBlockMotion, UpBlockMotion)
         _know_layers(block, handle, slices)
-        handle.replace(block, partial(_motion_up, block, slices, upsampler))
+        handle.replace(block, LastLayers(_motion_up, block, slices, upsampler))
         upsampler = know_upsampler(block, handle)
     mid = model.mid_block
     handle.know(mid, UNetMidBlockCrossAttnMotion, UNetMidBlock2DCrossAttn)
@@ -228,8 +229,10 @@ def _motion_up(
     options = _options(cross_attention_kwargs, **refused)
     if getattr(block, "s1", None):
         raise CannotRunHere("slicing does not know FreeU; call disable_freeu()")
-    skips = list(res_hidden_states_tuple)
-    for resnet, attention, motion_module in _layers(block):
+    skips, layers = list(res_hidden_states_tuple), _layers(block)
+    if len(skips) < len(layers):
+        upsampler = None  # the input is what a layer made
+    for resnet, attention, motion_module in layers[-len(skips) :]:
         group = spatial_group(resnet, attention, upsampler, **options)
         inputs = hidden_states, skips.pop(), temb, encoder_hidden_states
         hidden_states = by_frames(slices, group, *inputs)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 #: Gets the forward that it stands before, and the call's own arguments.
 Around = Callable[..., Any]
+
+
+class LastLayers(partial[torch.Tensor]):
+    """An up-block's forward that runs as many of its layers, the last ones, as it is given skip
+    connections. Slicing puts it in the block's place, which calls its layers' parts by themselves
+    and so passes by what stands in front of a layer; rehash asks it for the last layer alone."""
 
 
 class Wrapped:

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from benchmarks.operations import counted
 from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.spec import JobSpec
@@ -39,7 +39,7 @@ class Here:
     frames: NDArray[np.uint8]  # [F, H, W, 3]
     steps_s: float  # wall time of all steps of tiles
     passes: int  # of the denoiser, guidance branches counted
-    operations: int  # multiplications in the denoiser's linear layers
+    operations: int  # multiplications of the denoiser: linear layers, convolutions, attention
     engaged: Counter[str]
 
 
@@ -57,7 +57,7 @@ def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
     outputs: dict[Unit, Bundle] = {}
     steps_s, engaged = 0.0, Counter[str]()
     family = worker._family
-    with _counted(family.denoiser) as counts, tune(family):
+    with counted(family.denoiser) as counts, tune(family):
         for unit in _in_order(plan):
             inputs = [outputs[each] for each in plan.inputs(unit)]
             report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
@@ -71,30 +71,6 @@ def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
         operations=counts["operations"],
         engaged=engaged,
     )
-
-
-@contextmanager
-def _counted(model: torch.nn.Module) -> Iterator[Counter[str]]:
-    """What a model really computes: what stands in for a layer calls none of its linear ones."""
-    counts = Counter[str]()
-
-    def one_pass(*_: Any) -> None:
-        counts["passes"] += 1
-
-    def multiplied(linear: torch.nn.Linear, given: tuple[torch.Tensor, ...]) -> None:
-        counts["operations"] += given[0].numel() * linear.out_features
-
-    handles = [model.register_forward_pre_hook(one_pass)]
-    handles += [
-        module.register_forward_pre_hook(multiplied)
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _worker(prepared: Prepared) -> Worker:

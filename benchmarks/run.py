@@ -12,6 +12,7 @@ from benchmarks import (
     memory,
     model,
     pyramid_plans,
+    rehash_cost,
     slicing,
     speed,
     techniques,
@@ -33,6 +34,7 @@ BENCHMARKS = (
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (attention, ""),
     (slicing, ""),
+    (rehash_cost, ""),
     (techniques, "--prompts 5"),
 )
 

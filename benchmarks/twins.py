@@ -19,13 +19,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from accel.pyramid import up
 from benchmarks import judge
 from benchmarks.common import Rendered, model_name, render, write_result
 from benchmarks.detectors import shares
 from benchmarks.model import draw_prompts, judge_film, lengths_of
+from benchmarks.operations import Operations
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.pyramid import split_steps
 from orchestrator.plan import Plan, ShotPlan
@@ -93,12 +93,12 @@ def operations(model: str, plan: Plan) -> float:
                 1, plan.geometry.latent_channels, frames,
                 shot.render.latent_height, shot.render.latent_width,
             )  # fmt: skip
-            with FlopCounterMode(display=False) as counted:
+            with Operations() as counted:
                 family.predict(
                     shot.render, latents, stepper, 0, {"cond": text, "uncond": text},
                     lambda _: nullcontext(),
                 )  # fmt: skip
-            total += counted.get_total_flops() * count * stage.steps
+            total += counted.count * count * stage.steps
     return total
 
 

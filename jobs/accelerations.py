@@ -131,11 +131,21 @@ class Accelerations(Part):
     rehash: Rehash | None = None
     fast_attention: FastAttention | None = None
 
-    def may_skip(self, stage_steps: Sequence[int]) -> tuple[range, ...]:
-        """The steps of each stage where the model may not be called at all."""
+    def may_skip(self, stage_steps: Sequence[int]) -> tuple[frozenset[int], ...]:
+        """The steps of each stage where the model, or most of its layers, may not be called."""
+        reusing = self.reusing(stage_steps)
         if self.adaptive is None:
-            return tuple(range(0) for _ in stage_steps)
-        return tuple(self.adaptive.may_skip(steps) for steps in stage_steps)
+            return reusing
+        may = (self.adaptive.may_skip(steps) for steps in stage_steps)
+        return tuple(reused.union(skipped) for reused, skipped in zip(reusing, may, strict=True))
+
+    def reusing(self, stage_steps: Sequence[int]) -> tuple[frozenset[int], ...]:
+        """The steps of each stage that reuse a key step's features."""
+        if self.rehash is None:
+            return tuple(frozenset() for _ in stage_steps)
+        keys = [self.rehash.keys(stage, steps) for stage, steps in enumerate(stage_steps)]
+        each = zip(stage_steps, keys, strict=True)
+        return tuple(frozenset(range(steps)) - found for steps, found in each)
 
     def recipe(self) -> dict[str, Any]:
         """What a result's bits depend on: the settings of all that is on."""
@@ -149,7 +159,5 @@ class Accelerations(Part):
 
 #: What cannot be combined yet, and why. Named before any weight loads.
 CONFLICTS: dict[tuple[str, str], str] = {
-    ("rehash", "fast_attention"): "a plan of attention needs every layer at every step",
     ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
-    ("slicing", "rehash"): "sliced blocks do not call the layers that a reusing step leaves out",
 }

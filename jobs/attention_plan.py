@@ -13,11 +13,11 @@ From these follows what must be remembered when: a full step is asked for its re
 window step reads it, a computed output is kept only where a later step shares it.
 
 The words "last" and "before" count the steps that ran. Where another technique skips a step (the
-whole model, as ``adaptive`` does), nothing in it was computed: a later step reads what the last
-step that did run has left. That is what the paper's caches would do, which a step that is left out
-does not touch. So the residual of an older full step serves where a newer one was skipped, and the
-look-ahead keeps it until then. The plan itself does not move: each step that runs goes by its own
-row.
+whole model, as ``adaptive`` does, or layers of it, as ``rehash``), nothing in it was computed: a
+later step reads what the last step that did run has left. That is what the paper's caches would do,
+which a step that is left out does not touch. So the residual of an older full step serves where a
+newer one was skipped, and the look-ahead keeps it until then. The plan itself does not move: each
+step that runs goes by its own row.
 """
 
 from __future__ import annotations
@@ -60,8 +60,11 @@ FINDS: dict[Branch, tuple[Owner, ...]] = {
     "both": ("both",),
 }
 
+#: Steps of a stage.
+Steps = frozenset[int] | range
+
 #: Every step runs.
-NONE_SKIPPED = range(0)
+NONE_SKIPPED: Steps = frozenset()
 
 
 def branches_of(*, guided: bool, batched: bool = False) -> tuple[Branch, ...]:
@@ -130,7 +133,7 @@ class AttentionPlan:
         return _writes(self.rows[step][layer], kind)
 
     def sources(
-        self, kind: Kind, step: int, layer: int, may_skip: range = NONE_SKIPPED
+        self, kind: Kind, step: int, layer: int, may_skip: Steps = NONE_SKIPPED
     ) -> tuple[int, ...]:
         """The steps before ``step`` that may have left the newest residual or output, newest first:
         the last one that is sure to run, and those after it that may be skipped."""
@@ -155,7 +158,7 @@ class AttentionPlan:
         return _reads(strategy, kind) and not from_cond
 
     def kept_after(
-        self, step: int, may_skip: range = NONE_SKIPPED
+        self, step: int, may_skip: Steps = NONE_SKIPPED
     ) -> frozenset[tuple[Kind, int, Owner]]:
         """The look-ahead: (kind, layer, owner) of all that steps after this one may read, and that
         was left at this step or before. ``both`` stands for runs that take the branches as a batch.
@@ -165,7 +168,7 @@ class AttentionPlan:
         return _kept_after(self, may_skip)[step]
 
     def carried_after(
-        self, step: int, branches: Collection[Branch], may_skip: range = NONE_SKIPPED
+        self, step: int, branches: Collection[Branch], may_skip: Steps = NONE_SKIPPED
     ) -> frozenset[tuple[Kind, int, Owner]]:
         """Of what is kept after a step, what a tile has whose steps take these ``branches``."""
         owners = {owner for branch in branches for owner in FINDS[branch]}
@@ -174,7 +177,7 @@ class AttentionPlan:
 
 @functools.lru_cache(maxsize=64)
 def _kept_after(
-    plan: AttentionPlan, may_skip: range
+    plan: AttentionPlan, may_skip: Steps
 ) -> tuple[frozenset[tuple[Kind, int, Owner]], ...]:
     kept: list[set[tuple[Kind, int, Owner]]] = [set() for _ in plan.rows]
     readers = itertools.product(

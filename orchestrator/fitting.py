@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from jobs.accelerations import Accelerations
-from jobs.errors import CannotRunHere
 from jobs.families.family import loaded_bytes
-from jobs.families.slicing_memory import fewest_slices
+from jobs.families.slicing_memory import MOST_SLICES, fewest_slices
 from jobs.model_folder import ModelInfo
 from jobs.model_scheduler import SCHEDULERS
 from jobs.presets import PRESETS
@@ -16,7 +16,7 @@ from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place, adaptive_problem
 from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
-from orchestrator.tile_memory import dtype_of, sliced_tile_bytes
+from orchestrator.tile_memory import cuts_decoding, decode_bytes, denoise_bytes, dtype_of
 
 
 def with_fitted_accelerations(
@@ -75,15 +75,39 @@ def _with_slices(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Accelera
     """The job's accelerations with the fewest slices that fit its budget. Raises BadJob."""
     slicing = job.accelerations.slicing
     assert slicing is not None and slicing.budget_gb is not None
-    dtype = dtype_of(job, model)
-    weights = loaded_bytes(model.family, model.parameters, dtype)
-    try:
-        slices = fewest_slices(
-            lambda count: weights + sliced_tile_bytes(job, model, dtype, count),
-            int(slicing.budget_gb * 1e9),
-        )
-    except CannotRunHere as refusal:
+    slices = fewest_slices(
+        lambda count: max(_phases(job, model, count).values()), int(slicing.budget_gb * 1e9)
+    )
+    if slices is None:
         place = ("accelerations", "slicing", "budget_gb")
-        raise bad_job([Problem(place, str(refusal))], spec._places) from None
-    found = slicing.model_copy(update={"slices": slices})
+        raise bad_job([Problem(place, _shortfall(job, model, slicing.budget_gb))], spec._places)
+    return _in_slices(job, slices)
+
+
+def _in_slices(job: ResolvedSpec, slices: int) -> Accelerations:
+    assert job.accelerations.slicing is not None
+    found = job.accelerations.slicing.model_copy(update={"slices": slices})
     return job.accelerations.model_copy(update={"slicing": found})
+
+
+def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
+    """Bytes of weights and a tile while it is denoised and while it is decoded."""
+    dtype, sliced = dtype_of(job, model), replace(job, accelerations=_in_slices(job, slices))
+    weights = loaded_bytes(model.family, model.parameters, dtype)
+    return {
+        "denoising": weights + denoise_bytes(sliced, model, dtype),
+        "decoding": weights + decode_bytes(sliced, model),
+    }
+
+
+def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
+    """What is too large for a budget in the thinnest slices, and what would do."""
+    least = _phases(job, model, MOST_SLICES)
+    fits_gb = math.ceil(max(least.values()) / 1e8) / 10
+    needs = ", ".join(f"{phase} takes {size / 1e9:.1f} GB" for phase, size in least.items())
+    uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
+    return (
+        f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "
+        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, or a size smaller than "
+        f"{job.width_px}x{job.height_px}"
+    )

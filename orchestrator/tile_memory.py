@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.attention_plan import branches_of
+from jobs.families.family import Config
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import DECODERS, sliced_bytes
 from jobs.geometry import ModelGeometry
@@ -56,22 +57,36 @@ def _longest_shot(job: ResolvedSpec, geometry: ModelGeometry) -> int:
 
 def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
-    geometry, slicing = model.geometry, job.accelerations.slicing
-    latent_size = largest_tile(job, geometry)
+    return max(denoise_bytes(job, model, dtype), decode_bytes(job, model))
+
+
+def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Of a step, with what it gets from the one before it, and what it leaves."""
+    slicing = job.accelerations.slicing
     if slicing is None or slicing.slices is None:
-        denoised = largest_tile(job, geometry, denoised_frames(job, geometry))
-        denoise = model.family.denoise_bytes(model.configs, denoised, dtype)
+        size = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
+        step = model.family.denoise_bytes(model.configs, size, dtype)
     else:
-        denoise = sliced_tile_bytes(job, model, dtype, slicing.slices)
-    pixel_frames = geometry.pixel_frames(latent_size[0])
-    decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
-    vae = model.configs["vae"]
-    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
-        decode = sliced_bytes(
-            vae, latent_size, "float32", slicing.slices, text_tokens=0, branches=1
-        )
-    # What a step gets from the one before it, and what it leaves.
-    return max(denoise + 2 * kept_bytes(job, model, dtype), decode)
+        step = sliced_tile_bytes(job, model, dtype, slicing.slices)
+    return step + 2 * kept_bytes(job, model, dtype)
+
+
+def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
+    """Of a piece as long as a tile, in slices where its autoencoder is one that slicing cuts."""
+    size, slicing, vae = largest_tile(job, model.geometry), job.accelerations.slicing, _vae(model)
+    if slicing is not None and slicing.slices is not None and cuts_decoding(model):
+        return sliced_bytes(vae, size, "float32", slicing.slices, text_tokens=0, branches=1)
+    pixel_frames = model.geometry.pixel_frames(size[0])
+    return model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
+
+
+def cuts_decoding(model: ModelInfo) -> bool:
+    """Whether slices make decoding smaller, too."""
+    return _vae(model)["_class_name"] in DECODERS
+
+
+def _vae(model: ModelInfo) -> Config:
+    return model.configs["vae"]
 
 
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:

@@ -35,7 +35,7 @@ _IN_AND_OUT = 2
 _TRANSFORMER_WHOLE = 3
 
 #: More slices than this are never looked for: a frame or a few tokens each.
-_MOST_SLICES = 1024
+MOST_SLICES = 1024
 
 Size = tuple[int, int, int]  # latent frames, height, width
 
@@ -213,8 +213,9 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
 }
 
 
-#: Autoencoders whose decoding slicing cuts.
-DECODERS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
+#: Autoencoders whose decoding slicing cuts in a render. AnimateDiff's, which it knows too, is given
+#: one frame at a time anyway.
+DECODERS = ("AutoencoderKLTemporalDecoder",)
 
 
 def sliced_bytes(
@@ -242,15 +243,10 @@ def sliced_bytes(
     return weights_bytes + int(elements * DTYPE_BYTES[dtype])
 
 
-def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int:
-    """The fewest slices, 2 or more, whose peak fits into a byte budget. ``peak_bytes`` gives it for
-    a number of slices, as ``sliced_bytes`` does. Raises CannotRunHere, with the shortfall, where
-    none fits."""
-    for count in range(2, _MOST_SLICES + 1):
+def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int | None:
+    """The fewest slices, 2 or more, whose peak fits into a byte budget; None where none does.
+    ``peak_bytes`` gives it for a number of slices, as ``sliced_bytes`` does."""
+    for count in range(2, MOST_SLICES + 1):
         if peak_bytes(count) <= budget_bytes:
             return count
-    least = peak_bytes(_MOST_SLICES)
-    raise CannotRunHere(
-        f"slicing cannot bring the model under {budget_bytes} bytes: it needs {least} in the "
-        f"thinnest slices, {least - budget_bytes} more; use a smaller size or a larger device"
-    )
+    return None

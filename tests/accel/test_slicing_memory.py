@@ -80,13 +80,13 @@ def svd(widths: tuple[int, ...], layers: int) -> Case:
     )
 
 
-def wan(heads: int, ffn: int, text_tokens: int = 512) -> Case:
+def wan(heads: int, ffn: int, text_tokens: int = 512, layers: int = 2) -> Case:
     return Case(
         lambda: WanTransformer3DModel(
             num_attention_heads=heads,
             attention_head_dim=64,
             ffn_dim=ffn,
-            num_layers=2,
+            num_layers=layers,
             text_dim=16,
         ),
         lambda model, height, width: model(
@@ -271,5 +271,4 @@ def test_a_budget_gives_slices_that_keep_it() -> None:
 def test_the_fewest_slices_that_fit() -> None:
     assert fewest_slices(lambda slices: 100 + 1000 // slices, 250) == 7
     assert fewest_slices(lambda slices: 100, 100) == 2
-    with pytest.raises(CannotRunHere, match="it needs 101 in the thinnest slices, 1 more"):
-        fewest_slices(lambda slices: 101, 100)
+    assert fewest_slices(lambda slices: 101, 100) is None

@@ -107,7 +107,7 @@ def decoder() -> Case:
     return Case(model, lambda: model.decode(z).sample)
 
 
-def wan(*, image: bool = False, times_per_token: bool = False) -> Case:
+def wan(*, image: bool = False, times_per_token: bool = False, layers: int = 2) -> Case:
     """``image``: of Wan 2.1's image-to-video kind. ``times_per_token``: as Wan 2.2's small one."""
     config = {"image_dim": 10, "added_kv_proj_dim": 24} if image else {}
     model = random_(
@@ -119,7 +119,7 @@ def wan(*, image: bool = False, times_per_token: bool = False) -> Case:
             text_dim=16,
             freq_dim=16,
             ffn_dim=96,
-            num_layers=2,
+            num_layers=layers,
             rope_max_seq_len=64,
             **config,
         ),

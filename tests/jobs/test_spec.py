@@ -417,8 +417,7 @@ def test_a_job_can_name_every_scheduler_that_is_supported():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"rehash": {"every": 2}, "slicing": {"slices": 4}}, "rehash: does not go with slicing"),
-        ({"rehash": {"every": 2}, "fast_attention": {}}, "does not go with rehash yet: a plan of"),
+        ({"fast_attention": {}, "slicing": {"slices": 4}}, "does not go with slicing yet: sliced"),
         ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
         ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
         ({"slicing": {}}, "accelerations.slicing: needs slices or budget_gb"),

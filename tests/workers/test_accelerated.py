@@ -14,7 +14,7 @@ from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan, branches_of
 from jobs.families.features import feature_bytes
 from jobs.units import Window
-from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
+from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker, write_tiny_wan
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
@@ -41,6 +41,15 @@ PLAN = AttentionPlan(
     ),
     window=(1, 3, 3),
 )
+#: Of three layers, for rehash: the first always runs.
+DEEP_PLAN = AttentionPlan(
+    rows=(
+        ("full",) * 3,
+        *[("window", "window", "full")] * 3,
+        *[("window+share_branches", "share_steps", "window")] * (STEPS - 4),
+    ),
+    window=(1, 3, 3),
+)
 ASKED = {
     "slicing": Accelerations(slicing=Slicing(slices=3)),
     "adaptive": Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=2)),
@@ -53,15 +62,31 @@ ASKED = {
         adaptive=Adaptive(threshold=50.0, most_skips=1),
         fast_attention=FastAttention(stages=(PLAN,)),
     ),
+    "slicing and rehash": Accelerations(slicing=Slicing(slices=3), rehash=Rehash(every=3)),
     "adaptive and rehash": Accelerations(
         adaptive=Adaptive(threshold=50.0, most_skips=1), rehash=Rehash(every=3)
+    ),
+    "rehash and fast_attention": Accelerations(
+        rehash=Rehash(every=3), fast_attention=FastAttention(stages=(DEEP_PLAN,))
+    ),
+    "adaptive and rehash and fast_attention": Accelerations(
+        adaptive=Adaptive(threshold=50.0, most_skips=1),
+        rehash=Rehash(every=3),
+        fast_attention=FastAttention(stages=(DEEP_PLAN,)),
     ),
 }
 #: The tiny Wan has two blocks, and rehash wants three.
 FITS = [("wan", name) for name in ASKED if "rehash" not in name]
+FITS += [("deep wan", name) for name in ASKED if "rehash" in name]
 FITS += [("animatediff", name) for name in ASKED if "fast" not in name]
 FITS += [("cogvideox", "adaptive"), ("hunyuan-video", "slicing")]
-SHOTS = {"wan": WAN, "animatediff": UNET, "cogvideox": NOISY, "hunyuan-video": JOINT}
+SHOTS = {
+    "wan": WAN,
+    "deep wan": WAN,
+    "animatediff": UNET,
+    "cogvideox": NOISY,
+    "hunyuan-video": JOINT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +96,7 @@ def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     hunyuan = write_tiny_hunyuan_video(tmp_path_factory.mktemp("tiny") / "hunyuan-video")
     return {
         "wan": tiny_wan,
+        "deep wan": write_tiny_wan(tmp_path_factory.mktemp("tiny") / "deep-wan", layers=3),
         "animatediff": animatediff,
         "cogvideox": cogvideox,
         "hunyuan-video": hunyuan,
@@ -78,7 +104,10 @@ def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: int) -> list[Worker]:
-    return [tiny_worker(folders[kind], family=kind, accelerations=asked) for _ in range(count)]
+    return [
+        tiny_worker(folders[kind], family=kind.split()[-1], accelerations=asked)
+        for _ in range(count)
+    ]
 
 
 def render(some: list[Worker], kind: str) -> tuple[list[torch.Tensor], dict[str, int]]:

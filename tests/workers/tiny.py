@@ -46,7 +46,7 @@ def tiny_vae(config: Mapping[str, object] = SMALL_VAE, channels: int = CHANNELS)
     ).eval()
 
 
-def tiny_transformer() -> WanTransformer3DModel:
+def tiny_transformer(layers: int = 2) -> WanTransformer3DModel:
     torch.manual_seed(1)
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
@@ -57,7 +57,7 @@ def tiny_transformer() -> WanTransformer3DModel:
         text_dim=16,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=2,
+        num_layers=layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=64,
@@ -86,7 +86,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_tiny_wan(folder: Path) -> Path:
+def write_tiny_wan(folder: Path, layers: int = 2) -> Path:
     """Write a complete diffusers folder; returns it."""
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
@@ -96,7 +96,7 @@ def write_tiny_wan(folder: Path) -> Path:
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(),
         scheduler=scheduler,
-        transformer=tiny_transformer(),
+        transformer=tiny_transformer(layers),
     )
     pipeline.save_pretrained(folder)
     return folder

@@ -1,0 +1,119 @@
+"""A budget in bytes is kept by all that a render does with a tile: it is denoised, and decoded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import BadJob
+from jobs.model_folder import ModelInfo, inspect_model
+from jobs.spec import resolve
+from jobs.spec_file import parse_spec
+from orchestrator.fitting import with_fitted_accelerations
+from orchestrator.plan import Plan
+from orchestrator.prepare import prepare
+from orchestrator.tile_memory import decode_bytes, denoise_bytes, tile_bytes
+from tests.workers.tiny_cogvideox import write_tiny_cogvideox
+from tests.workers.tiny_svd import write_image, write_tiny_svd
+
+#: stabilityai/stable-video-diffusion-img2vid, as far as planning asks.
+PUBLISHED = {
+    "unet": {
+        "_class_name": "UNetSpatioTemporalConditionModel",
+        "block_out_channels": [320, 640, 1280, 1280],
+        "down_block_types": ["CrossAttnDownBlockSpatioTemporal"] * 3 + ["DownBlockSpatioTemporal"],
+        "layers_per_block": 2,
+        "in_channels": 8,
+        "out_channels": 4,
+        "num_frames": 14,
+        "cross_attention_dim": 1024,
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 768,
+    },
+    "vae": {
+        "_class_name": "AutoencoderKLTemporalDecoder",
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+    },
+    "image_encoder": {"projection_dim": 1024, "image_size": 224},
+}
+PARAMETERS = {"unet": 1_525_000_000, "vae": 98_000_000, "image_encoder": 632_000_000}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_svd(tmp_path_factory.mktemp("tiny") / "svd")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_image(tmp_path_factory.mktemp("images") / "start.png").path
+
+
+@pytest.fixture(scope="module")
+def published(folder: Path) -> ModelInfo:
+    tiny = inspect_model(folder)
+    return replace(
+        tiny,
+        configs=tiny.configs | PUBLISHED,
+        geometry=tiny.family.geometry(PUBLISHED, tiny.defaults),
+        parameters=PARAMETERS,
+        parameters_bytes={name: 2 * count for name, count in PARAMETERS.items()},
+    )
+
+
+def fitted(model: ModelInfo, image: str, **slicing: float):
+    """A job of the published size with a budget or slices."""
+    asked = {"image": image, "pixel_frames": 14, "accelerations": {"slicing": slicing}}
+    spec = parse_spec({"version": 1, **asked})
+    return with_fitted_accelerations(
+        spec, resolve(spec, model.geometry, model.defaults), model, "euler"
+    )
+
+
+def test_decoding_counts_against_a_budget(published: ModelInfo, image: str) -> None:
+    sliced = fitted(published, image, slices=2)
+    decode, denoise = decode_bytes(sliced, published), denoise_bytes(sliced, published, "bfloat16")
+    assert decode > 5 * denoise, "or this test shows nothing"
+    budget_gb = 20.0
+    job = fitted(published, image, budget_gb=budget_gb)
+    slices = job.accelerations.slicing.slices
+    weights = 2 * (PARAMETERS["unet"] + PARAMETERS["image_encoder"]) + 4 * PARAMETERS["vae"]
+    assert slices > 2
+    assert weights + tile_bytes(job, published, "bfloat16") <= budget_gb * 1e9
+    fewer = fitted(published, image, slices=slices - 1)
+    assert weights + tile_bytes(fewer, published, "bfloat16") > budget_gb * 1e9
+
+
+def test_a_budget_that_decoding_breaks_in_any_slices_is_refused(
+    published: ModelInfo, image: str
+) -> None:
+    said = r"slicing\.budget_gb: slicing cannot bring the model under 8 GB: .*decoding takes"
+    with pytest.raises(BadJob, match=said) as refused:
+        fitted(published, image, budget_gb=8)
+    assert "than 1024x576" in str(refused.value)
+    (would_fit,) = re.findall(r"give budget_gb: ([\d.]+)", str(refused.value))
+    assert fitted(published, image, budget_gb=float(would_fit)).accelerations.slicing.slices > 2
+    with pytest.raises(BadJob):
+        fitted(published, image, budget_gb=float(would_fit) - 0.1)
+
+
+def planned(folder: Path, **slicing: float) -> Plan:
+    spec = {"version": 1, "model": str(folder), "prompt": "a", "pixel_frames": 9, "steps": 2}
+    return prepare(
+        parse_spec(spec | {"size": [64, 64], "accelerations": {"slicing": slicing}})
+    ).plan
+
+
+def test_what_slices_do_not_cut_is_said(tmp_path: Path) -> None:
+    """CogVideoX's decoder goes by batches of frames, with slices or without."""
+    folder = write_tiny_cogvideox(tmp_path / "cogvideox")
+    sliced = planned(folder, slices=2)
+    needed = sliced.model_bytes + sliced.tile_bytes
+    assert planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices == 2
+    with pytest.raises(BadJob, match=r"decoding takes .*, which slices make no smaller"):
+        planned(folder, budget_gb=0.9 * needed / 1e9)
