@@ -13,9 +13,11 @@ from orchestrator.plan import Plan
 
 
 def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
-    """The journal's record of a step of a tile. Computed again, it takes the place of the first."""
+    """The journal's record of a unit: a step of a tile, or a decoded piece. Computed again, it
+    takes the place of the first."""
     place = {"shot": unit.shot, "stage": unit.stage, "index": unit.index, "step": unit.step}
-    return {"type": "engaged", "key": str(unit), "counts": dict(counts)} | place
+    record = {"type": "engaged", "key": str(unit), "kind": unit.kind, "counts": dict(counts)}
+    return record | place
 
 
 def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -40,7 +42,7 @@ def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     full, ``r`` reused features, ``.`` skipped it; a blank says nothing is known."""
     tiles: dict[tuple[int, int, int], dict[int, str]] = {}
     for record in records:
-        if record["type"] == "engaged":
+        if record["type"] == "engaged" and record.get("kind", "step") == "step":
             place = record["shot"], record["stage"], record["index"]
             tiles.setdefault(place, {})[record["step"]] = _letter(record["counts"])
     return [
@@ -123,9 +125,10 @@ def _rehash(config: Rehash, counts: Mapping[str, int]) -> Proof:
 
 
 def _slicing(config: Slicing, counts: Mapping[str, int]) -> Proof:
-    cut = counts.get("slicing", 0)
+    cut, decoder = counts.get("slicing", 0), counts.get("slicing.decoder", 0)
     said = f"ran {cut} groups of operators in slices"
-    return Proof("slicing", said, cut > 0, "the model is too small for it")
+    said += f" and {decoder} of the decoder" if decoder else ""
+    return Proof("slicing", said, cut + decoder > 0, "the model is too small for it")
 
 
 def _fast_attention(config: FastAttention, counts: Mapping[str, int]) -> Proof:

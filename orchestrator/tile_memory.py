@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from jobs.attention_plan import branches_of
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, sliced_bytes
+from jobs.families.slicing_memory import DECODERS, DECODES_BY_FRAME, sliced_bytes
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.spec import ResolvedSpec
@@ -40,21 +42,35 @@ def largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, 
 
 def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimated memory of one tile beside the model: the larger of denoising and decoding."""
-    geometry, slicing = model.geometry, job.accelerations.slicing
-    latent_size = largest_tile(job, geometry)
+    slicing = job.accelerations.slicing
     if slicing is None or slicing.slices is None:
+        latent_size = largest_tile(job, model.geometry)
         denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
     else:
         denoise = sliced_tile_bytes(job, model, dtype, slicing.slices)
-    pixel_frames = geometry.pixel_frames(latent_size[0])
-    decode = model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
-    vae = model.configs["vae"]
-    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
-        decode = sliced_bytes(
-            vae, latent_size, "float32", slicing.slices, text_tokens=0, branches=1
-        )
     # What a step gets from the one before it, and what it leaves.
-    return max(denoise + 2 * kept_bytes(job, model, dtype), decode)
+    return max(denoise + 2 * kept_bytes(job, model, dtype), _decode_bytes(job, model))
+
+
+def _decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
+    slicing, vae = job.accelerations.slicing, model.configs["vae"]
+    latent_size = largest_tile(job, model.geometry)
+    if slicing is not None and slicing.slices and vae["_class_name"] in DECODERS:
+        return sliced_bytes(vae, latent_size, "float32", slicing.slices, text_tokens=0, branches=1)
+    pixel_frames = model.geometry.pixel_frames(latent_size[0])
+    return model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
+
+
+def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
+    """Slicing was asked for, and a decoder that takes many frames at once it cannot cut."""
+    vae = model.configs["vae"]["_class_name"]
+    if job.accelerations.slicing is None or vae in (*DECODERS, *DECODES_BY_FRAME):
+        return
+    yield (
+        f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
+        f"{_decode_bytes(job, model) / 2**20:,.0f} MiB, however many slices; a smaller size or "
+        "shorter windows take less"
+    )
 
 
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:

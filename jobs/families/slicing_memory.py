@@ -216,6 +216,9 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
 #: Autoencoders whose decoding slicing cuts.
 DECODERS = ("AutoencoderKL", "AutoencoderKLTemporalDecoder")
 
+#: Those that it need not cut: they decode a frame at a time anyway.
+DECODES_BY_FRAME = ("AutoencoderKLWan",)
+
 
 def sliced_bytes(
     config: Config,
