@@ -45,7 +45,8 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     slicing = job.accelerations.slicing
     if slicing is None or slicing.slices is None:
         latent_size = largest_tile(job, model.geometry)
-        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype)
+        text = job.text_tokens
+        denoise = model.family.denoise_bytes(model.configs, latent_size, dtype, text)
     else:
         denoise = sliced_tile_bytes(job, model, dtype, slicing.slices)
     # What a step gets from the one before it, and what it leaves.
