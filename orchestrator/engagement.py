@@ -37,9 +37,20 @@ def all_counted(records: Iterable[Mapping[str, Any]], plan: Plan) -> bool:
     return all(str(unit) in counted for unit in steps if not plan.is_last_step(unit))
 
 
+#: What a tile did at a step. Layers may do both of ``w`` and ``s``: then what more of them did.
+LETTERS = {
+    " ": "not known",
+    ".": "skipped the model",
+    "r": "reused a key step's features",
+    "s": "shared attention over steps or branches",
+    "w": "windowed attention",
+    "x": "ran the model in full",
+}
+
+
 def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every tile did at each of its steps, by shot, stage and window: ``x`` ran the model in
-    full, ``r`` reused features, ``.`` skipped it; a blank says nothing is known."""
+    """What every tile did at each of its steps, by shot, stage and window, in a letter each:
+    ``LETTERS`` has their meaning."""
     tiles: dict[tuple[int, int, int], dict[int, str]] = {}
     for record in records:
         if record["type"] == "engaged" and record.get("kind", "step") == "step":
@@ -59,7 +70,13 @@ def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _letter(counts: Mapping[str, int]) -> str:
     if counts.get("adaptive.skipped"):
         return "."
-    return "r" if counts.get("rehash.reused") else "x"
+    if counts.get("rehash.reused"):
+        return "r"
+    windowed = counts.get("fast_attention.window", 0)
+    shared = sum(counts.get(f"fast_attention.share_{what}", 0) for what in ("steps", "branches"))
+    if not windowed + shared:
+        return "x"
+    return "w" if windowed > shared else "s"
 
 
 @dataclass(frozen=True, slots=True)

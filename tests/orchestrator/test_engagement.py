@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
 from orchestrator.engagement import (
+    LETTERS,
     all_counted,
     engaged,
     engagement,
@@ -93,6 +96,32 @@ def test_what_every_tile_did_step_by_step() -> None:
         {"shot": 0, "stage": 0, "window": 2, "steps": "x"},
         {"shot": 0, "stage": 1, "window": 0, "steps": "xr ."},
     ]
+
+
+@pytest.mark.parametrize(
+    ("letter", "counts"),
+    [
+        ("x", {}),
+        ("x", {"layers": 8}),
+        ("w", {"layers": 8, "window": 1}),
+        ("w", {"window": 3, "share_steps": 1, "share_branches": 1}),
+        ("s", {"window": 2, "share_steps": 1, "share_branches": 1}),
+        ("s", {"share_branches": 1}),
+        ("s", {"share_steps": 1}),
+    ],
+)
+def test_a_step_has_the_letter_of_what_most_of_its_attention_did(
+    letter: str, counts: dict[str, int]
+) -> None:
+    def steps(**more: int) -> str:
+        told = {f"fast_attention.{name}": count for name, count in counts.items()}
+        told |= {name.replace("__", "."): count for name, count in more.items()}
+        (row,) = tile_steps([engagement(Unit("step", 0), told)])
+        return row["steps"]
+
+    assert steps() == steps(adaptive__computed=1) == letter and letter in LETTERS
+    assert steps(adaptive__skipped=1) == "."
+    assert steps(rehash__reused=2) == "r"
 
 
 def test_whatever_did_nothing_is_named_in_one_message() -> None:
