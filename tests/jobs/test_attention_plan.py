@@ -31,6 +31,7 @@ KEY = CalibrationKey(
     scheduler="unipc",
     flow_shift=None,
     guided=True,
+    dtype="bfloat16",
 )
 
 
@@ -152,7 +153,7 @@ def test_no_plan_for_another_key(tmp_path: Path, change: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 9}, "no attention plan of format 2"),
+        ({"format": 9}, "no attention plan of format 3"),
         ({"rows": [[F]]}, "has 1 steps, its key says 3"),
         ({"key": {}}, "was made for"),
         ({"rows": [[W]] * 3}, "reads the residual"),
