@@ -116,5 +116,7 @@ def load(folder: Path, what: What, key: CalibrationKey) -> tuple[dict[str, Any],
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CannotRunHere(f"{path} is no {what} of format {FORMAT}: calibrate again")
     if record.get("key") != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(f"{path} was made for {record.get('key')}, not for {asdict(key)}")
+        raise CannotRunHere(
+            f"{path} was made for {record.get('key')}, not for {asdict(key)}: calibrate again"
+        )
     return record, path

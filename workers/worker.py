@@ -323,8 +323,8 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
         raise UnitError(
             "out_of_memory",
             f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; plan smaller windows or "
-            f"a smaller size ({error})",
+            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; {_less_memory(unit, setup)} "
+            f"({error})",
         ) from error
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -333,6 +333,21 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
             f"{unit}: {type(error).__name__}: {error} "
             f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
         ) from error
+
+
+def _less_memory(unit: Unit, setup: WorkerSetup) -> str:
+    """What a job can ask for, so that a unit which ran out needs less."""
+    fixes = "plan smaller windows or a smaller size"
+    if unit.kind == "encode":
+        return fixes
+    sliced = setup.accelerations.slicing
+    count = 2 * sliced.slices if sliced and sliced.slices else 8
+    fixes += f", or accelerations: {{slicing: {{slices: {count}}}}}"
+    return fixes + (
+        ", where slicing cuts the decoder (longtake plan warns where it does not)"
+        if unit.kind == "decode"
+        else ""
+    )
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
