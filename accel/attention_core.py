@@ -17,6 +17,10 @@ from torch.overrides import TorchFunctionMode
 from accel.windowed import Geometry, windowed
 from jobs.errors import CannotRunHere
 
+_LEAVE_OUT = (
+    "remove fast_attention from the job's accelerations, or calibrate a plan without windows"
+)
+
 
 class Core(TorchFunctionMode):
     """Stands in for ``scaled_dot_product_attention`` while a layer's own code runs. ``residual``
@@ -44,11 +48,13 @@ class Core(TorchFunctionMode):
     def window(self, query: Any, key: Any, value: Any, **more: Any) -> Any:
         """Window attention and its geometry; what it cannot compute is refused."""
         if any(more.get(name) for name in ("is_causal", "dropout_p")):
-            raise CannotRunHere("fast attention: causality and dropout are not built")
+            raise CannotRunHere(
+                f"fast attention: causality and dropout are not built; {_LEAVE_OUT}"
+            )
         if key.shape != query.shape or value.shape != query.shape:
             raise CannotRunHere(
                 f"fast attention: queries {list(query.shape)}, keys {list(key.shape)} and values "
-                f"{list(value.shape)} are to be alike"
+                f"{list(value.shape)} are to be alike; {_LEAVE_OUT}"
             )
         geometry, scale = self._geometry(query.shape[2]), more.get("scale")
         mask = more.get("attn_mask")
@@ -65,11 +71,11 @@ def _seen_keys(mask: torch.Tensor, query: torch.Tensor, geometry: Geometry) -> t
     if mask.dtype != torch.bool or tuple(mask.shape) != shape:
         raise CannotRunHere(
             f"fast attention: a mask is to be bool {list(shape)}, this one is {mask.dtype} "
-            f"{list(mask.shape)}"
+            f"{list(mask.shape)}; {_LEAVE_OUT}"
         )
     seen = mask[:, 0, 0]
     if not seen[:, geometry.video].all():
-        raise CannotRunHere("fast attention: the mask hides tokens of the video")
+        raise CannotRunHere(f"fast attention: the mask hides tokens of the video; {_LEAVE_OUT}")
     return seen
 
 

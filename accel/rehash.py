@@ -54,7 +54,7 @@ class RehashHandle:
     def run(self, tile: TileStep, branch: Branch) -> Iterator[None]:
         name = f"rehash.{branch}.feature"
         key = tile.unit.step in self.config.keys(tile.unit.stage, tile.steps)
-        self._reused = None if key else tile.carried.get(name)  # one that is lost is made again
+        self._reused = None if key else _carried(tile, name)
         tile.engaged["rehash.key" if self._reused is None else "rehash.reused"] += 1
         try:
             yield
@@ -116,6 +116,17 @@ class RehashHandle:
         self._found = out - self._entered
         del self._entered
         return out
+
+
+def _carried(tile: TileStep, name: str) -> torch.Tensor:
+    """What the tile's key step left. To run this step in full instead would give other bits than
+    the plan says."""
+    if name not in tile.carried:
+        raise CannotRunHere(
+            f"{tile.unit} came without '{name}', which its key step left: the step before ran by "
+            "other key steps. Render this stage from its key step"
+        )
+    return tile.carried[name]
 
 
 # -- UNets

@@ -61,7 +61,10 @@ def _block(
 ) -> tuple[Tensor, Tensor]:
     _check_attention(block.attn1)
     if attention_kwargs:
-        raise CannotRunHere(f"slicing does not know the attention's {', '.join(attention_kwargs)}")
+        given = ", ".join(attention_kwargs)
+        raise CannotRunHere(
+            f"slicing does not know the attention's {given}; render without slicing"
+        )
     inputs = slices, hidden_states, encoder_hidden_states, image_rotary_emb
     keys, values = _keys_and_values(block, temb, inputs)
     video = text = None

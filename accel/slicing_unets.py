@@ -84,7 +84,12 @@ def know_attention(module: torch.nn.Module, handle: SlicingHandle) -> None:
     """An attention processor may look at other frames; the library's ordinary ones do not."""
     for inner in module.modules():
         if isinstance(inner, Attention) and type(inner.processor) not in CROSS_ATTENTION_PROCESSORS:
-            handle.refuse(inner, f"has the attention processor {type(inner.processor).__name__}")
+            known = ", ".join(sorted({kind.__name__ for kind in CROSS_ATTENTION_PROCESSORS}))
+            handle.refuse(
+                inner,
+                f"has the attention processor {type(inner.processor).__name__}; it knows: {known}. "
+                "Set one of these, or render without slicing",
+            )
 
 
 def know_upsampler(block: Any, handle: SlicingHandle) -> Upsample2D | None:

@@ -211,5 +211,7 @@ def load(folder: Path, key: CalibrationKey) -> AttentionPlan:
     except (BadJob, KeyError, TypeError, ValueError) as error:
         raise CannotRunHere(f"{path} holds no plan ({error}): calibrate again") from error
     if plan.steps != key.steps:
-        raise CannotRunHere(f"{path} has {plan.steps} steps, its key says {key.steps}")
+        raise CannotRunHere(
+            f"{path} has {plan.steps} steps, its key says {key.steps}: calibrate again"
+        )
     return plan

@@ -16,7 +16,7 @@ from jobs.geometry import ModelGeometry
 from jobs.model_hashes import cache_file
 from jobs.pyramid import window_frames
 
-FORMAT = 2
+FORMAT = 3
 
 What = Literal["attention plan", "rehash profile"]
 
@@ -32,6 +32,7 @@ class CalibrationKey:
     scheduler: str
     flow_shift: float | None  # None: as the model folder says
     guided: bool  # whether there is an unconditional branch
+    dtype: str  # that the denoiser computes in
 
     @property
     def steps(self) -> int:
@@ -55,10 +56,12 @@ def calibration_keys(
     model: str,
     scheduler: str,
     flow_shift: float | None,
+    dtype: str,
 ) -> tuple[CalibrationKey, ...]:
     """What is calibrated for each stage of a shot has these: ``latent_size`` is its latent frames,
     height and width, of which a window has ``window_latent_frames``, or as many as its stage has
-    (None: all). ``model`` is the identity of the model's folder, ``scheduler`` one by name."""
+    (None: all). ``model`` is the identity of the model's folder, ``scheduler`` one by name,
+    ``dtype`` what the denoiser computes in."""
     frames, height, width = latent_size
     windows = window_frames(
         frames, len(stage_steps), window_latent_frames, first_alone=geometry.first_alone
@@ -72,6 +75,7 @@ def calibration_keys(
             scheduler=scheduler,
             flow_shift=flow_shift,
             guided=geometry.has_two_branches(guidance),
+            dtype=dtype,
         )
         for stage, count in enumerate(windows)
     )
@@ -112,5 +116,7 @@ def load(folder: Path, what: What, key: CalibrationKey) -> tuple[dict[str, Any],
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CannotRunHere(f"{path} is no {what} of format {FORMAT}: calibrate again")
     if record.get("key") != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(f"{path} was made for {record.get('key')}, not for {asdict(key)}")
+        raise CannotRunHere(
+            f"{path} was made for {record.get('key')}, not for {asdict(key)}: calibrate again"
+        )
     return record, path

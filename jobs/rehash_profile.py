@@ -45,5 +45,7 @@ def load(folder: Path, key: CalibrationKey) -> Similarity:
     except (KeyError, TypeError, ValueError) as error:
         raise CannotRunHere(f"{path} holds no profile ({error}): calibrate again") from error
     if found.shape != (key.steps, key.steps) or not np.isfinite(found).all():
-        raise CannotRunHere(f"{path} does not hold similarities of {key.steps} steps")
+        raise CannotRunHere(
+            f"{path} does not hold similarities of {key.steps} steps: calibrate again"
+        )
     return found

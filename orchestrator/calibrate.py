@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
 from jobs.attention_plan import STRATEGIES, AttentionPlan
 from jobs.calibration import usual_folder
 from jobs.errors import BadJob
-from jobs.rehash_profile import key_steps
+from jobs.rehash_profile import Similarity, key_steps
 from jobs.units import ShotRender
 from orchestrator.plan import ShotPlan
 from orchestrator.prepare import Prepared
@@ -49,10 +53,11 @@ def find_key_steps(
     threshold: float,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda said: None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[Similarity]]:
     """Make a profile for Step Rehash of each stage on the shots of a job, and keep it in
-    ``folder``; tell the key steps that ``threshold`` then chooses. Raises BadJob."""
-    from workers.calibration import find_profiles
+    ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
+    is kept: the same call goes on after an interruption. Raises BadJob."""
+    from workers.profiling import find_profiles
 
     given, folder = _given(prepared, "rehash", device), folder or usual_folder()
     stage_steps = given.shots[0].stage_steps
@@ -67,12 +72,15 @@ def find_key_steps(
         window_latent_frames=given.window_latent_frames, progress=told,
     )  # fmt: skip
     keys = [list(key_steps(similarity, threshold)) for similarity in found]
-    return {
-        "folder": str(folder),
-        "steps": sum(stage_steps),
-        "threshold": threshold,
-        "key_steps": keys,
-    }
+    report = {"folder": str(folder), "steps": sum(stage_steps), "threshold": threshold}
+    return report | {"key_steps": keys}, found
+
+
+#: What can be found for a model that takes an acceleration, and by which command.
+FOUND = {
+    "fast_attention": "plans of attention, without --rehash",
+    "rehash": "key steps, with --rehash 0.99",
+}
 
 
 @dataclass(frozen=True)
@@ -87,14 +95,19 @@ class _Given:
 def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     """The job's longest shots: what is found holds for shorter windows, too."""
     from workers.families import open_family
+    from workers.joining import device_of
 
     plan, known = prepared.plan, prepared.model.family
     if technique not in known.accelerations:
-        raise BadJob(f"{known.name} models do not take {technique} yet: there is nothing to find")
+        found = " or ".join(FOUND[name] for name in FOUND if name in known.accelerations)
+        raise BadJob(
+            f"{known.name} models do not take {technique} yet. For them can be found: "
+            f"{found or 'nothing'}"
+        )
     window = max(shot.stages[-1].windows[0].stop for shot in plan.shots)
     longest = max(_window_lengths(shot) for shot in plan.shots)
     family = open_family(
-        known.name, str(prepared.model.folder), plan.dtype, device,
+        known.name, str(prepared.model.folder), plan.dtype, device_of(device),
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
     shots = [shot.render for shot in plan.shots if _window_lengths(shot) == longest]
@@ -118,9 +131,6 @@ def _shares(plan: AttentionPlan) -> dict[str, float]:
 
 def draw(plans: Sequence[AttentionPlan], out: Path) -> None:
     """A picture of the plans: layers over steps, one after the other."""
-    from matplotlib.colors import ListedColormap
-    from matplotlib.figure import Figure
-
     layers, rows = plans[0].layers, [row for plan in plans for row in plan.rows]
     figure = Figure(figsize=(9, 1.5 + 0.18 * layers), layout="constrained")
     axes = figure.subplots()
@@ -133,6 +143,32 @@ def draw(plans: Sequence[AttentionPlan], out: Path) -> None:
     bar.ax.set_yticklabels(STRATEGIES)
     axes.set(xlabel="step, of all stages" if len(plans) > 1 else "step", ylabel="layer")
     axes.invert_yaxis()
+    _save(figure, out)
+
+
+def similarity_figure(found: Sequence[Similarity], keys: Sequence[Sequence[int]]) -> Figure:
+    """How alike the steps of each stage are, dark where they are not, with a ring around each key
+    step on the diagonal; to its right lie the steps that its features stand in for."""
+    figure = Figure(figsize=(1 + 4.2 * len(found), 4.2), layout="constrained")
+    columns = figure.subplots(1, len(found), squeeze=False)[0]
+    least = min(float(each.min()) for each in found)
+    for stage, (axes, similarity, marked) in enumerate(zip(columns, found, keys, strict=True)):
+        image = axes.imshow(similarity, cmap="viridis", vmin=least, vmax=1)
+        axes.plot(marked, marked, "o", markerfacecolor="none", color="tab:red", label="key steps")
+        axes.set(xlabel="step", ylabel="step", title=_stage(stage, len(found)).rstrip(", "))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    columns[0].legend(loc="lower left")
+    figure.colorbar(image, ax=columns, label="cosine similarity")
+    return figure
+
+
+def draw_similarity(found: Sequence[Similarity], keys: Sequence[Sequence[int]], out: Path) -> None:
+    """That as a picture. Raises BadJob where it cannot be written."""
+    _save(similarity_figure(found, keys), out)
+
+
+def _save(figure: Figure, out: Path) -> None:
     with whole_or_absent(out, "--picture") as part:
         figure.savefig(part, format="png", dpi=110)
 

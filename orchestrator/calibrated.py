@@ -16,6 +16,7 @@ from jobs.rehash_profile import load as load_profile
 from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place, rehash_problem
 from jobs.spec_errors import Problem, bad_job
+from orchestrator.tile_memory import dtype_of
 
 
 def with_calibrations(
@@ -79,4 +80,5 @@ def job_keys(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> tuple[Calib
         model=model.identity,
         scheduler=scheduler,
         flow_shift=job.flow_shift,
+        dtype=dtype_of(job, model),
     )

@@ -75,8 +75,19 @@ PlansOption = Annotated[
     Path | None, typer.Option("--plans", help="folder for the plan; default: where jobs look")
 ]
 PictureOption = Annotated[
-    Path | None, typer.Option("--picture", help="also draw the plan there, a PNG")
+    Path | None, typer.Option("--picture", help="also draw there what was found, a PNG")
 ]
 CalibrateDeviceOption = Annotated[
-    str, typer.Option("--device", help="what to compute on: cpu or cuda:0")
+    str, typer.Option("--device", help="what to compute on: auto, cpu, cuda or cuda:1")
+]
+JobOrModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[JOB|MODEL]",
+        help="a job file (YAML), or a model: 'demo', a diffusers folder, or a Hugging Face id",
+    ),
+]
+PromptsOption = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="what to try it on; may be given several times"),
 ]

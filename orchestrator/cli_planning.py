@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ from orchestrator.cli_options import (
     FileArgument,
     FpsOption,
     ImageOption,
+    JobOrModelArgument,
     JsonOption,
     LorasOption,
     ModelOption,
@@ -26,6 +29,7 @@ from orchestrator.cli_options import (
     PlansOption,
     PresetOption,
     PromptOption,
+    PromptsOption,
     RehashOption,
     SecondsOption,
     SeedOption,
@@ -90,8 +94,8 @@ def plan_command(
 
 
 def calibrate_command(
-    file: FileArgument = None,
-    prompt: PromptOption = None,
+    what: JobOrModelArgument = None,
+    prompt: PromptsOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
     steps: StepsOption = None,
@@ -100,29 +104,69 @@ def calibrate_command(
     rehash: RehashOption = None,
     plans: PlansOption = None,
     picture: PictureOption = None,
-    device: CalibrateDeviceOption = "cpu",
+    device: CalibrateDeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Find how a model's attention can be cut short at a job's size and steps, or with --rehash how
-    alike its steps are: the job's shots are what that is tried on."""
+    alike its steps are: the job's shots, or one for each --prompt, are what that is tried on.
+    Interrupted, the same command goes on."""
     from jobs.accelerations import Accelerations
     from jobs.calibration import usual_folder
-    from orchestrator.calibrate import as_text, calibrate, draw, find_key_steps
+    from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
-    spec = _spec_of(file, prompt=prompt, seconds=seconds, size=size, steps=steps, model=model)
+    check_device(device)
+    spec = _calibrated_on(what, model, prompt or [], seconds=seconds, size=size, steps=steps)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
     folder, say = plans or usual_folder(), lambda said: print(said, file=sys.stderr)
     if rehash is not None:
+        report, found = find_key_steps(prepared, device, rehash, folder, say)
         if picture is not None:
-            raise errors.BadJob("--picture draws plans of attention; remove it, or --rehash")
-        found = find_key_steps(prepared, device, rehash, folder, say)
-        print(json.dumps(found) if as_json else as_text(found))
-        return
-    report, plans_found = calibrate(prepared, device, delta, folder, say)
-    if picture is not None:
-        draw(plans_found, picture)
+            draw_similarity(found, report["key_steps"], picture)
+    else:
+        report, plans_found = calibrate(prepared, device, delta, folder, say)
+        if picture is not None:
+            draw(plans_found, picture)
     print(json.dumps(report) if as_json else as_text(report))
+
+
+def check_device(asked: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", asked):
+        raise errors.BadJob(f"--device {asked!r}: valid: auto, cpu, cuda, or a GPU such as cuda:1")
+
+
+def _calibrated_on(
+    what: str | None, model: str | None, prompts: list[str], **flags: Any
+) -> JobSpec:
+    """The job whose shots a calibration is tried on: that of a file, or one of a model, with a shot
+    for each prompt that is as long as a window if no length was given."""
+    from jobs.spec_file import spec_from_flags
+
+    if what is not None and (Path(what).is_file() or what.endswith((".yaml", ".yml"))):
+        if len(prompts) > 1:
+            raise errors.BadJob(f"several --prompt go with a model; write shots into {what}")
+        return _spec_of(Path(what), model=model, prompt=prompts[0] if prompts else None, **flags)
+    if what is not None and model is not None:
+        raise errors.BadJob(f"two models, {what} and --model {model}; give one of them")
+    named = what or model or "demo"
+    if not prompts:
+        raise errors.BadJob(
+            f"give a job file, or prompts such as films of model {named} will have: longtake "
+            f"calibrate {shlex.quote(named)} --prompt ... --prompt ..."
+        )
+    length = {"seconds": flags.pop("seconds")}
+    if length["seconds"] is None:
+        length = {"pixel_frames": _window_pixel_frames(named)}
+    shots = [{"prompt": prompt} | length for prompt in prompts]
+    return spec_from_flags({"model": named, "shots": shots} | flags)
+
+
+def _window_pixel_frames(model: str) -> int:
+    """Of a window as the model has it."""
+    from jobs.model_folder import inspect_model, resolve_model
+
+    geometry = inspect_model(resolve_model(model)).geometry
+    return geometry.pixel_frames(geometry.window_latent_frames)
 
 
 def presets_command(as_json: JsonOption = False) -> None:

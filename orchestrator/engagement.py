@@ -13,9 +13,11 @@ from orchestrator.plan import Plan
 
 
 def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
-    """The journal's record of a step of a tile. Computed again, it takes the place of the first."""
+    """The journal's record of a unit: a step of a tile, or a decoded piece. Computed again, it
+    takes the place of the first."""
     place = {"shot": unit.shot, "stage": unit.stage, "index": unit.index, "step": unit.step}
-    return {"type": "engaged", "key": str(unit), "counts": dict(counts)} | place
+    record = {"type": "engaged", "key": str(unit), "kind": unit.kind, "counts": dict(counts)}
+    return record | place
 
 
 def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
@@ -35,12 +37,23 @@ def all_counted(records: Iterable[Mapping[str, Any]], plan: Plan) -> bool:
     return all(str(unit) in counted for unit in steps if not plan.is_last_step(unit))
 
 
+#: What a tile did at a step. Layers may do both of ``w`` and ``s``: then what more of them did.
+LETTERS = {
+    " ": "not known",
+    ".": "skipped the model",
+    "r": "reused a key step's features",
+    "s": "shared attention over steps or branches",
+    "w": "windowed attention",
+    "x": "ran the model in full",
+}
+
+
 def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every tile did at each of its steps, by shot, stage and window: ``x`` ran the model in
-    full, ``r`` reused features, ``.`` skipped it; a blank says nothing is known."""
+    """What every tile did at each of its steps, by shot, stage and window, in a letter each:
+    ``LETTERS`` has their meaning."""
     tiles: dict[tuple[int, int, int], dict[int, str]] = {}
     for record in records:
-        if record["type"] == "engaged":
+        if record["type"] == "engaged" and record.get("kind", "step") == "step":
             place = record["shot"], record["stage"], record["index"]
             tiles.setdefault(place, {})[record["step"]] = _letter(record["counts"])
     return [
@@ -57,7 +70,13 @@ def tile_steps(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _letter(counts: Mapping[str, int]) -> str:
     if counts.get("adaptive.skipped"):
         return "."
-    return "r" if counts.get("rehash.reused") else "x"
+    if counts.get("rehash.reused"):
+        return "r"
+    windowed = counts.get("fast_attention.window", 0)
+    shared = sum(counts.get(f"fast_attention.share_{what}", 0) for what in ("steps", "branches"))
+    if not windowed + shared:
+        return "x"
+    return "w" if windowed > shared else "s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +142,10 @@ def _rehash(config: Rehash, counts: Mapping[str, int]) -> Proof:
 
 
 def _slicing(config: Slicing, counts: Mapping[str, int]) -> Proof:
-    cut = counts.get("slicing", 0)
+    cut, decoder = counts.get("slicing", 0), counts.get("slicing.decoder", 0)
     said = f"ran {cut} groups of operators in slices"
-    return Proof("slicing", said, cut > 0, "the model is too small for it")
+    said += f" and {decoder} of the decoder" if decoder else ""
+    return Proof("slicing", said, cut + decoder > 0, "the model is too small for it")
 
 
 def _fast_attention(config: FastAttention, counts: Mapping[str, int]) -> Proof:

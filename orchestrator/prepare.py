@@ -23,7 +23,13 @@ from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, lay_shot
-from orchestrator.tile_memory import denoised_frames, dtype_of, kept_bytes, tile_bytes
+from orchestrator.tile_memory import (
+    decoder_warnings,
+    denoised_frames,
+    dtype_of,
+    kept_bytes,
+    tile_bytes,
+)
 
 _PLAN = TypeAdapter(Plan)
 
@@ -162,7 +168,11 @@ def make_plan(
         kept_bytes=kept_bytes(job, model, dtype),
         model_bytes=loaded_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
-        warnings=(*job.warnings, *image_warnings(images, job.width_px, job.height_px)),
+        warnings=(
+            *job.warnings,
+            *image_warnings(images, job.width_px, job.height_px),
+            *decoder_warnings(job, model),
+        ),
         loras=tuple(loras),
     )
 

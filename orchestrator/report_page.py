@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
+from orchestrator.engagement import LETTERS
 from orchestrator.report import Pictures
 from workers.parts import whole_or_absent
 from workers.seams import PLAIN_SEAM
@@ -68,8 +71,8 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 {% endfor %}<td>{{ "%.2f" | format(shot.colours.first_to_last) }}</td></tr>{% endfor %}</table>
 {% if tiles %}
 <h2>Steps</h2>
-<p>Each row is a window of a shot's stage. Dark ran the model in full, blue reused features of a key
-step, white skipped the model.</p>
+<p>Each row is a window of a shot's stage. Where layers shared attention and others windowed it, the
+colour is that of what more of them did.</p>
 <img src="{{ tiles }}" alt="what each window did at each step">
 {% endif %}
 {% if report.time.parts %}
@@ -114,7 +117,7 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
         seams=_seam_chart(report),
         colours=_colour_chart(report),
         fidelity=_fidelity_chart(report) if report["fidelity"] else None,
-        tiles=_tiles_chart(report["tiles"]) if report["tiles"] else None,
+        tiles=_drawn(tiles_figure(report["tiles"])) if report["tiles"] else None,
         planned=sum(report["memory"].get("planned", {}).values()),
     )
 
@@ -159,24 +162,32 @@ def _fidelity_chart(report: dict[str, Any]) -> str:
     return _drawn(figure)
 
 
-#: What a tile did at a step: as the numbers of its colour map.
-_DONE = {" ": 0, ".": 1, "r": 2, "x": 3}
+#: The colour of each letter of ``LETTERS``.
+_COLOURS = {
+    " ": "#ddd", ".": "white", "r": "tab:blue", "s": "tab:green", "w": "tab:orange", "x": "#333"
+}  # fmt: skip
 
 
-def _tiles_chart(tiles: list[dict[str, Any]]) -> str:
-    longest = max(len(tile["steps"]) for tile in tiles)
-    rows = [[_DONE[done] for done in tile["steps"].ljust(longest)] for tile in tiles]
-    figure = Figure(figsize=(9, min(40, 1.2 + 0.14 * len(rows))), layout="constrained")
+def tiles_figure(tiles: Sequence[Mapping[str, Any]]) -> Figure:
+    """What each tile did at each step, a row of cells each; beside it what the colours mean that
+    are there."""
+    longest, letters = max(len(tile["steps"]) for tile in tiles), list(LETTERS)
+    steps = [tile["steps"].ljust(longest) for tile in tiles]
+    rows = [[letters.index(done) for done in row] for row in steps]
+    figure = Figure(figsize=(9, max(1.8, min(40, 1.2 + 0.14 * len(rows)))), layout="constrained")
     axes = figure.subplots()
-    colours = ListedColormap(["#ddd", "white", "tab:blue", "#333"])
-    axes.pcolormesh(rows, cmap=colours, vmin=0, vmax=3, edgecolors="#ddd", linewidth=0.3)
-    firsts = [n for n, t in enumerate(tiles) if n == 0 or t["window"] < tiles[n - 1]["window"]]
-    names = [f"shot {tiles[n]['shot'] + 1} stage {tiles[n]['stage'] + 1}" for n in firsts]
-    axes.set_yticks([n + 0.5 for n in firsts], names)
+    colours, last = ListedColormap([_COLOURS[letter] for letter in letters]), len(letters) - 1
+    axes.pcolormesh(rows, cmap=colours, vmin=0, vmax=last, edgecolors="#ddd", linewidth=0.3)
+    there = [letter for letter in letters if any(letter in row for row in steps)]
+    patches = [Patch(facecolor=_COLOURS[letter], edgecolor="#ddd") for letter in there]
+    figure.legend(patches, [LETTERS[letter] for letter in there], loc="outside right upper")
+    names = [f"shot {tile['shot'] + 1} stage {tile['stage'] + 1}" for tile in tiles]
+    firsts = [n for n, name in enumerate(names) if n == 0 or name != names[n - 1]]
+    axes.set_yticks([n + 0.5 for n in firsts], [names[n] for n in firsts])
     axes.invert_yaxis()
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return _drawn(figure)
+    return figure
 
 
 def _figure(x: str, y: str) -> tuple[Figure, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from jobs.attention_plan import branches_of
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, sliced_bytes
+from jobs.families.slicing_memory import DECODERS, DECODES_BY_FRAME, sliced_bytes
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
@@ -65,7 +67,7 @@ def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     slicing = job.accelerations.slicing
     if slicing is None or slicing.slices is None:
         size = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
-        step = model.family.denoise_bytes(model.configs, size, dtype)
+        step = model.family.denoise_bytes(model.configs, size, dtype, job.text_tokens)
     else:
         step = sliced_tile_bytes(job, model, dtype, slicing.slices)
     return step + 2 * kept_bytes(job, model, dtype)
@@ -83,6 +85,18 @@ def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
 def cuts_decoding(model: ModelInfo) -> bool:
     """Whether slices make decoding smaller, too."""
     return _vae(model)["_class_name"] in DECODERS
+
+
+def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
+    """Slicing was asked for, and a decoder that takes many frames at once it cannot cut."""
+    vae = _vae(model)["_class_name"]
+    if job.accelerations.slicing is None or vae in (*DECODERS, *DECODES_BY_FRAME):
+        return
+    yield (
+        f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
+        f"{decode_bytes(job, model) / 2**20:,.0f} MiB, however many slices; a smaller size or "
+        "shorter windows take less"
+    )
 
 
 def _vae(model: ModelInfo) -> Config:

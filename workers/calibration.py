@@ -1,14 +1,13 @@
-"""Calibration: a model's plans of attention and profiles of rehash, found on a few prompts through
-what renders.
+"""Calibration: a model's plans of attention, found on a few prompts through what renders.
 
-A sample is one window of a shot, from its noise to its last step.
+A sample is one window of a shot, from its noise to its last step. Profiles of rehash, which are
+found on the same samples, are in ``workers.profiling``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -16,22 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from accel import rehash
 from accel.attention_models import video_transformer
 from accel.attention_search import Found, Progress, Search, SearchFile, search
-from accel.handle import Branch, TileStep
+from accel.handle import Branch
 from accel.windowed import window_of
-from jobs.accelerations import Rehash
 from jobs.attention_plan import AttentionPlan, Extent, save
 from jobs.calibration import CalibrationKey, calibration_keys
 from jobs.errors import BadJob
 from jobs.pyramid import parents, window_frames
-from jobs.rehash_profile import Similarity
-from jobs.rehash_profile import save as save_profile
-from jobs.units import ShotRender, Unit
+from jobs.units import ShotRender
 from workers.families.family import ModelFamily, stepper_of
 from workers.schedulers import build
 from workers.stepping import StageSteps
@@ -68,6 +62,12 @@ class CalibrationSample:
             frames = (0, self._frames[stage])
             _, above = parents(*frames, first_alone=self._family.first_alone)
             self.latents = self._at.jump(frames, self.latents[:, :, :above], 0)
+
+    def go_on(self, stage: int, latents: torch.Tensor) -> None:
+        """Stand at the first step of a stage, with what the stages before have made: latents
+        [1, C, T, H, W], as ``advance`` left them after the last step there."""
+        self._enter(stage)
+        self.latents = latents.to(self._device)
 
     def _enter(self, stage: int) -> None:
         family, shot = self._family, self._shot
@@ -118,76 +118,23 @@ def shot_keys(
         model=model,
         scheduler=scheduler,
         flow_shift=shot.flow_shift,
+        dtype=family.dtype,
     )
 
 
-def _common_keys(
+def common_keys(
     family: ModelFamily, model: str, shots: Sequence[ShotRender], window: int | None
 ) -> tuple[CalibrationKey, ...]:
+    """Of all these shots. Raises BadJob for shots that have no calibration in common."""
     keys = {shot_keys(family, model, shot, window) for shot in shots}
     if len(keys) != 1:
         raise BadJob(f"calibration shots are to have one size, schedule and guidance, not {keys}")
     return keys.pop()
 
 
-def find_profiles(
-    family: ModelFamily,
-    model: str,
-    shots: Sequence[ShotRender],
-    *,
-    folder: Path,
-    window_latent_frames: int | None = None,
-    progress: Callable[[int, int, int], None] = lambda stage, sample, step: None,
-) -> list[Similarity]:
-    """How alike the features are that Step Rehash would reuse, [steps, steps] for each stage: the
-    mean over the first windows of ``shots`` and their guidance branches. Saved in ``folder``.
-    ``progress`` is told the stage, the number of the shot and the step that is done.
-
-    Raises BadJob for shots that no single profile is for, CannotRunHere."""
-    keys = _common_keys(family, model, shots, window_latent_frames)
-    samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
-    all_steps = tuple(tuple(range(key.steps)) for key in keys)
-    handle = rehash.apply(family.denoiser, Rehash(key_steps=all_steps))
-    found = list[Similarity]()
-    try:
-        for key in keys:
-            every = [
-                similarity
-                for number, sample in enumerate(samples)
-                for similarity in _similarities(
-                    sample, key, handle, partial(progress, key.stage, number)
-                )
-            ]
-            mean: Similarity = np.mean(every, axis=0)
-            found.append(mean)
-            save_profile(folder, key, mean, {"prompts": _prompts(shots)})
-    finally:
-        handle.remove()
-    return found
-
-
-def _prompts(shots: Sequence[ShotRender]) -> list[list[Any]]:
+def prompts_of(shots: Sequence[ShotRender]) -> list[list[Any]]:
+    """What a file of a calibration says of the shots that it was made on."""
     return [[shot.prompt, shot.negative_prompt, shot.seed, *shot.guidance] for shot in shots]
-
-
-def _similarities(
-    sample: CalibrationSample,
-    key: CalibrationKey,
-    handle: rehash.RehashHandle,
-    progress: Callable[[int], None],
-) -> list[Similarity]:
-    """Of each guidance branch of a sample, which goes through a stage. Features of all steps are
-    held at once, and not on the device, which may have room for one step's alone."""
-    features = defaultdict[str, list[torch.Tensor]](list)
-    for step in range(key.steps):
-        # One step more than there are: the last one's features are kept, too.
-        unit = Unit("step", 0, stage=key.stage, step=step)
-        tile = TileStep(unit=unit, steps=key.steps + 1)
-        sample.advance(sample.predict(partial(handle.run, tile)))
-        for name, feature in tile.kept.items():
-            features[name].append(feature.cpu())
-        progress(step)
-    return [rehash.similarity(each) for each in features.values()]
 
 
 def find_plans(
@@ -208,9 +155,9 @@ def find_plans(
     tokens that a window of attention holds. Every finished step is on file there: the same call
     goes on after an interruption. Raises BadJob for shots that no single plan is for.
     """
-    keys = _common_keys(family, model, shots, window_latent_frames)
+    keys = common_keys(family, model, shots, window_latent_frames)
     samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
-    prompts = _prompts(shots)
+    prompts = prompts_of(shots)
     every: list[tuple[AttentionPlan, Found]] = []
     for key in keys:
         window = window_of(token_grid(family, samples[0]), share)

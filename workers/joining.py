@@ -38,17 +38,22 @@ def join(setup: WorkerSetup, identity: str) -> Worker:
         except BadJob as error:
             raise CannotRunHere(f"{host_name()}: {error}; copy the image there again") from None
     return Worker(
-        replace(setup, model=str(folder), device=_device(setup.device), log_dir=_log_dir(setup))
+        replace(setup, model=str(folder), device=device_of(setup.device), log_dir=_log_dir(setup))
     )
 
 
-def _device(asked: str) -> str:
+def device_of(asked: str) -> str:
+    """The device that torch knows for ``auto``, ``cpu``, ``cuda`` or one by number, ``cuda:1``.
+    Raises CannotRunHere for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if asked == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    if asked == "cuda" and not torch.cuda.is_available():
+        return "cuda:0" if count else "cpu"
+    name, _, number = asked.partition(":")
+    if name == "cuda" and int(number or 0) >= count:
         raise CannotRunHere(
-            f"{host_name()}: torch {torch.__version__} finds no GPU to use; "
-            "render with --device cpu or auto, or install a torch that was built for the GPU"
+            f"{host_name()}: torch {torch.__version__} finds "
+            f"{f'{count} GPUs, counted from 0' if count else 'no GPU to use'}; "
+            "give --device cpu or auto, or install a torch that was built for the GPU"
         )
     return "cuda:0" if asked == "cuda" else asked
 

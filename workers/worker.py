@@ -48,7 +48,7 @@ class Worker:
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         self._applied: compose.Applied | None = None
-        self._decoder_sliced = False
+        self._decoder: slicing.SlicingHandle | None = None
         machine.configure(setup)
         self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
         self._family = open_family(
@@ -98,7 +98,7 @@ class Worker:
             return self._encode(task)
         if isinstance(task, StepTask):
             return self._step(task, inputs, engaged)
-        return self._decode(task, inputs)
+        return self._decode(task, inputs, engaged)
 
     def _encode(self, task: EncodeTask) -> Bundle:
         embeddings = self._family.encode(task.shot)
@@ -219,7 +219,7 @@ class Worker:
             adaptive.remember(config, tile, prediction)
         return prediction
 
-    def _decode(self, task: DecodeTask, inputs: Sequence[Bundle]) -> Bundle:
+    def _decode(self, task: DecodeTask, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
         latents = assemble(
             [
                 (window.start, to_tensor(bundle, "latents"))
@@ -228,10 +228,10 @@ class Worker:
             task.owned,
         )
         assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
-        self._attach_to_decoder()
-        frames = self._family.decode(
-            task.unit.shot, task.shot, latents, task.warm_start, task.start
-        )
+        with self._sliced_decoder(task.unit, engaged):
+            frames = self._family.decode(
+                task.unit.shot, task.shot, latents, task.warm_start, task.start
+            )
         first, stop = self._family.geometry.pixel_range(task.start, task.stop)
         frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
@@ -245,14 +245,20 @@ class Worker:
             },
         )
 
-    def _attach_to_decoder(self) -> None:
-        """Slicing is for decoders that take all their frames at once, too."""
+    @contextmanager
+    def _sliced_decoder(self, unit: Unit, engaged: Counter[str]) -> Iterator[None]:
+        """Slicing is for decoders that take all their frames at once, too. Counts the groups that
+        were cut as ``slicing.decoder``."""
         sliced = self.setup.accelerations.slicing
-        if sliced is None or self._decoder_sliced:
-            return  # and leave the autoencoder to be loaded once the text encoder has gone
-        if type(self._family.vae).__name__ in slicing.MODELS:
-            slicing.apply(self._family.vae, sliced)
-        self._decoder_sliced = True
+        if sliced is None or type(self._family.vae).__name__ not in slicing.MODELS:
+            yield
+            return
+        if self._decoder is None:
+            self._decoder = slicing.apply(self._family.vae, sliced)
+        tile = TileStep(unit=unit)
+        with self._decoder.run(tile, "cond"):
+            yield
+        engaged[f"{slicing.NAME}.decoder"] += tile.engaged[slicing.NAME]
 
     def _attach(self) -> compose.Applied:
         if self._applied is None:
@@ -317,8 +323,8 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
         raise UnitError(
             "out_of_memory",
             f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; plan smaller windows or "
-            f"a smaller size ({error})",
+            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; {_less_memory(unit, setup)} "
+            f"({error})",
         ) from error
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -327,6 +333,21 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
             f"{unit}: {type(error).__name__}: {error} "
             f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
         ) from error
+
+
+def _less_memory(unit: Unit, setup: WorkerSetup) -> str:
+    """What a job can ask for, so that a unit which ran out needs less."""
+    fixes = "plan smaller windows or a smaller size"
+    if unit.kind == "encode":
+        return fixes
+    sliced = setup.accelerations.slicing
+    count = 2 * sliced.slices if sliced and sliced.slices else 8
+    fixes += f", or accelerations: {{slicing: {{slices: {count}}}}}"
+    return fixes + (
+        ", where slicing cuts the decoder (longtake plan warns where it does not)"
+        if unit.kind == "decode"
+        else ""
+    )
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:

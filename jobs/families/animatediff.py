@@ -118,7 +118,11 @@ class AnimateDiff:
         return int(configs["unet"].get("motion_max_seq_length") or 32)
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
         return unet_bytes(configs["unet"], latent_size, dtype)
 

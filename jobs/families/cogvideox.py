@@ -97,7 +97,11 @@ class CogVideoX:
         return 1 << 20
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
         return cogvideox_memory.denoise_bytes(configs["transformer"], latent_size, dtype)
 

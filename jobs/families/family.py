@@ -72,10 +72,14 @@ class FamilyFacts(Protocol):
         ...
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
         """Estimate of a tile's activations in the denoiser; ``latent_size`` is (frames, height,
-        width)."""
+        width), each prompt has ``text_tokens``, which a UNet hardly feels."""
         ...
 
     def decode_bytes(

@@ -6,15 +6,8 @@ import math
 from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
-from jobs.families.family import (
-    DTYPE_BYTES,
-    VAE_BYTES,
-    Config,
-    Diffusion,
-    ModelDefaults,
-    Shapes,
-    require,
-)
+from jobs.families import hunyuan_video_memory
+from jobs.families.family import VAE_BYTES, Config, Diffusion, ModelDefaults, Shapes, require
 from jobs.geometry import ModelGeometry
 
 #: The decoder's tiles in time, as diffusers has them, in pixel frames of the shot: a tile's length
@@ -26,10 +19,6 @@ _FPS = 24
 
 #: Positions are counted anew for every window, as far as it reaches: this is a job's own limit.
 _LONGEST_WINDOW = 4096
-
-#: Live copies of a token's features while a block runs, at its peak where queries and keys are
-#: turned in float32: counted on the published model's shapes.
-_TOKEN_COPIES = 26
 
 #: Live copies of the decoder's widest level while a convolution runs: counted on the published
 #: model's shapes, 4.5 of them, without the workspace of convolutions.
@@ -150,15 +139,14 @@ class HunyuanVideo:
         return _LONGEST_WINDOW
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
-        """Attention is counted as fused: its matrix is never held."""
-        transformer = configs["transformer"]
-        frames, height, width = latent_size
-        patch = transformer["patch_size"]
-        tokens = frames * (height // patch) * (width // patch)
-        features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-        return int(tokens * features * _TOKEN_COPIES * DTYPE_BYTES[dtype])
+        memory = hunyuan_video_memory
+        return memory.denoise_bytes(configs["transformer"], latent_size, dtype, text_tokens)
 
     def decode_bytes(
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int

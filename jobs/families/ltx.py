@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import CannotRunHere
-from jobs.families.family import (
-    DTYPE_BYTES,
-    VAE_BYTES,
-    Config,
-    Diffusion,
-    ModelDefaults,
-    Shapes,
-    require,
-)
+from jobs.families.family import VAE_BYTES, Config, Diffusion, ModelDefaults, Shapes, require
+from jobs.families.tokens_memory import tokens_bytes
 from jobs.geometry import ModelGeometry
 
 #: LTX-Video's pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -121,14 +114,22 @@ class LTX:
         return 1 << 20
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
-        """Attention is counted as fused: its matrix is never held."""
         transformer = configs["transformer"]
         features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
         branches = 2  # both guidance branches at once
-        return int(
-            branches * math.prod(latent_size) * features * _TOKEN_COPIES * DTYPE_BYTES[dtype]
+        return tokens_bytes(
+            features,
+            math.prod(latent_size),
+            text_tokens,
+            dtype,
+            copies=_TOKEN_COPIES,
+            branches=branches,
         )
 
     def decode_bytes(

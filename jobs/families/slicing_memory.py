@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import DTYPE_BYTES, Config
+from jobs.families.hunyuan_video_memory import refining_bytes
+from jobs.families.tokens_memory import text_copies
 
 #: Copies of its features that live inside a slice, by what the group computes.
 _SPATIAL_TRANSFORMER = 21
@@ -118,7 +120,7 @@ def _wan(
     """A block holds its input and output, keys and values, the text with its keys and values, and
     every token's rotary embedding. In half precision its slices are computed in float32 between
     its large products; and the last norm, which is not cut, holds its input once as it is and twice
-    in float32."""
+    in float32. Keys and values of the text are not cut either."""
     frames, height, width = latent_size
     _, patch_height, patch_width = config["patch_size"]
     tokens = frames * (height // patch_height) * (width // patch_width)
@@ -130,8 +132,14 @@ def _wan(
     inside = branches * tokens * (2 * config["ffn_dim"] + 2 * features)
     inside = max(_HALF_TOKENS * size, inside) if half else inside
     yield Group(4 * size + rotary + 3 * text, inside, lengths=(tokens,))
+    yield _text_keys(3 * size + rotary, text, dtype)
     if half:
         yield Group(5 * size + rotary + text, 0)
+
+
+def _text_keys(held: float, text: float, dtype: str) -> Group:
+    """Cross-attention's keys and values, beside what is held of the video."""
+    return Group(held + text_copies(dtype) * text, 0)
 
 
 def _ltx(
@@ -141,36 +149,43 @@ def _ltx(
     frames, height, width = latent_size
     patch, patch_frames = config["patch_size"], config["patch_size_t"]
     tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
-    size = tokens * config["num_attention_heads"] * config["attention_head_dim"]
+    features = config["num_attention_heads"] * config["attention_head_dim"]
+    size, text = tokens * features, branches * text_tokens * features
     rotary = 2 * size * (4 / DTYPE_BYTES[dtype])
-    yield Group(4 * size + rotary, _LTX_TOKENS * size, lengths=(tokens // branches,))
+    lengths = (tokens // branches,)
+    yield Group(4 * size + rotary + 3 * text, _LTX_TOKENS * size, lengths=lengths)
+    yield _text_keys(3 * size + rotary, text, dtype)
 
 
 def _cogvideox(
     config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
 ) -> Iterator[Group]:
-    """As Wan's block, of video and text as one sequence."""
+    """As Wan's block, of video and text as one sequence. The text is a slice of its own."""
     frames, height, width = latent_size
     patch, patch_frames = config["patch_size"], config.get("patch_size_t") or 1
     tokens = (frames // patch_frames) * (height // patch) * (width // patch)
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     held = 4 * features * (tokens + config["max_text_seq_length"])
     yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
+    yield Group(held, _JOINT_TOKENS * features * config["max_text_seq_length"])
 
 
 def _hunyuan_video(
     config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
 ) -> Iterator[Group]:
     """As CogVideoX's block; a slice's intermediates are those of feed-forward beside attention. The
-    rotary embedding of every token is in float32."""
+    rotary embedding of every token is in float32. Before the blocks the text is refined, whole."""
     frames, height, width = latent_size
     patch, patch_frames = config["patch_size"], config["patch_size_t"]
     tokens = (frames // patch_frames) * (height // patch) * (width // patch)
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     rotary = 2 * tokens * config["attention_head_dim"] * (4 / DTYPE_BYTES[dtype])
     held = 4 * features * (tokens + text_tokens) + rotary
-    inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features * tokens
-    yield Group(held, inside, lengths=(tokens,))
+    inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features
+    yield Group(held, inside * tokens, lengths=(tokens,))
+    yield Group(held, inside * text_tokens)
+    refining = branches * refining_bytes(config, tokens, text_tokens, dtype)
+    yield Group(refining / DTYPE_BYTES[dtype], 0)
 
 
 def _temporal_decoder(
@@ -216,6 +231,9 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
 #: Autoencoders whose decoding slicing cuts in a render. AnimateDiff's, which it knows too, is given
 #: one frame at a time anyway.
 DECODERS = ("AutoencoderKLTemporalDecoder",)
+
+#: Those that it need not cut: they decode a frame at a time anyway.
+DECODES_BY_FRAME = ("AutoencoderKLWan",)
 
 
 def sliced_bytes(

@@ -152,7 +152,11 @@ class SVD:
         return int(configs["unet"]["num_frames"])
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
         return unet_bytes(configs["unet"], latent_size, dtype)
 

@@ -50,9 +50,13 @@ class Wan:
         return (most - 1) // stride + 1
 
     def denoise_bytes(
-        self, configs: Mapping[str, Config], latent_size: tuple[int, int, int], dtype: str
+        self,
+        configs: Mapping[str, Config],
+        latent_size: tuple[int, int, int],
+        dtype: str,
+        text_tokens: int,
     ) -> int:
-        return wan_memory.denoise_bytes(configs["transformer"], latent_size, dtype)
+        return wan_memory.denoise_bytes(configs["transformer"], latent_size, dtype, text_tokens)
 
     def decode_bytes(
         self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int

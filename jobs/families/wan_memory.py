@@ -5,7 +5,8 @@ Estimates, for planning: a worker measures what it really has left, and what run
 
 from __future__ import annotations
 
-from jobs.families.family import DTYPE_BYTES, VAE_BYTES, Config
+from jobs.families.family import VAE_BYTES, Config
+from jobs.families.tokens_memory import tokens_bytes
 
 #: Live copies of a token's features while a block runs: queries, keys, values, feed-forward.
 _TOKEN_COPIES = 16
@@ -22,14 +23,16 @@ _PAST_FRAMES = 2
 _PIXEL_BYTES = 16
 
 
-def denoise_bytes(transformer: Config, latent_size: tuple[int, int, int], dtype: str) -> int:
+def denoise_bytes(
+    transformer: Config, latent_size: tuple[int, int, int], dtype: str, text_tokens: int
+) -> int:
     """Estimate of a tile's activations in the denoiser; ``latent_size`` is (frames, height,
-    width). Attention is counted as fused: its matrix is never held."""
+    width)."""
     frames, height, width = latent_size
     _, patch_height, patch_width = transformer["patch_size"]
     tokens = frames * (height // patch_height) * (width // patch_width)
     features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-    return int(tokens * features * _TOKEN_COPIES * DTYPE_BYTES[dtype])
+    return tokens_bytes(features, tokens, text_tokens, dtype, copies=_TOKEN_COPIES)
 
 
 def decode_bytes(vae: Config, height_px: int, width_px: int, pixel_frames: int) -> int:

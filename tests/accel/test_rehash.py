@@ -112,18 +112,20 @@ def test_a_step_between_runs_the_ends_of_the_model_and_nothing_else(kind: str) -
         assert ends and all(name.split(".")[3] == "1" for name in ends), "the last layer"
 
 
-def test_a_feature_belongs_to_its_branch_and_a_lost_one_is_made_again() -> None:
+def test_a_feature_belongs_to_its_branch_and_a_lost_one_is_an_error() -> None:
     model = wan()
     handle = apply(model, Rehash(every=4))
     first = tile(0)
     with handle.run(first, "cond"):
         forward(model, **inputs(model))
     second = tile(1, first)
-    with handle.run(second, "uncond"):
-        plain = forward(model, **inputs(model, seed=1))
-    assert second.engaged == {"rehash.key": 1}
-    handle.remove()
-    assert torch.equal(plain, forward(model, **inputs(model, seed=1)))
+    said = r"step 1 came without 'rehash.uncond.feature', .*from its key step"
+    with pytest.raises(CannotRunHere, match=said), handle.run(second, "uncond"):
+        raise AssertionError("the model would run in full")
+    assert not second.engaged
+    with handle.run(second, "cond"):
+        forward(model, **inputs(model, seed=1))
+    assert second.engaged == {"rehash.reused": 1}, "and the handle is as it was"
 
 
 def test_nothing_is_kept_for_a_step_that_does_not_come() -> None:
@@ -141,7 +143,7 @@ def test_an_error_leaves_nothing_behind() -> None:
     with pytest.raises(RuntimeError), handle.run(tile(0), "cond"):
         forward(model, **inputs(model))
         raise RuntimeError
-    with pytest.raises(AssertionError, match="not called"), handle.run(tile(1), "cond"):
+    with pytest.raises(AssertionError, match="not called"), handle.run(tile(0), "cond"):
         pass
 
 

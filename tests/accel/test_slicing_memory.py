@@ -25,6 +25,7 @@ from accel.memory import TensorAccounting, held_bytes
 from accel.slicing import MODELS, apply
 from jobs.accelerations import Slicing
 from jobs.errors import CannotRunHere
+from jobs.families import FAMILIES
 from jobs.families.slicing_memory import _GROUPS, fewest_slices, sliced_bytes
 
 TOLERANCE = 0.15
@@ -99,21 +100,25 @@ def wan(heads: int, ffn: int, text_tokens: int = 512, layers: int = 2) -> Case:
     )
 
 
-LTX = Case(
-    lambda: LTXVideoTransformer3DModel(
-        num_attention_heads=4, cross_attention_dim=256, num_layers=2, caption_channels=16
-    ),
-    lambda model, height, width: model(
-        torch.empty(1, FRAMES * height * width, 128),
-        torch.empty(1, 32, 16),
-        torch.tensor([5]),
-        torch.empty(1, 32),
-        num_frames=FRAMES,
-        height=height,
-        width=width,
-    ),
-    branches=1,
-)
+def ltx(text_tokens: int = 32) -> Case:
+    return Case(
+        lambda: LTXVideoTransformer3DModel(
+            num_attention_heads=4, cross_attention_dim=256, num_layers=2, caption_channels=16
+        ),
+        lambda model, height, width: model(
+            torch.empty(1, FRAMES * height * width, 128),
+            torch.empty(1, text_tokens, 16),
+            torch.tensor([5]),
+            torch.empty(1, text_tokens),
+            num_frames=FRAMES,
+            height=height,
+            width=width,
+        ),
+        branches=1,
+        text_tokens=text_tokens,
+    )
+
+
 COGVIDEOX = Case(
     lambda: CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -175,18 +180,25 @@ CASES = {
     "cogvideox": COGVIDEOX,
     "hunyuan video": hunyuan_video(),
     "hunyuan video with long text": hunyuan_video(768),
-    "ltx": LTX,
+    "hunyuan video with text of 2048": hunyuan_video(2048),
+    "hunyuan video with text of 4096": hunyuan_video(4096),
+    "ltx": ltx(),
+    "ltx with long text": ltx(4096),
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
 }
 
 
 @torch.no_grad()
-def measure(case: Case, height: int, width: int, slices: int) -> tuple[int, int, dict[str, Any]]:
-    """Bytes of weights and of activations, on fake tensors of the default dtype; the config."""
+def measure(
+    case: Case, height: int, width: int, slices: int | None
+) -> tuple[int, int, dict[str, Any]]:
+    """Bytes of weights and of activations, on fake tensors of the default dtype; the config. None:
+    not sliced."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = case.make().eval()
-        apply(model, Slicing(slices=slices))
+        if slices is not None:
+            apply(model, Slicing(slices=slices))
         with TensorAccounting() as memory:
             case.forward(model, height, width)
         config = dict(model.config) | {"_class_name": type(model).__name__}
@@ -225,13 +237,48 @@ def test_the_model_predicts_what_is_measured(
     default_dtype(getattr(torch, dtype))
     case = CASES[name]
     weights, activations, config = measure(case, height, width, slices)
-    patched = config.get("patch_size") in (2, (1, 2, 2))
-    latent_size = (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
+    size = latent_size(config, height, width)
     given = {"branches": case.branches, "text_tokens": case.text_tokens}
-    predicted = sliced_bytes(config, latent_size, dtype, slices, **given)
+    predicted = sliced_bytes(config, size, dtype, slices, **given)
     assert predicted == pytest.approx(activations, rel=TOLERANCE)
-    whole = sliced_bytes(config, latent_size, dtype, slices, **given, weights_bytes=weights)
+    whole = sliced_bytes(config, size, dtype, slices, **given, weights_bytes=weights)
     assert whole == predicted + weights
+
+
+def latent_size(config: dict[str, Any], height: int, width: int) -> tuple[int, int, int]:
+    patched = config.get("patch_size") in (2, (1, 2, 2))
+    return (FRAMES, height * 2, width * 2) if patched else (FRAMES, height, width)
+
+
+#: A tile of 1536 tokens, with text of about as many, and of many more.
+BESIDE_TEXT = [
+    pytest.param(family, make, tokens, dtype, marks=() if tokens == 4096 else pytest.mark.slow)
+    for family, make in (
+        ("wan", partial(wan, 8, 1400)),
+        ("ltx", ltx),
+        ("hunyuan-video", hunyuan_video),
+    )
+    for tokens in (256, 1024, 4096)
+    for dtype in ("float16", "float32")
+]
+
+
+@pytest.mark.parametrize("family, make, tokens, dtype", BESIDE_TEXT)
+def test_long_text_beside_a_small_tile(
+    family: str, make: Any, tokens: int, dtype: str, default_dtype: Any
+) -> None:
+    """In slices the estimate is near; without them it is one number of copies for all shapes, and
+    errs on the side of more."""
+    default_dtype(getattr(torch, dtype))
+    case = make(text_tokens=tokens)
+    _, activations, config = measure(case, 16, 16, 4)
+    size = latent_size(config, 16, 16)
+    predicted = sliced_bytes(config, size, dtype, 4, branches=1, text_tokens=tokens)
+    assert predicted == pytest.approx(activations, rel=TOLERANCE)
+    _, activations, config = measure(case, 16, 16, None)
+    whole = FAMILIES[family].denoise_bytes({"transformer": config}, size, dtype, tokens)
+    branches = 2 if FAMILIES[family].batches_branches else 1
+    assert 0.9 < whole / branches / activations < 2
 
 
 def test_text_that_runs_beside_the_video_is_held_in_four_copies() -> None:

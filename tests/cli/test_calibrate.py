@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from jobs.accelerations import Accelerations, Rehash
 from jobs.rehash_profile import key_steps
+from orchestrator.calibrate import similarity_figure
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
@@ -152,6 +154,74 @@ def test_the_film_depends_on_the_key_steps_and_not_on_how_they_were_found() -> N
     assert Accelerations(rehash=found).recipe() == by_hand.recipe()
 
 
-def test_no_picture_is_drawn_of_a_profile(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
-    ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--picture", "p.png")
-    assert "--picture draws plans of attention; remove it, or --rehash" in refusal(ran, 2)
+def test_an_interrupted_profile_goes_on_and_is_drawn(
+    rehash_job: dict, longtake: Callable[..., Ran]
+) -> None:
+    asked = ("calibrate", "film.yaml", "--rehash", "0.5", "--picture", "p.png", "--json")
+    ran = longtake(*asked)
+    assert ran.code == 0, ran.err
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+    (profile,) = Path("plans").glob("rehash-profile-*.json")
+    profile.unlink()  # as an interruption leaves it, right after the shot's last step
+    again = longtake(*asked)
+    assert again.json() == ran.json() and again.err == "", "no step was run again"
+    assert profile.is_file()
+
+
+def test_a_picture_of_a_profile_has_its_values_and_marks_the_key_steps() -> None:
+    coarse, fine = np.array([[1.0, 0.4], [0.4, 1.0]]), np.array([[1.0]])
+    figure = similarity_figure([coarse, fine], [[0, 1], [0]])
+    first, second, _ = figure.axes
+    np.testing.assert_array_equal(first.images[0].get_array(), coarse)
+    assert first.images[0].get_clim() == second.images[0].get_clim() == (0.4, 1.0)
+    (marks,) = first.lines
+    assert list(zip(*marks.get_data(), strict=True)) == [(0, 0), (1, 1)]
+    assert [axes.get_title() for axes in (first, second)] == ["stage 1 of 2", "stage 2 of 2"]
+    assert first.get_legend().get_texts()[0].get_text() == "key steps"
+    (alone,) = similarity_figure([fine], [[0]]).axes[:1]
+    assert alone.get_title() == ""
+
+
+def test_a_model_is_calibrated_on_prompts(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
+    """Each a shot, as long as a window of the model; a job with shots so long finds it."""
+    model = rehash_job["model"]
+    flags = ("--prompt", "kite", "--prompt", "a red ball", "--size", "32x32", "--steps", STEPS)
+    ran = longtake("calibrate", model, *flags, "--rehash", "0.5")
+    assert ran.code == 0, ran.err
+    assert "shot 2 of 2, step 5 of 5\n" in ran.err
+    (file,) = Path("plans").glob("rehash-profile-*.json")
+    record = json.loads(file.read_text())
+    assert record["key"]["latent_size"][0] == 16 and len(record["how"]["prompts"]) == 2
+    del rehash_job["seconds"]
+    Path("film.yaml").write_text(json.dumps(rehash_job | {"pixel_frames": 30}))
+    assert longtake("plan", "film.yaml").code == 0
+    again = longtake("calibrate", *flags, "--model", model, "--rehash", "0.5")
+    assert (again.code, again.err) == (0, ""), "the model may be named either way"
+
+
+def test_what_cannot_be_calibrated_on_is_refused(
+    rehash_job: dict, longtake: Callable[..., Ran], tmp_path: Path
+) -> None:
+    def said(*args: object) -> str:
+        return refusal(longtake("calibrate", *args), 2)
+
+    model = rehash_job["model"]
+    wanted = f"longtake calibrate {model} --prompt ... --prompt ..."
+    assert wanted in said(model) and wanted in said("--model", model)
+    assert "longtake calibrate demo --prompt" in said()
+    two = ("--prompt", "a", "--prompt", "b")
+    assert "several --prompt go with a model; write shots into film.yaml" in said("film.yaml", *two)
+    assert f"two models, demo and --model {model}; give one" in said("demo", "--model", model)
+    assert "'gpu': valid: auto, cpu, cuda, or a GPU such as cuda:1" in said(
+        "film.yaml", "--device", "gpu"
+    )
+    found = "For them can be found: key steps, with --rehash 0.99"
+    assert f"animatediff models do not take fast_attention yet. {found}" in said("film.yaml")
+    assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_named(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
+    for device in ("cuda", "cuda:1"):
+        ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--device", device)
+        assert "finds no GPU to use; give --device cpu or auto" in refusal(ran, 6)

@@ -21,6 +21,7 @@ KEY = CalibrationKey(
     scheduler="ddim",
     flow_shift=None,
     guided=True,
+    dtype="bfloat16",
 )
 SIMILARITY = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 1 / 3], [0.1, 1 / 3, 1.0]])
 
@@ -36,12 +37,12 @@ def test_a_saved_profile_is_found_by_its_key_to_the_last_bit(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"similarity": [[1.0]]}, "does not hold similarities of 3 steps"),
+        ({"similarity": [[1.0]]}, "does not hold similarities of 3 steps: calibrate again"),
         ({"similarity": [[float("nan")] * 3] * 3}, "does not hold similarities"),
         ({"similarity": "x"}, "holds no profile"),
         ({"similarity": [[1.0], [1.0, 2.0]]}, "holds no profile"),
-        ({"format": 1}, "no rehash profile of format 2"),
-        ({"key": {}}, "was made for"),
+        ({"format": 1}, "no rehash profile of format 3"),
+        ({"key": {}}, r"was made for .*: calibrate again"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, change: dict, said: str) -> None:

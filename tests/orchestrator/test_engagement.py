@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.units import Unit
 from orchestrator.engagement import (
+    LETTERS,
     all_counted,
     engaged,
     engagement,
@@ -28,8 +31,8 @@ def test_a_unit_that_was_computed_again_counts_once() -> None:
     ]
     assert engaged(records) == {"adaptive.skipped": 1, "adaptive.computed": 1}
     assert records[0] | {"type": ""} == {
-        "type": "", "key": "shot 1 window 2 step 4", "counts": {"adaptive.skipped": 1},
-        "shot": 0, "stage": 0, "index": 1, "step": 4,
+        "type": "", "key": "shot 1 window 2 step 4", "kind": "step",
+        "counts": {"adaptive.skipped": 1}, "shot": 0, "stage": 0, "index": 1, "step": 4,
     }  # fmt: skip
 
 
@@ -87,11 +90,38 @@ def test_what_every_tile_did_step_by_step() -> None:
         Unit("step", 0, 1, 0, 0, 3): {"adaptive.skipped": 1},
         Unit("step", 0, 0, 2, 0, 0): {"adaptive.computed": 1},
     }
+    done[Unit("decode", 0)] = {"slicing.decoder": 5}  # is none of a tile's steps
     rows = tile_steps([{"type": "out"}, *(engagement(unit, each) for unit, each in done.items())])
     assert rows == [
         {"shot": 0, "stage": 0, "window": 2, "steps": "x"},
         {"shot": 0, "stage": 1, "window": 0, "steps": "xr ."},
     ]
+
+
+@pytest.mark.parametrize(
+    ("letter", "counts"),
+    [
+        ("x", {}),
+        ("x", {"layers": 8}),
+        ("w", {"layers": 8, "window": 1}),
+        ("w", {"window": 3, "share_steps": 1, "share_branches": 1}),
+        ("s", {"window": 2, "share_steps": 1, "share_branches": 1}),
+        ("s", {"share_branches": 1}),
+        ("s", {"share_steps": 1}),
+    ],
+)
+def test_a_step_has_the_letter_of_what_most_of_its_attention_did(
+    letter: str, counts: dict[str, int]
+) -> None:
+    def steps(**more: int) -> str:
+        told = {f"fast_attention.{name}": count for name, count in counts.items()}
+        told |= {name.replace("__", "."): count for name, count in more.items()}
+        (row,) = tile_steps([engagement(Unit("step", 0), told)])
+        return row["steps"]
+
+    assert steps() == steps(adaptive__computed=1) == letter and letter in LETTERS
+    assert steps(adaptive__skipped=1) == "."
+    assert steps(rehash__reused=2) == "r"
 
 
 def test_whatever_did_nothing_is_named_in_one_message() -> None:
@@ -101,6 +131,8 @@ def test_whatever_did_nothing_is_named_in_one_message() -> None:
     assert "ran 0 groups of operators in slices (the model is too small" in wrong
     lines, wrong = told(both, slicing=7, adaptive__computed=4)
     assert lines == ["slicing: ran 7 groups of operators in slices"]
+    lines, _ = told(both, slicing=0, slicing__decoder=2, adaptive__skipped=4)
+    assert lines[1] == "slicing: ran 0 groups of operators in slices and 2 of the decoder"
     assert wrong.startswith("adaptive did nothing: ")
     attention = Accelerations(fast_attention=FastAttention())
     wrong = told(attention, fast_attention__layers=8)[1]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from jobs.accelerations import Accelerations, Adaptive
 from jobs.errors import BadJob
@@ -16,7 +17,7 @@ from jobs.units import Unit
 from orchestrator.borders import borders
 from orchestrator.engagement import engagement
 from orchestrator.report import report_file, report_job
-from orchestrator.report_page import page
+from orchestrator.report_page import page, tiles_figure
 from tests.orchestrator.test_verify import Finished, finished
 
 pytestmark = pytest.mark.slow
@@ -147,17 +148,57 @@ def test_the_page_holds_everything_and_runs_nothing(tmp_path: Path) -> None:
         assert part in told
 
 
-def test_what_the_tiles_did_is_drawn(tmp_path: Path) -> None:
+def test_what_the_tiles_did_is_in_the_report(tmp_path: Path) -> None:
     job = finished(tmp_path)
     assert "<h2>Steps</h2>" not in page(*report_job(job.folder, None))
     journal = Journal.open(job.folder, "driver-2")
     journal.begin_epoch()
-    counts = [{"adaptive.computed": 1}, {"adaptive.skipped": 1}]
-    units = [Unit("step", 0, index=1, step=step) for step in range(2)]
+    counts = [{"adaptive.computed": 1}, {"fast_attention.window": 3}, {"adaptive.skipped": 1}]
+    units = [Unit("step", 0, index=1, step=step) for step in range(3)]
     journal.append([engagement(*each) for each in zip(units, counts, strict=True)])
     said, pictures = report_job(job.folder, None)
-    assert said["tiles"] == [{"shot": 0, "stage": 0, "window": 1, "steps": "x."}]
-    assert "<h2>Steps</h2>" in page(said, pictures)
+    assert said["tiles"] == [{"shot": 0, "stage": 0, "window": 1, "steps": "xw."}]
+    told = page(said, pictures)
+    assert "<h2>Steps</h2>" in told and 'alt="what each window did at each step"' in told
+
+
+def test_what_the_tiles_did_is_drawn() -> None:
+    """Every letter in a colour of its own, the steps from left to right, and its meaning beside."""
+    tiles = [
+        {"shot": 0, "stage": 0, "window": 0, "steps": "xwsr."},
+        {"shot": 0, "stage": 0, "window": 1, "steps": "x w"},
+        {"shot": 1, "stage": 2, "window": 0, "steps": "xx"},
+        {"shot": 2, "stage": 0, "window": 0, "steps": "x"},
+    ]
+    figure = tiles_figure(tiles)
+    (axes,) = figure.axes
+    (mesh,) = axes.collections
+    rows = mesh.get_array()
+    colours = [[to_hex(colour) for colour in row] for row in mesh.to_rgba(rows)]
+    dark, orange, green, blue, white, grey = (
+        "#333333", "#ff7f0e", "#2ca02c", "#1f77b4", "#ffffff", "#dddddd"
+    )  # fmt: skip
+    assert colours == [
+        [dark, orange, green, blue, white],
+        [dark, grey, orange, grey, grey],
+        [dark, dark, grey, grey, grey],
+        [dark, grey, grey, grey, grey],
+    ]
+    (legend,) = figure.legends
+    meaning = {
+        text.get_text(): to_hex(patch.get_facecolor())
+        for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)
+    }
+    assert meaning == {
+        "not known": grey, "skipped the model": white, "reused a key step's features": blue,
+        "shared attention over steps or branches": green, "windowed attention": orange,
+        "ran the model in full": dark,
+    }  # fmt: skip
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "shot 1 stage 1", "shot 2 stage 3", "shot 3 stage 1"
+    ]  # fmt: skip
+    (legend,) = tiles_figure(tiles[3:]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["ran the model in full"]
 
 
 def test_what_accelerations_did_is_told(tmp_path: Path) -> None:

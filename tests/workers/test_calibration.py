@@ -6,19 +6,15 @@ import dataclasses
 from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from accel.attention_search import Progress
-from accel.memory import TensorAccounting
-from accel.rehash import similarity
-from jobs.accelerations import Accelerations, FastAttention, Rehash
+from jobs.accelerations import Accelerations, FastAttention
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
 from jobs.model_scheduler import choose_scheduler
-from jobs.rehash_profile import load as load_profile
 from jobs.spec import resolve
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
@@ -35,11 +31,9 @@ from tests.workers.tiny import (
     tiny_worker,
 )
 from tests.workers.tiny_families import KINDS, tiny_family
-from workers.bundles import to_tensors
 from workers.calibration import (
     CalibrationSample,
     find_plans,
-    find_profiles,
     shot_keys,
     token_grid,
 )
@@ -157,6 +151,10 @@ def test_jobs_look_for_what_was_calibrated_on_their_longest_shot(tmp_path: Path,
     assert found == shot_keys(family, model.identity, render, 6)
     assert found[-1].guided is (kind != "hunyuan-video")
     assert found[-1].latent_size[0] == 6
+    assert {key.dtype for key in found} == {"float32"}
+    halved = job_keys(dataclasses.replace(job, dtype="bfloat16"), model, scheduler)
+    half = open_family(tiny.name, str(tiny.folder), "bfloat16", "cpu")
+    assert halved == shot_keys(half, model.identity, render, 6) != found
 
 
 # -- renders
@@ -226,65 +224,3 @@ def test_a_model_that_is_told_its_guidance_has_one_branch(tmp_path: Path) -> Non
         family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
         (key,) = shot_keys(family, "m", tiny.shot)
         assert key.guided is two
-
-
-# -- profiles of rehash
-
-
-def test_a_profile_is_of_the_features_that_a_render_keeps(tmp_path: Path) -> None:
-    tiny = tiny_family("animatediff", tmp_path)
-    shot = dataclasses.replace(tiny.shot, stage_steps=(4,))
-    asked = Accelerations(rehash=Rehash(key_steps=((0, 1, 2, 3),)))
-    worker = tiny_worker(tiny.folder, family=tiny.name, accelerations=asked)
-    done = render_windows(worker, shot, WHOLE)
-    kept = [to_tensors(done[0, step], "accel.rehash.")["both.feature"] for step in range(3)]
-    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
-    (found,) = find_profiles(family, "m", [shot], folder=tmp_path / "plans")
-    np.testing.assert_allclose(found[:3, :3], similarity(kept), rtol=1e-12)
-    assert found.shape == (4, 4) and 0 < found[0, 3] < 1
-    (key,) = shot_keys(family, "m", shot)
-    np.testing.assert_array_equal(load_profile(tmp_path / "plans", key), found)
-
-
-def test_every_stage_has_a_profile(tmp_path: Path) -> None:
-    tiny = tiny_family("animatediff", tmp_path)
-    shot = dataclasses.replace(tiny.shot, stage_steps=(3, 2))
-    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
-    shots, told = [shot, dataclasses.replace(shot, seed=8)], []
-    found = find_profiles(family, "m", shots, folder=tmp_path, progress=lambda *at: told.append(at))
-    assert [each.shape for each in found] == [(3, 3), (2, 2)]
-    steps = {0: 3, 1: 2}
-    assert told == [(at, n, step) for at in steps for n in (0, 1) for step in range(steps[at])]
-    for key, each in zip(shot_keys(family, "m", shot), found, strict=True):
-        np.testing.assert_array_equal(load_profile(tmp_path, key), each)
-    alone = [find_profiles(family, "m", [each], folder=tmp_path / "alone") for each in shots]
-    for stage, mean in enumerate(found):
-        np.testing.assert_allclose(mean, (alone[0][stage] + alone[1][stage]) / 2)
-
-
-def test_features_of_one_shot_at_a_time_are_held(tmp_path: Path) -> None:
-    tiny = tiny_family("animatediff", tmp_path)
-    shot = dataclasses.replace(tiny.shot, stage_steps=(8,))
-    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu")
-    shots = [dataclasses.replace(shot, seed=seed) for seed in range(4)]
-    find_profiles(family, "m", shots[:1], folder=tmp_path)  # loads what is loaded once
-    peaks_bytes = []
-    for some in (shots[:1], shots):
-        with TensorAccounting() as memory:
-            find_profiles(family, "m", some, folder=tmp_path)
-        peaks_bytes.append(memory.peak_bytes)
-    one, four = peaks_bytes
-    assert four < 1.2 * one
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_profile_is_made_on_a_gpu(tmp_path: Path) -> None:
-    tiny = tiny_family("animatediff", tmp_path)
-    here, there = (
-        find_profiles(
-            open_family(tiny.name, str(tiny.folder), "float32", device), "m", [tiny.shot],
-            folder=tmp_path,
-        )
-        for device in ("cpu", "cuda:0")
-    )  # fmt: skip
-    np.testing.assert_allclose(there, here, rtol=1e-3)

@@ -294,8 +294,8 @@ def test_memory_of_hunyuan_videos_shapes() -> None:
         "transformer": {"patch_size": 2, "num_attention_heads": 24, "attention_head_dim": 128},
         "vae": {"block_out_channels": [128, 256, 512, 512]},
     }
-    denoise = HunyuanVideo().denoise_bytes(configs, (33, 90, 160), "bfloat16")
-    assert denoise == 33 * 45 * 80 * 3072 * 2 * 26
+    denoise = HunyuanVideo().denoise_bytes(configs, (33, 90, 160), "bfloat16", 256)
+    assert denoise == (33 * 45 * 80 + 256) * 3072 * 2 * 26
     short, long = (HunyuanVideo().decode_bytes(configs, 720, 1280, n) for n in (17, 129))
     assert 72.5e9 < short < 85e9
     assert long - short == 112 * 720 * 1280 * 3 * 16

@@ -29,7 +29,7 @@ from orchestrator.show import plan_report, plan_text
 from tests.workers.test_animatediff import spoiled
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_svd import FRAMES, SCALE_PX, WIDTH, svd_shot, write_image, write_tiny_svd
-from workers.bundles import to_tensor
+from workers.bundles import to_bundle, to_tensor
 from workers.families.svd import SVDFamily
 from workers.joining import join
 from workers.noise import image_noise, initial_noise
@@ -280,6 +280,20 @@ def test_a_piece_is_a_segment_of_the_whole_shot(folder: Path, image: ImageFile) 
     assert done[task.unit].meta["pixel_frames"] == "5"
 
 
+def test_slices_of_the_decoder_are_counted(folder: Path, image: ImageFile) -> None:
+    asked = job(folder, image, steps=2) | {"accelerations": {"slicing": {"slices": 3}}}
+    plan = prepare(parse_spec(asked)).plan
+    task = plan.task(Unit("decode", 0), 1)
+    (shot,) = plan.shots
+    size = (1, CHANNELS, shot.render.latent_frames, shot.render.latent_height)
+    latents = to_bundle({"latents": torch.zeros(*size, shot.render.latent_width)})
+    worker = worker_of(folder, accelerations=plan.accelerations)
+    counts = [worker.run(task, [latents])[0].engaged for _ in range(2)]
+    assert counts[0] == counts[1] and counts[0].keys() == {"slicing.decoder"}
+    assert counts[0]["slicing.decoder"] > 0
+    assert worker_of(folder).run(task, [latents])[0].engaged == {}
+
+
 def test_memory_of_stable_video_diffusions_shapes() -> None:
     """14 frames of 1024 x 576: one copy of the decoder's widest level, 256 channels of every pixel
     in float32, is 8.5 GB; live tensors were counted: 33.8 GB. A shot of 25 frames needs as much
@@ -291,7 +305,7 @@ def test_memory_of_stable_video_diffusions_shapes() -> None:
     short, long = (SVD().decode_bytes(configs, 576, 1024, frames) for frames in (14, 25))
     assert 33.8e9 < short < 40e9
     assert long / short == pytest.approx(25 / 14)
-    assert 4e9 < SVD().denoise_bytes(configs, (14, 72, 128), "float16") < 6e9
+    assert 4e9 < SVD().denoise_bytes(configs, (14, 72, 128), "float16", 1) < 6e9
 
 
 def test_an_image_is_encoded_by_encoder_and_autoencoder_together() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 
+from jobs.accelerations import Accelerations, Slicing
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.units import DecodeTask, ShotRender, Unit, Window
@@ -26,7 +27,7 @@ from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
 from workers.families import wan
 from workers.video import iter_frames
-from workers.worker import Worker
+from workers.worker import Worker, _blame
 
 ONE = [Window(0, 0, 9)]
 
@@ -229,6 +230,25 @@ def test_blame_is_told_apart(tiny_wan: Path, monkeypatch, error: Exception, kind
     assert "shot 1 prompts" in str(caught.value)
     if kind == "worker":
         assert "RuntimeError: the device fell over (at test_worker.py:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slices", "says", "silent"),
+    [
+        ("step", None, "smaller size, or accelerations: {slicing: {slices: 8}} (2 GiB", "where"),
+        ("step", 6, "smaller size, or accelerations: {slicing: {slices: 12}} (2 GiB", "where"),
+        ("decode", None, "{slices: 8}}, where slicing cuts the decoder", "12"),
+        ("encode", None, "plan smaller windows or a smaller size (2 GiB", "slicing"),
+    ],
+)
+def test_what_runs_out_of_memory_says_what_needs_less(
+    tiny_wan: Path, kind: str, slices: int | None, says: str, silent: str
+) -> None:
+    asked = Accelerations(slicing=Slicing(slices=slices) if slices else None)
+    setup = tiny_worker(tiny_wan, accelerations=asked).setup
+    with pytest.raises(UnitError) as caught, _blame(Unit(kind, 0), setup):
+        raise torch.cuda.OutOfMemoryError("2 GiB too much")
+    assert says in str(caught.value) and silent not in str(caught.value)
 
 
 def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:

@@ -34,6 +34,11 @@ class ModelFamily(Protocol):
     even_sigmas: bool  # whether the pipeline spreads a flow's steps from 1 to 0 by itself
 
     @property
+    def dtype(self) -> str:
+        """The name of what the denoiser computes in, such as bfloat16."""
+        ...
+
+    @property
     def denoiser(self) -> torch.nn.Module:
         """The model that accelerations attach to."""
         ...

@@ -63,6 +63,11 @@ class FolderModel(ABC):
         self._lanes = LaneKeeper()  # of a decoder that goes on where it stood
         self._text: Any = None  # from the first shot's encoding to whatever comes after
 
+    @property
+    def dtype(self) -> str:
+        """The name of what the denoiser computes in."""
+        return str(self._dtype).removeprefix("torch.")
+
     @cached_property
     def denoiser(self) -> Any:
         part = FAMILIES[self.name].denoiser
