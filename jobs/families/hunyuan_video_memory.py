@@ -23,7 +23,7 @@ def denoise_bytes(
     tokens = frames * (height // patch) * (width // patch)
     features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     block = (tokens + text_tokens) * features * _TOKEN_COPIES * DTYPE_BYTES[dtype]
-    return max(block, refining_bytes(transformer, tokens, text_tokens, dtype))
+    return int(max(block, refining_bytes(transformer, tokens, text_tokens, dtype)))
 
 
 def refining_bytes(transformer: Config, tokens: int, text_tokens: int, dtype: str) -> int:
@@ -35,4 +35,4 @@ def refining_bytes(transformer: Config, tokens: int, text_tokens: int, dtype: st
     pair_bytes = 2 + heads * (1 + width)
     text = _REFINER_COPIES * text_tokens * heads * head_dim * width + pair_bytes * text_tokens**2
     waiting = tokens * heads * head_dim * width + 2 * tokens * head_dim * 4
-    return text + waiting
+    return int(text + waiting)
