@@ -24,9 +24,15 @@ from jobs.pyramid import MOST_STAGES
 
 SIDECAR = "longtake.json"
 
-#: The models that ship, by name: a plain one, and its twin that knows a pyramid of three stages.
-DEMOS = {"demo": "demo_model", "demo-pyramid": "demo_pyramid"}
-_DEMOS = ", ".join(repr(name) for name in DEMOS)
+#: The models that ship, by name: of each kind a plain one, and its twin that knows a pyramid of
+#: three stages.
+DEMOS = {
+    "demo": "demo_model",
+    "demo-pyramid": "demo_pyramid",
+    "demo-animatediff": "demo_animatediff",
+    "demo-animatediff-pyramid": "demo_animatediff_pyramid",
+}
+DEMO_NAMES = ", ".join(repr(name) for name in DEMOS)
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,7 +74,7 @@ def resolve_model(name: str) -> Path:
     found = _HUB_ID.fullmatch(name)
     if folder.exists() or found is None or name.startswith(("./", "../", "~", "/")):
         what = "is a file" if folder.exists() else "is no folder here"
-        valid = f"{_DEMOS}, the folder of a model, or a Hugging Face id like org/name"
+        valid = f"{DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name"
         raise BadJob(f"model: {name!r} {what}; valid: {valid}")
     return _download(found["id"], found["revision"])
 
@@ -130,9 +136,9 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
         named = repository + (f"@{revision}" if revision else "")
         raise CannotRunHere(
             f"model {named!r} is no folder here and could not be had from Hugging Face: {reason}\n"
-            f"Valid: {_DEMOS}, the folder of a model, or a Hugging Face id like org/name. Without "
-            "a network, fetch it once with one (hf download org/name), or copy its folder here and "
-            "give the path"
+            f"Valid: {DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name. "
+            "Without a network, fetch it once with one (hf download org/name), or copy its folder "
+            "here and give the path"
         ) from error
 
 

@@ -50,7 +50,9 @@ StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising step
 ModelOption = Annotated[
     str | None,
     typer.Option(
-        "--model", help="'demo', 'demo-pyramid', a diffusers folder, or a Hugging Face id"
+        "--model",
+        help="demo, demo-pyramid, demo-animatediff, demo-animatediff-pyramid, a diffusers folder, "
+        "or a Hugging Face id",
     ),
 ]
 LorasOption = Annotated[

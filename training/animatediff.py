@@ -2,10 +2,12 @@
 
     python -m training.picture_vae
     python -m training.reading --clip --out training/runs/clip
-    python -m training.animatediff --frames 1 --out training/runs/pictures --steps 3000
+    python -m training.animatediff --frames 1 --init training/runs/clip --out training/runs/pictures
     python -m training.animatediff --init training/runs/pictures --out training/runs/animatediff
+    python -m training.demo_model --kind animatediff --out FOLDER
 
-With windows of one frame the motion modules are left out, as they are where they add nothing.
+For a twin that knows a pyramid the fourth with ``--stages 3 --coarse first``. With windows of one
+frame the motion modules are left out, as they are where they add nothing.
 Variance-preserving diffusion as DDIM renders it. The model predicts velocity: at the schedule's
 end, which is nearly pure noise, the clip that a predicted noise stands for is that noise's error
 times 150. Run it again on the same folder to go on.
@@ -37,6 +39,7 @@ from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer, noise_of, options_of
 
 WINDOW_FRAMES = 16
+PEAK_RATE, MOTION_PEAK_RATE = 1e-3, 3e-4  # motion at the former unlearns pictures
 BATCH = 4  # windows of so many frames; of one frame, as many as take the same work
 ARCHITECTURE = {
     "sample_size": 12,
@@ -157,7 +160,7 @@ def new_recipe(frames: int, **changes: object) -> Recipe:
         odd_shapes=0.0,
         tokens=144 * WINDOW_FRAMES * BATCH,
         least_clip_frames=2 * WINDOW_FRAMES - 1,
-        peak_rate=1e-3,
+        peak_rate=PEAK_RATE if frames == 1 else MOTION_PEAK_RATE,
         **changes,
     )
 

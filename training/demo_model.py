@@ -35,7 +35,7 @@ from training.vae import VaeRecipe, new_vae
 from training.vae import train as train_vae
 from training.wan import WanStudent, new_model, new_trainer
 
-LARGEST_FOLDER_BYTES = 40_000_000
+LARGEST_FOLDER_BYTES = 20_000_000
 
 
 def render_defaults(recipe: Recipe, noise: NoiseRecipe) -> dict[str, object]:
@@ -55,16 +55,13 @@ def render_defaults(recipe: Recipe, noise: NoiseRecipe) -> dict[str, object]:
 def animatediff_defaults(noise: NoiseRecipe) -> dict[str, object]:
     """The same of an AnimateDiff model."""
     shared = {"format": 1, "fps": 12, "size": [96, 96], **_pyramid(noise)}
-    return (
-        shared
-        | {
-            "window_latent_frames": animatediff.WINDOW_FRAMES,
-            "overlap_latent_frames": 4,
-            "steps": 20,
-            "guidance": 4.0,
-        }
-        | {"stage_positions": False}
-    )
+    return shared | {
+        "window_latent_frames": animatediff.WINDOW_FRAMES,
+        "overlap_latent_frames": 4,
+        "steps": 20,
+        "guidance": 4.0,
+        "stage_positions": False,  # its motion modules count a window's own frames
+    }
 
 
 def _pyramid(noise: NoiseRecipe) -> dict[str, object]:
@@ -162,6 +159,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=("wan", "animatediff"), default="wan")
     parser.add_argument("--out", type=Path, help="default: the folder that ships, of the Wan model")
     parser.add_argument("--runs", type=Path, default=Path("training/runs"))
+    parser.add_argument("--picture-vae", type=Path, help="AnimateDiff's; default: in --runs")
     parser.add_argument("--vae-steps", type=int, default=0)
     parser.add_argument("--wan-steps", type=int, default=0)
     parser.add_argument("--stages", type=int, default=1, help="of a temporal pyramid")
@@ -169,10 +167,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.kind == "animatediff":
-        runs = options.runs
+        runs, vae = options.runs, options.picture_vae or options.runs / "picture_vae"
         if options.out is None or options.vae_steps or options.wan_steps:
             parser.error("--kind animatediff needs --out, and only puts parts together")
-        assemble_animatediff(runs / "animatediff", runs / "picture_vae", options.out)
+        assemble_animatediff(runs / "animatediff", vae, options.out)
         return
     recipe = Recipe(seed=options.seed, noise=NoiseRecipe(stages=options.stages))
     if options.vae_steps:

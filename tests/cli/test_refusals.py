@@ -192,7 +192,7 @@ GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--step
         ("--workers", "two", "Invalid value for '--workers'"),
         ("--timeout", "0", "Invalid value for '--timeout'"),
         ("--timeout", "nan", "--timeout"),
-        ("--model", "x", "model: 'x' is no folder here; valid: 'demo', 'demo-pyramid', the folder"),
+        ("--model", "x", "model: 'x' is no folder here; valid: 'demo', 'demo-pyramid',"),
         ("--model", "film.yaml", "model: 'film.yaml' is a file; valid: 'demo', 'demo-pyramid',"),
         ("--wokers", "2", "No such option: --wokers (Possible options: --workers)"),
     ],
@@ -208,7 +208,7 @@ def test_a_model_that_cannot_be_had(desk: Desk, monkeypatch: pytest.MonkeyPatch)
     args = ("--prompt", "a", "--seconds", "1", "--model", "nobody/nothing")
     said = desk.refuse(*args, code=6)
     assert "'nobody/nothing' is no folder here and could not be had from Hugging Face" in said
-    assert "Valid: 'demo', 'demo-pyramid', the folder of a model, or a Hugging Face id" in said
+    assert "'demo-animatediff-pyramid', the folder of a model, or a Hugging Face id" in said
 
 
 def test_several_mistakes_are_one_message(desk: Desk) -> None:

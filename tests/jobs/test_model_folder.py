@@ -42,7 +42,9 @@ def test_a_whole_folder_is_described(model):
 @pytest.mark.parametrize("name", DEMOS)
 def test_the_demo_models_are_whole(name):
     info = inspect_model(resolve_model(name))
-    assert info.family.name == "wan" and info.defaults.size[0] % info.geometry.size_multiple == 0
+    assert info.family.name == ("animatediff" if "animatediff" in name else "wan")
+    assert info.defaults.size[0] % info.geometry.size_multiple == 0
+    assert len(info.defaults.pyramid_steps) == (3 if name.endswith("pyramid") else 0)
 
 
 def test_looking_at_a_model_loads_no_torch(model):

@@ -13,7 +13,14 @@ from safetensors.numpy import load_file, save_file
 from jobs import model_hashes
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families.wan import Wan
-from jobs.model_folder import DEMOS, download_patterns, inspect_model, pinned_name, resolve_model
+from jobs.model_folder import (
+    DEMO_NAMES,
+    DEMOS,
+    download_patterns,
+    inspect_model,
+    pinned_name,
+    resolve_model,
+)
 from tests.jobs.model_folders import (
     CONFIGS,
     SHAPES,
@@ -98,9 +105,7 @@ def test_names_resolve(model, monkeypatch):
 def test_names_that_can_be_nothing(name, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(
-        BadJob, match="valid: 'demo', 'demo-pyramid', the folder of a model, or a Hug"
-    ):
+    with pytest.raises(BadJob, match=f"valid: {DEMO_NAMES}, the folder of a model, or a Hug"):
         resolve_model(name)
 
 
