@@ -209,6 +209,7 @@ def test_bad_data_is_refused_or_skipped(
     with pytest.raises(SystemExit) as refused:
         run(model, tmp_path, tmp_path / "out", "--steps", "1")
     said = str(refused.value)
+    assert "1 video cannot be trained on:" in said
     assert "short.mp4: lasts 0.25 s, and a clip 0.75 s" in said and "--bad-data skip" in said
     assert not (tmp_path / "out" / "model").exists()
     run(model, tmp_path, tmp_path / "out", "--steps", "1", "--bad-data", "skip")
@@ -223,19 +224,20 @@ def test_videos_too_short_for_whole_windows_are_counted(
     write_video(tmp_path / "less.mp4", frames=16)
     window = ["--steps", "1", "--pixel-frames", "9"]
     run(model, data, tmp_path / "all", *window)
-    assert "too short for whole windows" not in capsys.readouterr().err
+    assert "whole windows" not in capsys.readouterr().err
     run(model, tmp_path, tmp_path / "out", *window)
     said = capsys.readouterr().err
-    note = "note: 1 of 4 videos are too short for whole windows of stage 1, which take 1.75 s"
-    assert said.count("too short for whole windows") == 1 and note in said, said
+    note = "note: 1 of 4 videos last less than the 1.75 s that whole windows of stage 1 take"
+    assert said.count("whole windows") == 1 and note in said, said
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--size", "30x32"], "must be multiples of 16"),
+        (["--size", "30x32"], "--size 30x32: both must be multiples of 16"),
         (["--pixel-frames", "8"], "the nearest: 7 or 9"),
-        (["--step-shares", "1-1-1"], "has 3 shares for 2 stages"),
+        (["--step-shares", "1-1-1"], "has 3 shares for 2 stages; give one for each"),
+        (["--step-shares", "1"], "has 1 share for 2 stages"),
         (["--step-shares", "0-1"], "needs a share of 1 or more"),
         (["--batch", "0"], "--batch must be 1 or more, not 0"),
         (["--starts", "2"], "--starts is a share"),
@@ -254,6 +256,22 @@ def test_mistakes(model: Path, data: Path, tmp_path: Path, more: list[str], mess
     with pytest.raises(SystemExit) as refused:
         run(model, data, tmp_path / "out", "--steps", "1", *more)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--step-shares", "2-x"], "--step-shares: '2-x' is no shares; write them such as 2-1-1"),
+        (["--size", "832"], "--size: '832' is no size; write it such as 832x480"),
+        (["--size", "0x32"], "'0x32' is no size"),
+    ],
+)
+def test_what_has_another_form(
+    capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "demo", "--data", "data", "--out", "out", *more])
+    assert message in capsys.readouterr().err
 
 
 def test_a_plain_twin_has_no_pyramid(model: Path, data: Path, tmp_path: Path) -> None:

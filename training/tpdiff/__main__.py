@@ -10,6 +10,7 @@ to go on after a stop. A render of the result uses its pyramid.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
@@ -106,9 +107,10 @@ def _say_what_is_less(trainer: Trainer, say: Callable[[str], None]) -> None:
         most = frames_in(need_s, settings.fps)
         short = sum(frames_in(video.seconds, settings.fps) < most for video in videos)
         if short:
+            all_of_them = _count(len(videos), "video")
             say(
-                f"note: {short} of {len(videos)} videos are too short for whole windows of stage "
-                f"{number}, which take {need_s:.2f} s; theirs have fewer frames"
+                f"note: {short} of {all_of_them} last less than the {need_s:.2f} s that whole "
+                f"windows of stage {number} take; theirs have fewer frames"
             )
 
 
@@ -194,7 +196,8 @@ def _check_effect(options: argparse.Namespace) -> None:
 
 def _check(settings: Settings, multiple: int, scale: int) -> None:
     if any(side % multiple for side in settings.size):
-        raise BadJob(f"--size {settings.size} must be multiples of {multiple} px for this model")
+        said = "x".join(map(str, settings.size))
+        raise BadJob(f"--size {said}: both must be multiples of {multiple} px for this model")
     if (settings.pixel_frames - 1) % scale:
         near = 1 + (settings.pixel_frames - 1) // scale * scale
         raise BadJob(
@@ -203,7 +206,8 @@ def _check(settings: Settings, multiple: int, scale: int) -> None:
         )
     if settings.step_shares and len(settings.step_shares) != settings.stages:
         raise BadJob(
-            f"--step-shares has {len(settings.step_shares)} shares for {settings.stages} stages"
+            f"--step-shares has {_count(len(settings.step_shares), 'share')} for "
+            f"{settings.stages} stages; give one for each"
         )
     if settings.step_shares and min(settings.step_shares) < 1:
         raise BadJob("--step-shares: each stage needs a share of 1 or more")
@@ -251,7 +255,11 @@ def _scanned(
 def _told(bad: list[Bad]) -> str:
     shown = [f"  {each}" for each in bad[:20]]
     more = [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
-    return "\n".join([f"{len(bad)} videos cannot be trained on:", *shown, *more])
+    return "\n".join([f"{_count(len(bad), 'video')} cannot be trained on:", *shown, *more])
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _track(console: Console, items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -307,10 +315,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shares(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shares; write them such as 2-1-1")
     return tuple(int(share) for share in text.split("-"))
 
 
 def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it such as 832x480")
     width, height = text.lower().split("x")
     return int(width), int(height)
 
