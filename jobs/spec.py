@@ -335,7 +335,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         fps=fps,
         stage_steps=split_steps(steps, shares),
         first_stage=spec.pyramid_first_stage,
-        warnings=pyramid_warnings(len(shares), defaults),
+        warnings=pyramid_warnings(len(shares), defaults, geometry.family),
         scheduler=spec.scheduler,
         flow_shift=_or(spec.flow_shift, defaults.flow_shift),
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -48,6 +49,22 @@ StepShares = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Untrained:
+    """What a pyramid that weights were not trained for did to them."""
+
+    motions: int  # of 100 that were as told
+    instead_of: int  # as many, by the pyramid that they were trained for
+    on: str
+
+
+#: By family, the stages that weights were trained for, and those asked of them. By
+#: ``benchmarks/twins.py``; its result files are dated, and a test holds these to them.
+UNTRAINED: dict[tuple[str, int, int], Untrained] = {
+    ("wan", 1, 3): Untrained(36, 58, "the demo model"),
+}
+
+
 def _stages(spec: JobSpec, defaults: ModelDefaults) -> int:
     if spec.pyramid == "off":
         return 1
@@ -83,7 +100,7 @@ def pyramid_problems(
     return problems
 
 
-def pyramid_warnings(stages: int, defaults: ModelDefaults) -> tuple[str, ...]:
+def pyramid_warnings(stages: int, defaults: ModelDefaults, family: str) -> tuple[str, ...]:
     """What a person should know who asks for a pyramid that the weights were not trained for."""
     trained = max(1, len(defaults.pyramid_steps))
     if stages == trained:
@@ -91,8 +108,14 @@ def pyramid_warnings(stages: int, defaults: ModelDefaults) -> tuple[str, ...]:
     if stages == 1:
         return (f"these weights were trained for a pyramid of {trained} stages, which is off",)
     known = f"a pyramid of {trained} stages" if trained > 1 else "no pyramid"
+    measured = UNTRAINED.get((family, trained, stages))
+    expect = "its fidelity has not been measured"
+    if measured is not None:
+        expect = (
+            f"expect broken motion ({measured.on} then made {measured.motions} motions of 100 as "
+            f"told, instead of {measured.instead_of})"
+        )
     return (
         f"a pyramid of {stages} stages is asked for, but these weights were trained for {known}: "
-        "expect broken motion (the demo model then made 36 motions of 100 as told, instead of 58); "
-        "python -m training.tpdiff trains them for one",
+        f"{expect}; python -m training.tpdiff trains them for one",
     )

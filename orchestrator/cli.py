@@ -277,6 +277,10 @@ def report_command(
     reference: Annotated[
         Path | None, typer.Option(help="a film of the same length to compare with")
     ] = None,
+    border: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SECONDS", help="of a video file: where windows meet; repeatable"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """How a film holds together: window borders, colours and time, as a page with pictures."""
@@ -284,7 +288,9 @@ def report_command(
 
     film = Path(job_or_film).expanduser()
     if film.is_file():
-        said, pictures = report_file(film, reference)
+        said, pictures = report_file(film, reference, border or ())
+    elif border:
+        raise errors.BadJob(f"--border is for video files, and {job_or_film} is none; remove it")
     else:
         said, pictures = report_job(_open(store, writable=False).job(job_or_film), reference)
     if as_json:

@@ -25,6 +25,13 @@ from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.engagement import tile_steps
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
+from orchestrator.report_seams import (
+    border_frames,
+    border_pictures,
+    changes,
+    meter_of,
+    worst_borders,
+)
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
 from workers.fidelity import compare
@@ -38,6 +45,7 @@ class Pictures:
 
     sheet: Image | None  # frames of every shot
     worst: Image | None  # of every shot, the frames that lie farthest from the reference, beside it
+    borders: Image | None  # before and after the borders that show most
 
 
 def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Pictures]:
@@ -72,38 +80,53 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         "fps": plan.fps,
         "pixel_frames": plan.pixel_frames,
         "seam_median": _median(ratios),
+        "changes": None,
         "shots": shots,
         "time": _times(folder),
         "memory": _memory(folder, plan),
         "accelerations": inspect_job.engagement_lines(plan, records),
         "tiles": tile_steps(records),
     }
-    fidelity, worst = _fidelity(film, reference, rows)
-    return said | fidelity, Pictures(sheet=sheet, worst=worst)
+    return _with_pictures(said, film, reference, rows, sheet)
 
 
-def report_file(film: Path, reference: Path | None) -> tuple[dict[str, Any], Pictures]:
-    """Of a video file that no job of ours made: its colours, second by second. Raises
-    DamagedRecord if it cannot be read."""
+def report_file(
+    film: Path, reference: Path | None, borders_s: Sequence[float] = ()
+) -> tuple[dict[str, Any], Pictures]:
+    """Of a video file that no job of ours made: its colours, second by second, how much every frame
+    changes, and how much those at ``borders_s``. Raises DamagedRecord if it cannot be read, BadJob
+    for a border that is not in it."""
     facts = read_film(film)
-    row = Row(film.name, 0, facts.pixel_frames)
-    colours, sheet = _watch(film, [row], [])
     fps = float(facts.fps)
+    row = Row(film.name, 0, facts.pixel_frames)
+    seams = meter_of(border_frames(borders_s, film, fps, facts.pixel_frames), facts.pixel_frames)
+    colours, sheet = _watch(film, [row], [seams])
+    ratios = seams.ratios()
     drift = colours.drift(_seconds(facts.pixel_frames, fps), fps)
     said: dict[str, Any] = {
         "job": None,
         "film": str(film),
         "fps": fps,
         "pixel_frames": facts.pixel_frames,
-        "seam_median": None,
-        "shots": [_shot(row, drift, []) | {"stages": None}],
+        "seam_median": _median(ratios),
+        "changes": changes(seams, fps),
+        "shots": [_shot(row, drift, ratios) | {"stages": None}],
         "time": {},
         "memory": {},
         "accelerations": [],
         "tiles": [],
     }
-    fidelity, worst = _fidelity(film, reference, [row])
-    return said | fidelity, Pictures(sheet=sheet, worst=worst)
+    return _with_pictures(said, film, reference, [row], sheet)
+
+
+def _with_pictures(
+    said: dict[str, Any], film: Path, reference: Path | None, rows: list[Row], sheet: Image | None
+) -> tuple[dict[str, Any], Pictures]:
+    """What needs a second look at the film: its worst borders, and how it compares."""
+    shown = worst_borders(said)
+    fidelity, worst = _fidelity(film, reference, rows)
+    pictures = Pictures(sheet=sheet, worst=worst, borders=border_pictures(film, shown))
+    return said | {"worst_borders": shown} | fidelity, pictures
 
 
 def _shot(row: Row, drift: dict[str, Any], seams: list[dict[str, Any]]) -> dict[str, Any]:

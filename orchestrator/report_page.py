@@ -61,6 +61,21 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 {{ "%.2f" | format(report.seam_median) }}.</p>
 <img src="{{ seams }}" alt="ratio of each border">
 {% endif %}
+{% if report.changes %}
+<h2>Changes</h2>
+<p>Every frame's change over the usual one near by. {{ report.changes.outliers | length }} of
+{{ report.pixel_frames }} frames stand out: cuts, jumps, or borders of windows.</p>
+<img src="{{ changes }}" alt="ratio of each frame">
+{% endif %}
+{% if report.worst_borders %}
+<h2>Worst borders</h2>
+<table><tr><th>second</th><th>frame</th><th>ratio</th><th>what</th></tr>
+{% for at in report.worst_borders %}<tr><td>{{ "%.2f" | format(at.second) }}</td>
+<td>{{ at.frame }}</td><td>{{ "%.2f" | format(at.ratio) }}</td><td>{{ at.what }}</td></tr>
+{% endfor %}</table>
+<p>The frames before and after each.</p>
+<img src="{{ borders }}" alt="frames before and after the worst borders">
+{% endif %}
 <h2>Colours</h2>
 <p>Mean and spread of the windows in CIE Lab. A difference of 2 is just seen side by side.</p>
 <img src="{{ colours }}" alt="colours of each window">
@@ -114,7 +129,9 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
         report=report,
         sheet=_as_source(pictures.sheet),
         worst=_as_source(pictures.worst),
-        seams=_seam_chart(report),
+        borders=_as_source(pictures.borders),
+        seams=_seam_chart(report) if report["seam_median"] is not None else None,
+        changes=_changes_chart(report) if report["changes"] else None,
         colours=_colour_chart(report),
         fidelity=_fidelity_chart(report) if report["fidelity"] else None,
         tiles=_drawn(tiles_figure(report["tiles"])) if report["tiles"] else None,
@@ -132,6 +149,14 @@ def _seam_chart(report: dict[str, Any]) -> str:
         at_s = [seam["frame"] / report["fps"] for seam in shot["seams"]]
         axes.plot(at_s, [seam["ratio"] for seam in shot["seams"]], "o-", markersize=3, linewidth=1)
     axes.axhline(1.0, color="gray", linewidth=1)
+    axes.axhline(PLAIN_SEAM, color="tab:red", linewidth=1, linestyle="--")
+    return _drawn(figure)
+
+
+def _changes_chart(report: dict[str, Any]) -> str:
+    figure, axes = _figure("seconds", "ratio")
+    ratios = report["changes"]["ratio_of"]
+    axes.plot([n / report["fps"] for n in range(1, len(ratios) + 1)], ratios, linewidth=1)
     axes.axhline(PLAIN_SEAM, color="tab:red", linewidth=1, linestyle="--")
     return _drawn(figure)
 

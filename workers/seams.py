@@ -54,6 +54,17 @@ class SeamMeter:
                 rows.append(border | {"ratio": across / float(usual)})
         return rows
 
+    def changes(self) -> list[float]:
+        """Of every frame from the second on, its change over the usual one of the places near by,
+        wherever windows meet."""
+        every = range(1, len(self._differences))
+        found = []
+        for frame in every:
+            near = nearest(every, frame, 2 * NEIGHBOURS + 1)[1:]  # the first is itself
+            usual = np.median([self._difference(place) for place in near]) if near else np.nan
+            found.append(self._difference(frame) / float(usual) if near else 1.0)
+        return found
+
     def _difference(self, frame: int) -> float:
         """Between a frame and the one before; a film that is too short is still from there on."""
         known = self._differences[frame] if frame < len(self._differences) else 0.0

@@ -43,7 +43,7 @@ def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
         "ls": "--store --json",
         "show": "job --store --json",
         "verify": "job --store --json",
-        "report": "job_or_film --store --out --reference --json",
+        "report": "job_or_film --store --out --reference --border --json",
         "remove": "job --store --yes --json",
     }
     assert needed.keys() == set(COMMANDS)
@@ -268,6 +268,25 @@ def test_flags_win_over_the_file(desk: Desk) -> None:
     file = desk.job(f"model: {desk.model}\nprompt: a\nseconds: 1\nsize: 64x64\nsteps: 9\n")
     report = desk.run("plan", file, "--steps", "3", "--prompt", "b", "--json").json()
     assert (report["shots"][0]["steps"], report["shots"][0]["prompt"]) == (3, "b")
+
+
+def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
+    asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
+    said = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked}
+    file = desk.job(json.dumps(said | {"shots": [{"prompt": "kite", "pixel_frames": 60}]}))
+    ran = desk.run("plan", file)
+    assert ran.code == 0, ran.err
+    at = next(n for n, line in enumerate(ran.out.splitlines()) if line.startswith("  shot 1:"))
+    shot, coarse, fine, other = ran.out.splitlines()[at : at + 4]
+    assert "31 latent frames in 5 windows of 9, 7 steps" in shot
+    assert coarse == "    stage 1: every 2 latent frames one, 3 windows of 9, 4 steps"
+    assert fine == "    stage 2: every 1 latent frames one, 5 windows of 9, 3 steps"
+    assert "stage" not in other
+    assert "trained for no pyramid: its fidelity has not been measured" in ran.out
+    plain = desk.run("plan", desk.job(json.dumps(
+        said | {"pyramid": "off", "shots": [{"prompt": "kite", "pixel_frames": 60}]}
+    )))  # fmt: skip
+    assert "    stage" not in plain.out
 
 
 def test_a_plan_of_a_bad_job_is_refused_like_its_render(desk: Desk) -> None:

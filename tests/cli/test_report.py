@@ -21,6 +21,13 @@ def test_a_page_of_any_film(desk: Desk) -> None:
     assert (desk.folder / "sea.report.html").read_text().startswith("<!doctype html>")
 
 
+def test_known_borders(desk: Desk) -> None:
+    film = write_film(desk, "sea.mp4")
+    ran = desk.run("report", film, "--json", "--border", "0.5", "--border", "1")
+    assert ran.code == 0, ran.err
+    assert [seam["frame"] for seam in ran.json()["shots"][0]["seams"]] == [6, 12]
+
+
 def test_json_writes_a_page_only_if_asked(desk: Desk) -> None:
     film = write_film(desk, "sea.mp4")
     ran = desk.run("report", film, "--json", "--reference", film)
@@ -37,5 +44,9 @@ def test_mistakes(desk: Desk, stored: str) -> None:
     assert f"job {stored} has no film yet; longtake resume {stored}" in said
     said = refusal(desk.run("report", film, "--reference", other), 2)
     assert "the reference ends after 12 frames" in said
+    said = refusal(desk.run("report", stored, "--store", desk.store, "--border", "1"), 2)
+    assert f"--border is for video files, and {stored} is none" in said
+    said = refusal(desk.run("report", film, "--border", "2"), 2)
+    assert "--border 2 is not inside" in said and "from 0.08 to 1.92 s" in said
     assert "no job" in refusal(desk.run("report", "nothing", "--store", desk.store), 2)
     assert "cannot be written" in refusal(desk.run("report", film, "--out", "missing/a.html"), 2)

@@ -19,6 +19,7 @@ from orchestrator.engagement import engagement
 from orchestrator.report import report_file, report_job
 from orchestrator.report_page import page, tiles_figure
 from tests.orchestrator.test_verify import Finished, finished
+from workers.video import encode_segment
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +127,71 @@ def test_any_film_has_a_report(tmp_path: Path) -> None:
     assert "Window borders" not in page(said, pictures)
 
 
+def moving(frames: int, *jumps: int) -> np.ndarray:
+    """A ramp that moves evenly, and gets brighter by a step at each jump."""
+    x, t = np.arange(64)[None, None, :, None], np.arange(frames)[:, None, None, None]
+    film = np.broadcast_to(60 + np.abs((2 * x + 3 * t) % 120 - 60), (frames, 48, 64, 3)).copy()
+    for jump in jumps:
+        film[jump:] += 40
+    return film.astype(np.uint8)
+
+
+def written(path: Path, film: np.ndarray) -> Path:
+    path.write_bytes(encode_segment(film, fps=12, codec="h264", quality=4))
+    return path
+
+
+def test_frames_of_any_film_that_stand_out_are_listed(tmp_path: Path) -> None:
+    even, pictures = report_file(written(tmp_path / "even.mp4", moving(60)), None)
+    assert even["changes"]["outliers"] == even["worst_borders"] == []
+    assert len(even["changes"]["ratio_of"]) == 59 and pictures.borders is None
+    assert "Worst borders" not in page(even, pictures)
+    said, pictures = report_file(written(tmp_path / "jumping.mp4", moving(60, 20, 45)), None)
+    found = said["changes"]["outliers"]
+    assert [(each["frame"], each["second"]) for each in found] == [(20, 20 / 12), (45, 3.75)]
+    assert all(each["ratio"] > 5 for each in found)
+    assert [each["what"] for each in said["worst_borders"]] == ["stands out"] * 2
+    told = page(said, pictures)
+    assert "2 of\n60 frames stand out" in told and "<td>3.75</td>" in told
+    assert told.count("frames before and after the worst borders") == 1
+
+
+def test_known_borders_of_any_film(tmp_path: Path) -> None:
+    film = written(tmp_path / "a.mp4", moving(60, 20))
+    said, pictures = report_file(film, None, [3.0, 20 / 12])
+    seams = said["shots"][0]["seams"]
+    assert [seam["frame"] for seam in seams] == [20, 36]
+    assert seams[0]["ratio"] > 5 and seams[1]["ratio"] == pytest.approx(1, abs=0.3)
+    assert said["seam_median"] == pytest.approx((seams[0]["ratio"] + seams[1]["ratio"]) / 2)
+    assert [(at["frame"], at["what"]) for at in said["worst_borders"]] == [
+        (20, "border as given"),
+        (36, "border as given"),
+    ]
+    assert "Window borders" in page(said, pictures)
+    for second in (0.0, 5.0, -1.0, float("nan")):
+        with pytest.raises(BadJob, match=r"is not inside .*frames meet from 0\.08 to 4\.92 s"):
+            report_file(film, None, [second])
+
+
+def test_the_ten_worst_borders_of_a_job_are_shown(tmp_path: Path) -> None:
+    job = finished(tmp_path, codec="ffv1")
+    places = sorted({border["frame"] for border in borders(job.plan)})
+    frames = job.frames.copy()
+    at = places[len(places) // 2]
+    frames[at] = 255 - frames[at]
+    spoiled = Finished(tmp_path / "spoiled", job.plan, frames)
+    said, pictures = report_job(spoiled.folder, None)
+    worst = said["worst_borders"]
+    assert len(worst) == min(10, len(places)) and worst[0]["frame"] == at
+    assert worst[0]["what"].startswith("shot ") and " window " in worst[0]["what"]
+    assert [row["ratio"] for row in worst] == sorted((r["ratio"] for r in worst), reverse=True)
+    height, width = job.frames.shape[1:3]
+    shown = np.asarray(pictures.borders)[22 : 22 + height]
+    assert np.array_equal(shown[:, 6 : 6 + width], frames[at - 1])
+    assert np.array_equal(shown[:, 12 + width : 12 + 2 * width], frames[at])
+    assert f"<td>{at}</td>" in page(said, pictures)
+
+
 def test_a_job_without_its_film(tmp_path: Path) -> None:
     job = finished(tmp_path)
     job.film.unlink()
@@ -142,7 +208,7 @@ def test_the_page_holds_everything_and_runs_nothing(tmp_path: Path) -> None:
     job = Finished(tmp_path / "again", replace(job.plan, shots=shots), job.frames)
     told = page(*report_job(job.folder, job.film))
     assert "<script" not in told and "&lt;script&gt;" in told
-    assert told.count("data:image/png;base64,") == 4
+    assert told.count("data:image/png;base64,") == 5
     assert "http" not in told, "nothing is loaded from elsewhere"
     for part in ("Fidelity", "every frame is equal", "Window borders", "Colours"):
         assert part in told

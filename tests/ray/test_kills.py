@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
 from tests.ray.harness import (
+    RUN_LIMIT_S,
     Running,
     job_ids,
     longtake,
@@ -168,6 +170,70 @@ def test_fifty_kills_change_nothing(request: pytest.FixtureRequest, tmp_path: Pa
         print(f"round {seed}: {victim}, {kind}, {'counts' if hit else 'too late'}", flush=True)
     print(json.dumps(counted))
     assert sum(counted.values()) >= 50
+
+
+def at_the_jump(plan: Plan) -> Unit:
+    """The first step of the last window of the first shot's second stage: all windows of its first
+    stage are finished then."""
+    return Unit("step", 0, 1, plan.shots[0].stages[1].windows[-1].index, 0, 0)
+
+
+def of_first_stage(units: Iterable[Unit]) -> list[Unit]:
+    return [unit for unit in units if (unit.kind, unit.shot, unit.stage) == ("step", 0, 0)]
+
+
+def fault_at(unit: Unit, action: str, fired: Path) -> dict[str, str]:
+    return {
+        "LONGTAKE_FAULT": f"worker.before_unit:{action}",
+        "LONGTAKE_FAULT_ON": str(unit),
+        "LONGTAKE_FAULT_ONCE": str(fired),
+    }
+
+
+@pytest.mark.long
+def test_a_worker_dies_at_the_jump_between_stages(
+    pyramid_reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """It takes no finished stage with it."""
+    store, fired = tmp_path / "store", tmp_path / "fired"
+    plan = load_plan(pyramid_reference["store_path"])
+    args = ("render", pyramid_reference["job_file"], "--store", store, "--workers", 1)
+    fault = fault_at(at_the_jump(plan), "kill", fired)
+    ran = longtake(*args, "--out", tmp_path / "film.mp4", **fault)
+    assert ran.code == 0 and fired.exists(), ran.err
+    report = show(store, job_ids(store)[0])
+    assert report["frames_sha256"] == pyramid_reference["frames_sha256"], "the frames differ"
+    computed = Counter(step_unit(row) for row in units_logged(store))
+    assert computed[at_the_jump(plan)] == 1
+    of_first = of_first_stage(plan.units())
+    assert of_first and all(computed[unit] == 1 for unit in of_first)
+
+
+@pytest.mark.long
+def test_everything_dies_at_the_jump_between_stages(
+    pyramid_reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """What the first stage has made is durable by then, and is not made again."""
+    store, out, fired = tmp_path / "store", tmp_path / "film.mp4", tmp_path / "fired"
+    plan = load_plan(pyramid_reference["store_path"])
+    finished = {unit for unit in of_first_stage(plan.units()) if plan.is_last_step(unit)}
+    args = ("render", pyramid_reference["job_file"], "--store", store, "--out", out)
+    fault = fault_at(at_the_jump(plan), "hang", fired)
+    with Running(*args, "--workers", 1, log=tmp_path / "log.txt", **fault) as running:
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while not (fired.exists() and finished <= stored_units(store, load_plan(store))):
+            assert running.process.poll() is None and time.monotonic() < deadline, running.text()
+            time.sleep(0.1)
+        running.kill_everything()
+    killed_at_s, durable = time.time(), stored_units(store, plan := load_plan(store))
+    job = job_ids(store)[0]
+    assert show(store, job)["state"] == "interrupted"
+    ran = longtake("resume", job, "--store", store, "--workers", 1)
+    assert ran.code == 0, ran.err
+    assert show(store, job)["frames_sha256"] == pyramid_reference["frames_sha256"]
+    check_redone_work(store, plan, killed_at_s, durable)
+    again = {step_unit(row) for row in units_logged(store) if row["at_s"] >= killed_at_s}
+    assert at_the_jump(plan) in again and not of_first_stage(again)
 
 
 def kill_at(

@@ -7,26 +7,35 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import WanPipeline, WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from PIL import Image
 from safetensors.torch import load_file
 
 from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
+from jobs.units import ShotRender
 from tests.training.test_tpdiff_videos import write_video
 from tests.workers.tiny import write_tiny_wan
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
+from training.tpdiff.batches import MicroBatches
+from training.tpdiff.settings import Settings
 from training.tpdiff.texts import Texts
 from training.tpdiff.trainees import load_trainee
-from training.tpdiff.trainer import MicroBatches, Settings
 from training.tpdiff.videos import scan
 from training.tpdiff.wan import WanTrainee
 
 ROOT = Path(__file__).parents[2]
+
+#: Enough to meet both stages, and noises that alignment deals out otherwise.
+SHORT = ("--steps", "4", "--batch", "4", "--warmup-steps", "1")
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +54,12 @@ def run(model: Path, data: Path, out: Path, *more: str) -> Path:
     main(["--model", str(model), "--data", str(data), "--out", str(out), "--stages", "2",
           "--batch", "2", "--rate", "1e-3", *more])  # fmt: skip
     return out
+
+
+@pytest.fixture(scope="module")
+def plain(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What these steps give without any option."""
+    return run(model, data, tmp_path_factory.mktemp("plain"), *SHORT)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,15 +114,90 @@ def test_an_adapter(model: Path, data: Path, tmp_path: Path) -> None:
     assert not torch.allclose(plain, ours, atol=1e-2)
 
 
+def test_an_adapters_base_is_in_the_precision_asked_for(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is frozen; the adapter, and a whole model with it, stay in float32 and near to what they
+    are with a base in float32."""
+    bases: list[tuple[torch.dtype, torch.dtype]] = []
+    predict = WanTrainee.predict
+
+    def watched(self: WanTrainee, *inputs: Any) -> torch.Tensor:
+        kept = {p.requires_grad: p.dtype for p in self.denoiser.blocks[0].attn1.parameters()}
+        bases.append((kept[False], kept[True]))
+        return predict(self, *inputs)
+
+    monkeypatch.setattr(WanTrainee, "predict", watched)
+    said = ["--steps", "4", "--lora-rank", "2", "--merge", "--rate", "0.02", "--warmup-steps", "1"]
+    whole = run(model, data, tmp_path / "whole", *said)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = run(model, data, tmp_path / "half", *said, "--precision", "bf16")
+    assert bases == [(torch.float32, torch.float32)] * 4 + [(torch.bfloat16, torch.float32)] * 4
+    name = "blocks.0.attn1.to_q.weight"
+    before, ours, theirs = (weights(f)[name] for f in (model, half / "model", whole / "model"))
+    assert before.dtype == ours.dtype == torch.float32
+    assert (ours - theirs).norm() < 0.2 * (theirs - before).norm()
+    untouched = "patch_embedding.weight"
+    assert torch.equal(weights(model)[untouched], weights(half / "model")[untouched])
+    adapter = load_file(half / "lora" / "pytorch_lora_weights.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "more",
-    [["--no-alignment"], ["--no-stage-positions"], ["--checkpointing"], ["--coarse", "first"]],
+    [["--no-alignment"], ["--no-stage-positions"], ["--coarse", "first"], ["--precision", "bf16"]],
 )
-def test_options(model: Path, data: Path, tmp_path: Path, more: list[str]) -> None:
-    out = run(model, data, tmp_path / "out", "--steps", "1", *more)
+def test_options_change_what_is_learned(
+    model: Path, data: Path, tmp_path: Path, plain: Path, more: list[str]
+) -> None:
+    out = run(model, data, tmp_path / "out", *SHORT, *more)
+    ours, theirs = weights(out / "model"), weights(plain / "model")
+    assert not torch.equal(ours["proj_out.weight"], theirs["proj_out.weight"])
+    assert all(tensor.dtype == torch.float32 for tensor in ours.values())
     assert inspect_model(out / "model").defaults.stage_positions == (
         "--no-stage-positions" not in more
     )
+
+
+def test_checkpointing_computes_again_and_learns_the_same(
+    model: Path, data: Path, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+    forward = WanTransformerBlock.forward
+
+    def counted(self: WanTransformerBlock, *inputs: object) -> torch.Tensor:
+        entered.append("block")
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(WanTransformerBlock, "forward", counted)
+    run(model, data, tmp_path / "kept", *SHORT)
+    once = len(entered)
+    out = run(model, data, tmp_path / "out", *SHORT, "--checkpointing")
+    assert once == 2 * 4 and len(entered) - once == 2 * once, "each block of two, and again"
+    for name, tensor in weights(plain / "model").items():
+        assert torch.equal(tensor, weights(out / "model")[name]), name
+
+
+def test_pictures_are_rendered_as_films_will_be(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[str, tuple[int, ...]]] = []
+    sample = WanTrainee.sample
+
+    def watched(self: WanTrainee, shot: ShotRender, told: dict[str, torch.Tensor]) -> np.ndarray:
+        shown.append((shot.prompt, shot.stage_steps))
+        return sample(self, shot, told)
+
+    monkeypatch.setattr(WanTrainee, "sample", watched)
+    every = ["--steps", "1", "--sample-every", "1", "--sample-steps", "7"]
+    out = run(model, data, tmp_path / "out", *every)
+    assert shown == [("sea 0", (4, 3)), ("sea 1", (4, 3))]
+    shown.clear()
+    own = ["--sample-prompt", "a boat", "--step-shares", "5-2"]
+    other = run(model, data, tmp_path / "other", *every, *own)
+    assert shown == [("a boat", (5, 2))]
+    whole, half = (each / "samples" / "step_000001.png" for each in (out, other))
+    assert Image.open(whole).height > 1.5 * Image.open(half).height
 
 
 def test_bad_data_is_refused_or_skipped(
@@ -119,28 +209,69 @@ def test_bad_data_is_refused_or_skipped(
     with pytest.raises(SystemExit) as refused:
         run(model, tmp_path, tmp_path / "out", "--steps", "1")
     said = str(refused.value)
+    assert "1 video cannot be trained on:" in said
     assert "short.mp4: lasts 0.25 s, and a clip 0.75 s" in said and "--bad-data skip" in said
     assert not (tmp_path / "out" / "model").exists()
     run(model, tmp_path, tmp_path / "out", "--steps", "1", "--bad-data", "skip")
     assert "skipped:" in capsys.readouterr().err
 
 
+def test_videos_too_short_for_whole_windows_are_counted(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in data.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_video(tmp_path / "less.mp4", frames=16)
+    window = ["--steps", "1", "--pixel-frames", "9"]
+    run(model, data, tmp_path / "all", *window)
+    assert "whole windows" not in capsys.readouterr().err
+    run(model, tmp_path, tmp_path / "out", *window)
+    said = capsys.readouterr().err
+    note = "note: 1 of 4 videos last less than the 1.75 s that whole windows of stage 1 take"
+    assert said.count("whole windows") == 1 and note in said, said
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--size", "30x32"], "must be multiples of 16"),
+        (["--size", "30x32"], "--size 30x32: both must be multiples of 16"),
         (["--pixel-frames", "8"], "the nearest: 7 or 9"),
-        (["--step-shares", "1-1-1"], "has 3 shares for 2 stages"),
+        (["--step-shares", "1-1-1"], "has 3 shares for 2 stages; give one for each"),
+        (["--step-shares", "1"], "has 1 share for 2 stages"),
         (["--step-shares", "0-1"], "needs a share of 1 or more"),
         (["--batch", "0"], "--batch must be 1 or more, not 0"),
         (["--starts", "2"], "--starts is a share"),
         (["--rate", "0"], "--rate must be more than 0"),
+        (["--merge"], "--merge would change nothing: all weights are trained"),
+        (["--stages", "1", "--coarse", "first"], "--coarse would change nothing: --stages 1"),
+        (["--stages", "1", "--step-shares", "1"], "--step-shares would change nothing"),
+        (["--sample-prompt", "a boat"], "--sample-prompt would change nothing: --sample-every 0"),
+        (["--sample-steps", "9"], "--sample-steps would change nothing: --sample-every 0"),
+        (["--sample-prompt", " ", "--sample-every", "1"], "--sample-prompt is empty"),
+        (["--sample-steps", "1", "--sample-every", "1"], "is too few for 2 stages"),
+        (["--precision", "fp16"], "--precision fp16 needs a GPU, and there is none"),
     ],
 )
 def test_mistakes(model: Path, data: Path, tmp_path: Path, more: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as refused:
         run(model, data, tmp_path / "out", "--steps", "1", *more)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--step-shares", "2-x"], "--step-shares: '2-x' is no shares; write them such as 2-1-1"),
+        (["--size", "832"], "--size: '832' is no size; write it such as 832x480"),
+        (["--size", "0x32"], "'0x32' is no size"),
+    ],
+)
+def test_what_has_another_form(
+    capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "demo", "--data", "data", "--out", "out", *more])
+    assert message in capsys.readouterr().err
 
 
 def test_a_plain_twin_has_no_pyramid(model: Path, data: Path, tmp_path: Path) -> None:
@@ -183,19 +314,28 @@ def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Pat
 
 @pytest.mark.long
 def test_two_processes(model: Path, data: Path, tmp_path: Path) -> None:
-    """Each has its own stage; a step of both is the mean of their gradients."""
+    """Each draws its own; a step of both is one process's of twice as much. What there is to go on
+    from is said when all have written theirs."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "--module", "training.tpdiff", "--model", str(model), "--data", str(data), "--out",
+        "--module", "tests.training.late_rank", "--model", str(model), "--data", str(data), "--out",
         str(tmp_path / "out"), "--stages", "2", "--steps", "3", "--rate", "1e-3", "--batch", "1",
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     ran = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-3000:]
     assert ran.stderr.count("render with it") == 1, "one process speaks"
-    before, after = weights(model), weights(tmp_path / "out" / "model")
-    assert not torch.equal(before["proj_out.weight"], after["proj_out.weight"])
-    assert json.loads((tmp_path / "out" / "tpdiff.json").read_text())["origin"]["processes"] == 2
+    kept = tmp_path / "out" / "tpdiff.json"
+    assert json.loads(kept.read_text())["origin"]["processes"] == 2
+    late = tmp_path / "out" / "state" / "3" / "random_states_1.pkl"
+    assert late.stat().st_mtime <= kept.stat().st_mtime
+    alone = run(model, data, tmp_path / "alone", "--steps", "3", "--batch", "1",
+                "--accumulate", "2")  # fmt: skip
+    before = weights(model)
+    both, one = (weights(each / "model") for each in (tmp_path / "out", alone))
+    apart = sum((both[name] - one[name]).square().sum() for name in one).sqrt()
+    learned = sum((one[name] - before[name]).square().sum() for name in one).sqrt()
+    assert apart < 0.02 * learned and learned > 0, (apart, learned)
 
 
 def test_other_settings_in_the_same_folder_are_refused(

@@ -15,8 +15,9 @@ from accel.pyramid import lay_stages
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff import run
 from tests.workers.tiny_animatediff import write_tiny_animatediff
+from training.tpdiff.batches import MicroBatches
+from training.tpdiff.settings import Settings
 from training.tpdiff.trainees import load_trainee
-from training.tpdiff.trainer import MicroBatches, Settings
 from training.tpdiff.videos import scan
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,15 @@ def test_an_adapter_is_diffusers_own(model: Path, data: Path, tmp_path: Path) ->
         )
     assert torch.allclose(theirs, ours, atol=1e-4)
     assert not torch.allclose(without, ours, atol=1e-3)
+
+
+def test_an_adapter_of_a_base_in_half_precision(model: Path, data: Path, tmp_path: Path) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1", "--lora-rank", "2", "--precision",
+              "bf16", "--sample-every", "1", "--sample-steps", "2")  # fmt: skip
+    adapter = load_file(out / "lora" / "pytorch_lora_weights.safetensors")
+    assert adapter and {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+    assert (out / "samples" / "step_000001.png").stat().st_size > 1000
 
 
 def test_latents_are_what_a_render_decodes(model: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -53,6 +54,75 @@ def test_bad_videos_are_named_with_their_reason(tmp_path: Path) -> None:
     assert "neither mute.txt nor a line in metadata.jsonl" in said["mute.mp4"]
     assert said["short.mp4"] == "lasts 0.50 s, and a clip 1.00 s"
     assert "cannot be read" in said["torn.mp4"] and "cannot be read" in said["text.mp4"]
+
+
+def test_rows_without_a_video_are_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", caption=None)
+    (tmp_path / "._a.mp4").write_bytes(b"Mac OS X")
+    rows = [{"file_name": name, "text": "a sea \u2028 at night"} for name in ("./a.mp4", "b.mp4")]
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "metadata.jsonl").write_text(text, encoding="utf-8-sig")
+    good, bad = scan(tmp_path, least_s=1.0)
+    assert [(video.path.name, video.caption) for video in good] == [("a.mp4", "a sea at night")]
+    (missing,) = bad
+    assert str(missing).endswith("b.mp4: is no video there, but line 2 of metadata.jsonl names it")
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.mp4")
+    video.with_suffix(".txt").write_bytes("une forêt".encode("latin-1"))
+    _, (bad,) = scan(tmp_path, least_s=1.0)
+    assert str(bad).endswith("a.mp4: a.txt is not UTF-8; save it as UTF-8")
+    row = json.dumps({"file_name": "a.mp4", "text": "forêt"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_bytes(row.encode("latin-1"))
+    with pytest.raises(BadJob, match=r"metadata\.jsonl, line 1: byte 36 is not UTF-8; save"):
+        scan(tmp_path, 1.0)
+
+
+@pytest.mark.parametrize("left", [0.6, 0.9, 0.97])
+def test_a_video_that_is_torn_behind_its_header(tmp_path: Path, left: float) -> None:
+    """Its header, which comes first, says nothing of it."""
+    whole = write_video(tmp_path / "whole.mp4")
+    first = {"movflags": "faststart"}
+    with av.open(str(whole)) as of, av.open(str(tmp_path / "a.mp4"), "w", options=first) as to:
+        stream = to.add_stream_from_template(of.streams.video[0])
+        for packet in of.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                to.mux(packet)
+    torn = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(torn[: int(len(torn) * left)])
+    (tmp_path / "a.txt").write_text("a sea")
+    (good,), (bad,) = scan(tmp_path, least_s=0.1)
+    assert good.path == whole and "a.mp4: cannot be read" in str(bad)
+
+
+def test_every_format_lasts_as_long_as_it_is_shown(tmp_path: Path) -> None:
+    """By its packets, as by all of its frames."""
+    for ending, codec in ((".mkv", "ffv1"), (".avi", "mpeg4"), (".webm", "libvpx-vp9"),
+                          (".gif", "gif"), (".mov", "libx264")):  # fmt: skip
+        path = tmp_path / f"a{ending}"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=10)
+            stream.width, stream.height = 64, 48
+            stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+            for n in range(25):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 8 * n, np.uint8))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        path.with_suffix(".txt").write_text("a sea")
+    good, bad = scan(tmp_path, least_s=1.0)
+    assert bad == [] and len(good) == 5
+    for video in good:
+        assert video.seconds == pytest.approx(2.5, abs=0.01), video.path.name
+
+
+def test_a_video_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.mp4")
+    (video,), _ = scan(tmp_path, 1.0)
+    whole.write_bytes(whole.read_bytes()[:200])
+    with pytest.raises(BadJob, match=r"a\.mp4 cannot be read at 0\.50 s: .*; mend it and go on"):
+        read_clip(video, 0.5, 5, fps=12, size=(64, 48))
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:

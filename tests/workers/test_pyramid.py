@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from accel.positions import stage_positions
 from jobs.arrays import Bundle
@@ -25,6 +29,8 @@ STEPS = (3, 2)
 #: Where each stage begins and ends: its noise, of flow matching. See tests/accel for the theory.
 STAGES = ((1.0, 0.5), (0.5857864376, 0.0))
 SCALE, FRESH = 0.8284271247, 0.4142135624
+#: What a folder whose own scheduler is UniPC does not say of DPM++.
+DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "use_flow_sigmas": True}
 
 
 def shot_of(scheduler: str, **changes: object) -> ShotRender:
@@ -52,9 +58,12 @@ def noise_of(
 
 
 def scheduler_of(name: str, config: dict, stage: int):
-    kinds = {"euler": FlowMatchEulerDiscreteScheduler, "unipc": UniPCMultistepScheduler}
-    shift = {"euler": {"shift": FLOW_SHIFT}, "unipc": {"flow_shift": FLOW_SHIFT}}[name]
-    scheduler = kinds[name].from_config(config, **shift)
+    kind, said = {
+        "euler": (FlowMatchEulerDiscreteScheduler, {"shift": FLOW_SHIFT}),
+        "unipc": (UniPCMultistepScheduler, {"flow_shift": FLOW_SHIFT}),
+        "dpm++": (DPMSolverMultistepScheduler, {"flow_shift": FLOW_SHIFT} | DPM),
+    }[name]
+    scheduler = kind.from_config(config, **said)
     scheduler.set_timesteps(STEPS[stage])
     sigmas = torch.tensor(sigmas_of(stage, float(scheduler.sigmas[0])))
     scheduler.sigmas = sigmas
@@ -124,7 +133,7 @@ def ended(done: dict[Unit, Bundle], stage: int, window: int = 0) -> torch.Tensor
 
 
 @pytest.mark.parametrize("positions", [False, True])
-@pytest.mark.parametrize("name", ["euler", "unipc"])
+@pytest.mark.parametrize("name", ["euler", "unipc", "dpm++"])
 def test_one_window_a_stage_is_the_plain_loop(tiny_wan: Path, name: str, positions: bool) -> None:
     shot, worker = shot_of(name, stage_positions=positions), tiny_worker(tiny_wan)
     done = run_all(worker, shot, [[Window(0, 0, 4)], [Window(0, 0, 7)]])

@@ -88,6 +88,23 @@ def test_a_border_is_compared_within_its_shot() -> None:
     assert found[5] > 10
 
 
+def test_every_frames_change_over_its_neighbours() -> None:
+    film = moving()
+    film[BORDERS[1] :] += 60
+    meter = SeamMeter([], {})
+    for frame in film:
+        meter.add(frame)
+    changes = meter.changes()
+    assert len(changes) == FRAMES - 1
+    assert changes.pop(BORDERS[1] - 1) > 10
+    assert changes == pytest.approx([1.0] * (FRAMES - 2), rel=0.2)
+    short = SeamMeter([], {})
+    short.add(film[0])
+    assert short.changes() == []
+    short.add(film[1])
+    assert short.changes() == [1.0], "there is nothing to compare with"
+
+
 def test_rows_name_the_border() -> None:
     assert rows(moving())[1] == {
         "shot": 0,

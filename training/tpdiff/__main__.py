@@ -10,24 +10,39 @@ to go on after a stop. A render of the result uses its pyramid.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 from jobs.errors import BadJob, LongtakeError
 from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
+from training.tpdiff.batches import frames_in, whole_windows_s
+from training.tpdiff.settings import Settings
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainees import load_trainee
-from training.tpdiff.trainer import Settings, Trainer
-from training.tpdiff.videos import Bad, Video, scan
+from training.tpdiff.trainer import Trainer
+from training.tpdiff.videos import Bad, Track, Video, scan
+
+#: What a frozen base is loaded in, by ``--precision``.
+BASE_DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,20 +56,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     _check_options(options)
-    accelerator = Accelerator(
-        mixed_precision=options.precision, gradient_accumulation_steps=options.accumulate
-    )
+    accelerator = _accelerator(options.precision, options.accumulate)
     # Standard error is for people, and one process speaks for all.
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
     say = partial(console.print, soft_wrap=True, markup=False)
     set_seed(options.seed)
-    trainee = load_trainee(options.model, str(accelerator.device), options.stages)
+    device, dtype = str(accelerator.device), "float32"
+    if options.lora_rank:  # its base is frozen; weights that are trained stay in float32
+        dtype = BASE_DTYPES[options.precision]
+    trainee = load_trainee(options.model, device, options.stages, dtype)
     settings = _settings(options, trainee)
-    videos = _videos(options, settings, say)
-    if settings.alignment and settings.batch == 1:
-        say("note: with --batch 1 there is nothing to align; a larger one trains better")
+    show = partial(_track, console)
+    videos = _videos(options, settings, accelerator, say, show)
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(trainee, videos, settings, options.out, accelerator, say)
+    trainer = Trainer(trainee, videos, settings, options.out, accelerator, say, show)
+    _say_what_is_less(trainer, say)
     trainer.resume()
     with _progress(console) as progress:
         task = progress.add_task("training", total=settings.steps, completed=trainer.step, loss="")
@@ -63,6 +79,39 @@ def run(options: argparse.Namespace) -> None:
         )
     if accelerator.is_main_process:
         _write(trainee, settings, options, say)
+
+
+def _accelerator(precision: str, accumulate: int) -> Accelerator:
+    """Raises BadJob for a precision that this machine cannot have."""
+    # All others wait while the main process reads a large folder of videos and their captions.
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_steps=accumulate,
+        kwargs_handlers=[patient],
+    )
+    if (
+        precision == "fp16" and accelerator.device.type == "cpu"
+    ):  # accelerate would train in float32
+        raise BadJob("--precision fp16 needs a GPU, and there is none; say bf16, or no")
+    return accelerator
+
+
+def _say_what_is_less(trainer: Trainer, say: Callable[[str], None]) -> None:
+    """What this training has less of than it might."""
+    settings, videos = trainer.settings, trainer.videos
+    if settings.alignment and settings.batch == 1:
+        say("note: with --batch 1 there is nothing to align; a larger one trains better")
+    needs = whole_windows_s(settings, trainer.trainee.info.geometry, trainer.stages)
+    for number, need_s in enumerate(needs, 1):
+        most = frames_in(need_s, settings.fps)
+        short = sum(frames_in(video.seconds, settings.fps) < most for video in videos)
+        if short:
+            all_of_them = _count(len(videos), "video")
+            say(
+                f"note: {short} of {all_of_them} last less than the {need_s:.2f} s that whole "
+                f"windows of stage {number} take; theirs have fewer frames"
+            )
 
 
 def _write(
@@ -76,7 +125,7 @@ def _write(
         say(f"render with it: longtake render --model {options.model} --lora {lora} ...")
     if not settings.lora_rank or options.merge:
         if settings.lora_rank:
-            result.merge_lora(trainee)
+            trainee = result.merge_lora(trainee, settings.lora_rank)
         result.write_model(trainee, settings, model)
         say(f"model: {model}\nrender with it: longtake render --model {model} ...")
 
@@ -85,6 +134,7 @@ def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
     """The options, with what was not said as the model has it. Raises BadJob."""
     defaults, geometry = trainee.info.defaults, trainee.info.geometry
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if hasattr(options, f.name)}
+    given["sample_prompts"] = tuple(options.sample_prompts)
     if options.starts is not None and not geometry.first_alone:
         raise BadJob("--starts: in this family a window is the same wherever it begins; remove it")
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
@@ -120,11 +170,34 @@ def _check_options(options: argparse.Namespace) -> None:
             raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
     if not options.rate > 0:
         raise BadJob(f"--rate must be more than 0, not {options.rate}")
+    if not all(prompt.strip() for prompt in options.sample_prompts):
+        raise BadJob("--sample-prompt is empty; say what the picture shows")
+    _check_effect(options)
+
+
+def _check_effect(options: argparse.Namespace) -> None:
+    """Options that would change nothing beside the others. Raises BadJob."""
+    pictures = "--sample-every 0 draws no pictures; say how often, such as --sample-every 500"
+    plain = "--stages 1 is no pyramid; say more stages"
+    idle = {
+        "--merge": options.merge and not options.lora_rank,
+        "--coarse": options.coarse != Settings().coarse and options.stages == 1,
+        "--step-shares": options.step_shares is not None and options.stages == 1,
+        "--sample-prompt": options.sample_prompts and not options.sample_every,
+        "--sample-steps": options.sample_steps is not None and not options.sample_every,
+    }
+    why = {"--merge": "all weights are trained, and written whole; say --lora-rank"}
+    why |= dict.fromkeys(("--coarse", "--step-shares"), plain)
+    why |= dict.fromkeys(("--sample-prompt", "--sample-steps"), pictures)
+    for name, is_idle in idle.items():
+        if is_idle:
+            raise BadJob(f"{name} would change nothing: {why[name]}, or remove it")
 
 
 def _check(settings: Settings, multiple: int, scale: int) -> None:
     if any(side % multiple for side in settings.size):
-        raise BadJob(f"--size {settings.size} must be multiples of {multiple} px for this model")
+        said = "x".join(map(str, settings.size))
+        raise BadJob(f"--size {said}: both must be multiples of {multiple} px for this model")
     if (settings.pixel_frames - 1) % scale:
         near = 1 + (settings.pixel_frames - 1) // scale * scale
         raise BadJob(
@@ -133,17 +206,27 @@ def _check(settings: Settings, multiple: int, scale: int) -> None:
         )
     if settings.step_shares and len(settings.step_shares) != settings.stages:
         raise BadJob(
-            f"--step-shares has {len(settings.step_shares)} shares for {settings.stages} stages"
+            f"--step-shares has {_count(len(settings.step_shares), 'share')} for "
+            f"{settings.stages} stages; give one for each"
         )
     if settings.step_shares and min(settings.step_shares) < 1:
         raise BadJob("--step-shares: each stage needs a share of 1 or more")
+    if settings.sample_every and settings.sample_steps < settings.stages:
+        raise BadJob(
+            f"--sample-steps {settings.sample_steps} is too few for {settings.stages} stages: each "
+            "needs one"
+        )
 
 
 def _videos(
-    options: argparse.Namespace, settings: Settings, say: Callable[[str], None]
+    options: argparse.Namespace,
+    settings: Settings,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    show: Track,
 ) -> list[Video]:
     """The videos to train on; bad ones are named, and skipped only if the person said so."""
-    good, bad = scan(options.data, settings.pixel_frames / settings.fps)
+    good, bad = _scanned(options.data, settings.pixel_frames / settings.fps, accelerator, show)
     if bad and options.bad_data == "refuse":
         raise BadJob(f"{_told(bad)}\nmend them, or train without them: --bad-data skip")
     for each in bad:
@@ -153,10 +236,34 @@ def _videos(
     return good
 
 
+def _scanned(
+    folder: Path, least_s: float, accelerator: Accelerator, show: Track
+) -> tuple[list[Video], list[Bad]]:
+    """What is in the folder, read by the main process for all."""
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [scan(folder, least_s, show)]
+        except BadJob as error:  # all end with it
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], BadJob):
+        raise found[0]
+    return found[0]
+
+
 def _told(bad: list[Bad]) -> str:
     shown = [f"  {each}" for each in bad[:20]]
     more = [f"  and {len(bad) - 20} more"] if len(bad) > 20 else []
-    return "\n".join([f"{len(bad)} videos cannot be trained on:", *shown, *more])
+    return "\n".join([f"{_count(len(bad), 'video')} cannot be trained on:", *shown, *more])
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _track(console: Console, items: Sequence[Any], what: str) -> Iterable[Any]:
+    return track(items, what, console=console, disable=console.quiet or not items, transient=True)
 
 
 def _progress(console: Console) -> Progress:
@@ -200,16 +307,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpointing", action="store_true", help="less memory for more time")
     add("--save-every", type=int, default=base.save_every)
     add("--sample-every", type=int, default=base.sample_every, help="0: no pictures")
-    add("--sample-steps", type=int, default=base.sample_steps)
+    add("--sample-steps", type=int, help=f"of a picture's render; {base.sample_steps}")
+    add("--sample-prompt", dest="sample_prompts", action="append", default=[], metavar="PROMPT",
+        help="what a picture shows, again for more; the first captions if not said")  # fmt: skip
     add("--seed", type=int, default=base.seed)
     return parser
 
 
 def _shares(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shares; write them such as 2-1-1")
     return tuple(int(share) for share in text.split("-"))
 
 
 def _size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text.lower()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it such as 832x480")
     width, height = text.lower().split("x")
     return int(width), int(height)
 

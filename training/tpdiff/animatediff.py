@@ -26,8 +26,8 @@ class AnimateDiffTrainee(Trainee):
 
     counts_stages = False
 
-    def __init__(self, info: ModelInfo, family: Any) -> None:
-        super().__init__(info, family)
+    def __init__(self, info: ModelInfo, family: Any, dtype: str = "float32") -> None:
+        super().__init__(info, family, dtype)
         scheduler = DDIMScheduler.from_config(dict(family.scheduler_config))
         self.path = VariancePath(scheduler.alphas_cumprod.double().numpy())
         self._prediction = scheduler.config.prediction_type

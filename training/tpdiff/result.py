@@ -9,8 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.model_folder import SIDECAR
+from training.tpdiff.settings import Settings
 from training.tpdiff.trainee import Trainee
-from training.tpdiff.trainer import Settings
+from training.tpdiff.trainees import load_trainee
 
 
 def write_model(trainee: Trainee, settings: Settings, out: Path) -> None:
@@ -36,10 +37,20 @@ def write_lora(trainee: Trainee, settings: Settings, out: Path) -> None:
     write_sidecar(trainee, settings, out, say_none=True)
 
 
-def merge_lora(trainee: Trainee) -> None:
-    """Add the adapter to the weights that it adapts."""
-    trainee.family.denoiser.fuse_lora()
-    trainee.family.denoiser.unload_lora()
+def merge_lora(trainee: Trainee, rank: int) -> Trainee:
+    """The whole model with the adapter in its weights. They are read again, in float32: those that
+    were adapted may have been rounded."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    whole = load_trainee(str(trainee.folder), "cpu")
+    whole.denoiser.requires_grad_(False)
+    whole.add_lora(rank)
+    adapter = get_peft_model_state_dict(trainee.denoiser)
+    other = set_peft_model_state_dict(whole.denoiser, adapter)
+    assert not other.unexpected_keys, "the same adapter fits the same model"
+    whole.family.denoiser.fuse_lora()
+    whole.family.denoiser.unload_lora()
+    return whole
 
 
 def write_sidecar(

@@ -16,25 +16,31 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.tpdiff.videos import Track, untracked
+
 _NAME = "text"
 
 
 class Texts:
     """Embeddings ND by prompt, in files of ``folder``."""
 
-    def __init__(self, folder: Path, model: str, tokens: int) -> None:
-        """``model`` is the identity of the text encoder's folder; ``tokens`` the most of a text."""
-        self._folder, self._model = folder, f"{model}\0{tokens}"
+    def __init__(self, folder: Path, model: str, tokens: int, dtype: str = "float32") -> None:
+        """``model`` is the identity of the text encoder's folder; ``tokens`` the most of a text;
+        ``dtype`` the encoder's."""
+        other = "" if dtype == "float32" else f"\0{dtype}"
+        self._folder, self._model = folder, f"{model}\0{tokens}{other}"
 
-    def encode(self, prompts: Iterable[str], embed: Callable[[str], Tensor]) -> None:
+    def encode(
+        self, prompts: Iterable[str], embed: Callable[[str], Tensor], track: Track = untracked
+    ) -> None:
         """Write the embeddings of those prompts that have none yet."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for prompt in dict.fromkeys(prompts):
+        missing = [each for each in dict.fromkeys(prompts) if not self._path(each).exists()]
+        for prompt in track(missing, "encoding captions"):
             path = self._path(prompt)
-            if not path.exists():
-                part = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.part")
-                save_file({_NAME: embed(prompt).contiguous()}, part)
-                part.replace(path)
+            part = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:8]}.part")
+            save_file({_NAME: embed(prompt).contiguous()}, part)
+            part.replace(path)
 
     def __getitem__(self, prompt: str) -> Tensor:
         return load_file(self._path(prompt))[_NAME]

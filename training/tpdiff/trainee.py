@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
 from accel.pyramid import NoisePath
@@ -33,8 +34,9 @@ class Trainee(ABC):
     path: NoisePath
     counts_stages: ClassVar[bool]  # whether positions can count a clip's frames, not a stage's
 
-    def __init__(self, info: ModelInfo, family: Any) -> None:
-        self.info, self.family = info, family
+    def __init__(self, info: ModelInfo, family: Any, dtype: str = "float32") -> None:
+        """``dtype``: what the family's denoiser and text encoders are loaded in."""
+        self.info, self.family, self.dtype = info, family, dtype
 
     @property
     def denoiser(self) -> nn.Module:
@@ -50,11 +52,12 @@ class Trainee(ABC):
         return self.info.folder
 
     def add_lora(self, rank: int) -> None:
-        """Let only an adapter of this rank be trained."""
+        """Let only an adapter of this rank be trained; it is in float32, whatever its base is."""
         from peft import LoraConfig
 
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS))
         self.family.denoiser.add_adapter(config)
+        cast_training_params(self.family.denoiser, dtype=torch.float32)
 
     @abstractmethod
     def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:

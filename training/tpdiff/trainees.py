@@ -13,9 +13,9 @@ from workers.families import open_family
 TRAINEES: dict[str, type[Trainee]] = {"wan": WanTrainee, "animatediff": AnimateDiffTrainee}
 
 
-def load_trainee(model: str, device: str, stages: int = 1) -> Trainee:
-    """A folder or Hugging Face id, in float32, whose own scheduler can render ``stages``. Raises
-    BadJob, CannotRunHere."""
+def load_trainee(model: str, device: str, stages: int = 1, dtype: str = "float32") -> Trainee:
+    """A folder or Hugging Face id whose own scheduler can render ``stages``. ``dtype``: of denoiser
+    and text encoders; weights that are trained need float32. Raises BadJob, CannotRunHere."""
     info = inspect_model(resolve_model(model))
     name, config = info.family.name, info.configs["scheduler"]
     scheduler = choose_scheduler("auto", config, info.family.diffusion)
@@ -23,4 +23,4 @@ def load_trainee(model: str, device: str, stages: int = 1) -> Trainee:
         check_pyramid(scheduler, config, info.family.diffusion)
     if name not in TRAINEES:
         raise BadJob(f"--model: {name} models cannot be trained yet; {', '.join(TRAINEES)} can")
-    return TRAINEES[name](info, open_family(name, str(info.folder), "float32", device))
+    return TRAINEES[name](info, open_family(name, str(info.folder), dtype, device), dtype)

@@ -1,5 +1,4 @@
-"""The loop of stage-wise training: draws clips and stages by step, so that a stopped run goes on
-with the same ones.
+"""The loop of stage-wise training, and what it takes to go on after a stop.
 
 Shapes: B batch, C latent channels, T latent frames of a clip, F frames of the stage.
 """
@@ -9,130 +8,28 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
-from accel.pyramid import Coarse, NoisePath, Stage, lay_stages
+from accel.pyramid import lay_stages
 from jobs.errors import BadJob
-from jobs.geometry import ModelGeometry
-from training.stages import clip_frames, draw_pair, draw_times, noisy
+from jobs.pyramid import split_steps
+from training.stages import draw_pair, draw_times, noisy
+from training.tpdiff.batches import MicroBatch, MicroBatches
+from training.tpdiff.settings import Settings
 from training.tpdiff.texts import Texts
 from training.tpdiff.trainee import Trainee
-from training.tpdiff.videos import Video, read_clip
+from training.tpdiff.videos import Track, Video, untracked
 from workers.contact_sheet import Row, sheet_of
 
 SETTINGS = "tpdiff.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What a training depends on, beside the model and the videos."""
-
-    stages: int = 3
-    step_shares: tuple[int, ...] = ()  # for rendering; empty: the same for all stages
-    alignment: bool = True
-    coarse: Coarse = "mean"  # what a coarse stage's frames show
-    stage_positions: bool = True
-    pixel_frames: int = 0  # of a clip; 0: the model's window
-    fps: int = 0  # 0: the model's
-    size: tuple[int, int] = (0, 0)  # width, height, px; 0: the model's
-    starts: float = 0.3  # share of windows that start a shot; all others are inside
-    steps: int = 1000
-    batch: int = 1  # clips at a time on each device
-    accumulate: int = 1  # such batches for a step
-    rate: float = 1e-5
-    warmup_steps: int = 100
-    dropped_captions: float = 0.1
-    lora_rank: int = 0  # 0: all weights are trained
-    precision: str = "no"  # "no", "fp16" or "bf16"
-    checkpointing: bool = False  # activations are computed again in the backward pass
-    save_every: int = 500
-    sample_every: int = 0  # 0: no pictures
-    sample_steps: int = 20
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """Clips, their captions' numbers, and what becomes of them: a window of a stage."""
-
-    frames_BFHWC: np.ndarray  # of the window, and of the picture before it, if it is inside
-    captions: list[int]  # -1: none, for guidance
-    stage: int
-    frames: int  # of the window
-    starts: bool  # whether the window starts a shot
-    second: bool  # whether one inside begins with the second frame of a pair
-    noise_seed: int
-
-
-class MicroBatches(IterableDataset):
-    """Micro-batches without end, each drawn from the seed and its number alone."""
-
-    def __init__(
-        self,
-        videos: list[Video],
-        settings: Settings,
-        geometry: ModelGeometry,
-        path: NoisePath,
-        first: int = 0,
-        rank: int = 0,
-        ranks: int = 1,
-    ) -> None:
-        self.videos, self.settings, self.geometry = videos, settings, geometry
-        self.first, self.rank, self.ranks = first, rank, ranks
-        self.stages = lay_stages(path, settings.stages, settings.coarse)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        info = torch.utils.data.get_worker_info()
-        number, step = (self.first, 1) if info is None else (self.first + info.id, info.num_workers)
-        while True:
-            yield self.draw(number)
-            number += step
-
-    def draw(self, number: int) -> MicroBatch:
-        settings = self.settings
-        rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
-        indices = [int(n) for n in rng.integers(len(self.videos), size=settings.batch)]
-        stage, starts = int(rng.integers(settings.stages)), self._starts(rng)
-        shortest_s = min(self.videos[index].seconds for index in indices)
-        frames = self._most_frames(self.stages[stage], starts, shortest_s)
-        pixel_frames = self._pixel_frames(self.stages[stage], frames, starts)
-        clips, captions = [], []
-        for index in indices:
-            left_s = self.videos[index].seconds - pixel_frames / settings.fps
-            start_s = float(rng.uniform(0, max(0.0, left_s)))
-            video = self.videos[index]
-            clips.append(read_clip(video, start_s, pixel_frames, settings.fps, settings.size))
-            captions.append(-1 if rng.uniform() < settings.dropped_captions else index)
-        second = bool(rng.uniform() < 0.5)
-        seed = int(rng.integers(2**62))
-        return MicroBatch(np.stack(clips), captions, stage, frames, starts, second, seed)
-
-    def _starts(self, rng: np.random.Generator) -> bool:
-        """Whether a window starts a shot, where that makes a difference."""
-        return bool(rng.uniform() < self.settings.starts) and self.geometry.first_alone
-
-    def _most_frames(self, stage: Stage, starts: bool, seconds: float) -> int:
-        """Of a stage's window: as many as the model's, or as a video is long enough for."""
-        frames = self.geometry.latent_frames(self.settings.pixel_frames)
-        most = int(seconds * self.settings.fps + 0.5)
-        while frames > 1 and self._pixel_frames(stage, frames, starts) > most:
-            frames -= 1
-        return frames
-
-    def _pixel_frames(self, stage: Stage, frames: int, starts: bool) -> int:
-        """A causal autoencoder's first latent frame is a single picture: a window inside a shot
-        begins after it."""
-        lead = self.geometry.first_alone and not starts
-        latents = clip_frames(stage, frames, starts=starts) + lead
-        return self.geometry.pixel_frames(latents)
 
 
 class Trainer:
@@ -146,6 +43,7 @@ class Trainer:
         out: Path,
         accelerator: Accelerator,
         say: Callable[[str], None],
+        track: Track = untracked,
     ) -> None:
         self.trainee, self.videos, self.settings = trainee, videos, settings
         self.out, self.accelerator, self.say = out, accelerator, say
@@ -154,10 +52,10 @@ class Trainer:
         self.origin = _origin(trainee, videos, accelerator.num_processes)
         self.no_text = trainee.info.defaults.negative
         info = trainee.info
-        self.texts = Texts(out / "texts", info.identity, info.defaults.text_tokens)
+        self.texts = Texts(out / "texts", info.identity, info.defaults.text_tokens, trainee.dtype)
         with accelerator.main_process_first():  # it encodes, and all others find what it wrote
             prompts = [self.no_text, *(video.caption for video in videos)]
-            self.texts.encode(prompts, trainee.embed)
+            self.texts.encode(prompts + list(settings.sample_prompts), trainee.embed, track)
         trainee.forget_text()
         trainee.denoiser.requires_grad_(True)
         if settings.lora_rank:
@@ -190,7 +88,7 @@ class Trainer:
             self.say(f"going on from step {self.step}")
 
     def _check_same(self, theirs: dict) -> None:
-        free = {"steps", "save_every", "sample_every", "sample_steps"}
+        free = {"steps", "save_every", "sample_every", "sample_steps", "sample_prompts"}
         ours = json.loads(json.dumps(asdict(self.settings))) | self.origin
         other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
         if other:
@@ -201,6 +99,8 @@ class Trainer:
         """The state to go on from; the one before it is deleted after."""
         state = self.out / "state" / str(self.step)
         self.accelerator.save_state(str(state))
+        # A state is whole when all processes have written theirs.
+        self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             new = self.out / f"{SETTINGS}.new"
             said = {"step": self.step, "settings": asdict(self.settings), "origin": self.origin}
@@ -273,25 +173,26 @@ class Trainer:
     # -- what comes of it
 
     def draw_samples(self, count: int = 2) -> None:
-        """A picture of clips of the first captions, rendered with the pyramid as it is now."""
+        """A picture of clips of the person's prompts, or of the first captions, rendered with the
+        pyramid as it is now."""
         if not self.accelerator.is_main_process:
             return
         settings, trainee = self.settings, self.trainee
-        share = -(-settings.sample_steps // settings.stages)
+        steps = split_steps(settings.sample_steps, settings.step_shares or (1,) * settings.stages)
         trainee.denoiser.eval()
         clips, rows = [], []
-        for video in self.videos[:count]:
+        for asked in settings.sample_prompts or [video.caption for video in self.videos[:count]]:
             shot = trainee.shot(
-                video.caption, pixel_frames=settings.pixel_frames, size=settings.size,
-                stage_steps=(share,) * settings.stages, positions=settings.stage_positions,
+                asked, pixel_frames=settings.pixel_frames, size=settings.size,
+                stage_steps=steps, positions=settings.stage_positions,
             )  # fmt: skip
             told = {
                 name: trainee.padded([self.texts[prompt]]).to(self.accelerator.device)
-                for name, prompt in (("cond", video.caption), ("uncond", self.no_text))
+                for name, prompt in (("cond", asked), ("uncond", self.no_text))
             }
             clips.append(trainee.sample(shot, told))
             first = sum(len(clip) for clip in clips[:-1])
-            rows.append(Row(video.caption, first, first + len(clips[-1])))
+            rows.append(Row(asked, first, first + len(clips[-1])))
         trainee.denoiser.train()
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)

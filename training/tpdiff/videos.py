@@ -7,9 +7,10 @@ A video's caption stands beside it in a text file of the same name, `sea.mp4` an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,13 @@ from jobs.errors import BadJob
 
 VIDEO_ENDINGS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif")
 METADATA = "metadata.jsonl"
+
+#: Goes through items, and shows how far it is in what it is told they are.
+Track = Callable[[Sequence[Any], str], Iterable[Any]]
+
+
+def untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
+    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +48,48 @@ class Bad:
         return f"{self.path}: {self.reason}"
 
 
-def scan(folder: Path, least_s: float) -> tuple[list[Video], list[Bad]]:
-    """The videos of a folder that can be trained on, and those that cannot: a good one lasts
-    ``least_s`` seconds or more. Raises BadJob if it is no folder, or holds no video at all."""
+def scan(folder: Path, least_s: float, track: Track = untracked) -> tuple[list[Video], list[Bad]]:
+    """The videos of a folder that can be trained on, and those that cannot or are not there: a
+    good one lasts ``least_s`` seconds or more. Raises BadJob if it is no folder, or holds no video
+    at all, or if its metadata cannot be read."""
     if not folder.is_dir():
         raise BadJob(f"--data: {folder} is no folder; give one with videos and captions")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_ENDINGS)
+    paths = sorted(p for p in folder.rglob("*") if _is_video(p))
     if not paths:
         raise BadJob(f"--data: {folder} holds no video; known endings: {', '.join(VIDEO_ENDINGS)}")
     told = _metadata(folder)
     good, bad = [], []
-    for path in paths:
-        found = _look(path, told.get(path.relative_to(folder).as_posix()), least_s)
+    for path in track(paths, "looking at videos"):
+        _, caption = told.pop(path.relative_to(folder).as_posix(), (0, None))
+        found = _look(path, caption, least_s)
         (good if isinstance(found, Video) else bad).append(found)
-    return good, bad
+    return good, bad + [_not_there(folder / name, line) for name, (line, _) in told.items()]
 
 
-def _metadata(folder: Path) -> dict[str, str]:
+def _is_video(path: Path) -> bool:
+    """macOS leaves a `._sea.mp4` beside `sea.mp4` where it cannot store a file's attributes."""
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith("._")
+
+
+def _not_there(path: Path, line: int) -> Bad:
+    return Bad(path, f"is no video there, but line {line} of {METADATA} names it")
+
+
+def _metadata(folder: Path) -> dict[str, tuple[int, str]]:
+    """Of each file that it names its line, counted from 1, and caption."""
     path = folder / METADATA
     if not path.is_file():
         return {}
     told = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    # By bytes: JSON may hold characters at which `splitlines` breaks a text.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            row = json.loads(line)
-            told[str(row["file_name"])] = row["text"].strip()
+            row = json.loads(line.decode("utf-8-sig"))
+            name = PurePosixPath(str(row["file_name"])).as_posix()
+            told[name] = (number, row["text"].strip())
+        except UnicodeDecodeError as error:
+            wrong = f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+            raise BadJob(f"{path}, line {number}: {wrong}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             want = '{"file_name": ..., "text": ...}'
             raise BadJob(f"{path}, line {number}: each line must be {want}") from None
@@ -74,7 +99,10 @@ def _metadata(folder: Path) -> dict[str, str]:
 def _look(path: Path, caption: str | None, least_s: float) -> Video | Bad:
     beside = path.with_suffix(".txt")
     if caption is None and beside.is_file():
-        caption = beside.read_text(errors="replace")
+        try:
+            caption = beside.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            return Bad(path, f"{beside.name} is not UTF-8; save it as UTF-8")
     if not caption or not caption.strip():
         return Bad(path, f"has no caption: neither {beside.name} nor a line in {METADATA}")
     try:
@@ -87,18 +115,24 @@ def _look(path: Path, caption: str | None, least_s: float) -> Video | Bad:
 
 
 def _seconds(path: Path) -> float:
-    """How long a video's frames last, by the time of the last one; raises if any cannot be read."""
-    last = step = 0.0
-    count = 0
+    """How long a video's frames last, by the time of its last packet: those are what is there,
+    where a header may promise more. Only the first frame is decoded: decoding all takes minutes an
+    hour of film. Raises av.FFmpegError, OSError or ValueError if it cannot be read."""
+    last, seen = 0.0, False
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it has no picture")
-        rate = container.streams.video[0].average_rate
-        for frame in container.decode(video=0):
-            count += 1
-            last = frame.time if frame.time is not None else last + 1 / float(rate or 24)
-        step = 1 / float(rate or 24)
-    if not count:
+        stream = container.streams.video[0]
+        step = 1 / float(stream.average_rate or 24)
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise ValueError(f"it is torn after {last:.2f} s")
+            if not seen:
+                seen = bool(packet.decode())
+            if packet.size and not packet.is_discard:  # the last one is empty
+                time = packet.dts if packet.pts is None else packet.pts
+                last = last + step if time is None else max(last, float(time * packet.time_base))
+    if not seen:
         raise ValueError("it has no frames")
     return last + step
 
@@ -107,25 +141,41 @@ def read_clip(
     video: Video, start_s: float, pixel_frames: int, fps: float, size: tuple[int, int]
 ) -> np.ndarray:
     """Frames FHWC, RGB uint8, at ``fps`` from ``start_s`` on: of the video's own frames the one
-    that is shown at each time, scaled to cover ``size`` (width, height) and cut to its middle."""
+    that is shown at each time, scaled to cover ``size`` (width, height) and cut to its middle.
+    Raises BadJob if it is damaged there."""
     times = [start_s + n / fps for n in range(pixel_frames)]
+    try:
+        frames = _shown_at(times, _pictures(video.path, start_s), size)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise BadJob(
+            f"{video.path} cannot be read at {start_s:.2f} s: {error}; mend it and go on, or take "
+            "it away and begin again with another --out"
+        ) from None
+    return np.stack(frames)
+
+
+def _shown_at(
+    times: Sequence[float], pictures: Iterable[tuple[float, av.VideoFrame]], size: tuple[int, int]
+) -> list[np.ndarray]:
     frames: list[np.ndarray] = []
     shown: np.ndarray | None = None
-    for time_s, picture in _pictures(video.path, start_s):
+    for time_s, picture in pictures:
         # A frame is shown until the next one comes.
         while len(frames) < len(times) and shown is not None and times[len(frames)] < time_s - 1e-4:
             frames.append(shown)
         if len(frames) == len(times):
             break
         shown = _cover(picture, size)
-    assert shown is not None, "the video was read to its end before"
-    frames += [shown] * (len(times) - len(frames))
-    return np.stack(frames)
+    if shown is None:
+        raise ValueError("no frame comes")
+    return frames + [shown] * (len(times) - len(frames))
 
 
 def _pictures(path: Path, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
     """Time and picture of each frame, from the last key frame before ``start_s`` on."""
     with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no picture")
         stream = container.streams.video[0]
         if start_s > 0 and stream.time_base is not None:
             container.seek(int(start_s / stream.time_base), stream=stream)

@@ -1,0 +1,111 @@
+"""Micro-batches of clips: which video, moment and stage, by the seed and a number alone, so that a
+stopped run goes on with the same ones.
+
+Shapes: B batch, F frames, H rows, W columns, C colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from accel.pyramid import NoisePath, Stage, lay_stages
+from jobs.geometry import ModelGeometry
+from training.stages import clip_frames
+from training.tpdiff.settings import Settings
+from training.tpdiff.videos import Video, read_clip
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Clips, their captions' numbers, and what becomes of them: a window of a stage."""
+
+    frames_BFHWC: np.ndarray  # of the window, and of the picture before it, if it is inside
+    captions: list[int]  # -1: none, for guidance
+    stage: int
+    frames: int  # of the window
+    starts: bool  # whether the window starts a shot
+    second: bool  # whether one inside begins with the second frame of a pair
+    noise_seed: int
+
+
+class MicroBatches(IterableDataset):
+    """Micro-batches without end, each drawn from the seed and its number alone."""
+
+    def __init__(
+        self,
+        videos: list[Video],
+        settings: Settings,
+        geometry: ModelGeometry,
+        path: NoisePath,
+        first: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        self.videos, self.settings, self.geometry = videos, settings, geometry
+        self.first, self.rank, self.ranks = first, rank, ranks
+        self.stages = lay_stages(path, settings.stages, settings.coarse)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        info = torch.utils.data.get_worker_info()
+        number, step = (self.first, 1) if info is None else (self.first + info.id, info.num_workers)
+        while True:
+            yield self.draw(number)
+            number += step
+
+    def draw(self, number: int) -> MicroBatch:
+        settings = self.settings
+        rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
+        indices = [int(n) for n in rng.integers(len(self.videos), size=settings.batch)]
+        stage, starts = int(rng.integers(settings.stages)), self._starts(rng)
+        shortest_s = min(self.videos[index].seconds for index in indices)
+        frames = self._most_frames(self.stages[stage], starts, shortest_s)
+        pixel_frames = pixels_of(self.stages[stage], frames, self.geometry, starts=starts)
+        clips, captions = [], []
+        for index in indices:
+            left_s = self.videos[index].seconds - pixel_frames / settings.fps
+            start_s = float(rng.uniform(0, max(0.0, left_s)))
+            video = self.videos[index]
+            clips.append(read_clip(video, start_s, pixel_frames, settings.fps, settings.size))
+            captions.append(-1 if rng.uniform() < settings.dropped_captions else index)
+        second = bool(rng.uniform() < 0.5)
+        seed = int(rng.integers(2**62))
+        return MicroBatch(np.stack(clips), captions, stage, frames, starts, second, seed)
+
+    def _starts(self, rng: np.random.Generator) -> bool:
+        """Whether a window starts a shot, where that makes a difference."""
+        return bool(rng.uniform() < self.settings.starts) and self.geometry.first_alone
+
+    def _most_frames(self, stage: Stage, starts: bool, seconds: float) -> int:
+        """Of a stage's window: as many as the model's, or as a video is long enough for."""
+        frames = self.geometry.latent_frames(self.settings.pixel_frames)
+        most = frames_in(seconds, self.settings.fps)
+        while frames > 1 and pixels_of(stage, frames, self.geometry, starts=starts) > most:
+            frames -= 1
+        return frames
+
+
+def frames_in(seconds: float, fps: float) -> int:
+    """How many frames a video of so many seconds gives."""
+    return int(seconds * fps + 0.5)
+
+
+def pixels_of(stage: Stage, frames: int, geometry: ModelGeometry, *, starts: bool) -> int:
+    """Pixel frames of a clip that a window of so many of a stage's frames is made of. A causal
+    autoencoder's first latent frame is a single picture: a window inside a shot begins after it."""
+    lead = geometry.first_alone and not starts
+    return geometry.pixel_frames(clip_frames(stage, frames, starts=starts) + lead)
+
+
+def whole_windows_s(
+    settings: Settings, geometry: ModelGeometry, stages: Sequence[Stage]
+) -> list[float]:
+    """Seconds that a video must last for whole windows of each stage, wherever they begin."""
+    starts = geometry.first_alone and settings.starts >= 1
+    frames = geometry.latent_frames(settings.pixel_frames)
+    every = (pixels_of(stage, frames, geometry, starts=starts) for stage in stages)
+    return [pixels / settings.fps for pixels in every]
