@@ -6,6 +6,7 @@ import sys
 
 from benchmarks import (
     attention,
+    attention_step,
     detectors,
     film,
     long_films,
@@ -32,6 +33,12 @@ BENCHMARKS = (
     (long_films, "--model demo-pyramid"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
+    (
+        twins,
+        "--pyramid workers/demo_animatediff_pyramid --plain workers/demo_animatediff --prompts 40",
+    ),
+    (twins, "--jumps demo-animatediff-pyramid --prompts 50"),
+    (attention_step, "--repeats 2"),
     (attention, ""),
     (slicing, ""),
     (rehash_cost, ""),
