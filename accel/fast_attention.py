@@ -26,7 +26,7 @@ import torch
 
 from accel.attention_core import Core, Residual, Windowed, second_half
 from accel.attention_models import VideoTransformer, check_layers, video_transformer
-from accel.handle import Branch, TileStep
+from accel.handle import Branch, LostState, TileStep
 from accel.windowed import Geometry
 from accel.wrapping import Wrapped
 from jobs.attention_plan import (
@@ -245,9 +245,9 @@ class _Pass:
             if self._tile.carried.keys() >= set(self._names(kind, layer, owner)):
                 return owner
         name = f"{NAME}.{self._branch}.{kind}.{layer}"
-        raise CannotRunHere(
+        raise LostState(
             f"{self._tile.unit} came without '{name}', which its attention plan reads: the step "
-            "before ran by another plan. Render this stage from its first step"
+            "before ran by another plan"
         )
 
     def _from_cond(self, layer: int) -> tuple[torch.Tensor, ...]:

@@ -19,7 +19,7 @@ import torch
 from jobs.attention_plan import Branch
 from jobs.units import Unit
 
-__all__ = ["Acceleration", "Branch", "Handle", "TileStep"]
+__all__ = ["Acceleration", "Branch", "Handle", "LostState", "TileStep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,11 @@ class TileStep:
     kept: dict[str, torch.Tensor] = field(default_factory=dict)  # for the step after
     shared: dict[str, torch.Tensor] = field(default_factory=dict)  # by the branch run before
     engaged: Counter[str] = field(default_factory=Counter)  # what techniques changed, counted
+
+
+class LostState(RuntimeError):
+    """A step came without what the step before it was to hand on. Nothing that a person asks for
+    brings that about, and to compute in full instead would give other bits than the plan says."""
 
 
 class Handle(Protocol):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from accel.handle import Branch, TileStep
+from accel.handle import Branch, LostState, TileStep
 from accel.wrapping import LastLayers, Wrapped
 from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere
@@ -119,12 +119,11 @@ class RehashHandle:
 
 
 def _carried(tile: TileStep, name: str) -> torch.Tensor:
-    """What the tile's key step left. To run this step in full instead would give other bits than
-    the plan says."""
+    """What the tile's key step left."""
     if name not in tile.carried:
-        raise CannotRunHere(
+        raise LostState(
             f"{tile.unit} came without '{name}', which its key step left: the step before ran by "
-            "other key steps. Render this stage from its key step"
+            "other key steps"
         )
     return tile.carried[name]
 

@@ -115,9 +115,9 @@ def main() -> None:
     }
     if {"pyramid", "plain"} <= runs.keys():
         figures["share_of_training"] = share_of_training(runs["pyramid"], runs["plain"])
-    of_pictures = next(iter(Path(run) for run in named.values())).name == "animatediff"
-    name = f"twins_training_{'animatediff' if of_pictures else 'wan'}"
-    write_result(name, figures, keep=not options.quick)
+    kept = next(Path(next(iter(named.values()))).glob("kept/*"))
+    family = "animatediff" if (kept / "unet").is_dir() else "wan"
+    write_result(f"twins_training_{family}", figures, keep=not options.quick)
 
 
 if __name__ == "__main__":

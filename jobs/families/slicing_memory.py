@@ -228,12 +228,11 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
 }
 
 
-#: Autoencoders whose decoding slicing cuts in a render. AnimateDiff's, which it knows too, is given
-#: one frame at a time anyway.
+#: Autoencoders whose decoding slicing cuts in a render.
 DECODERS = ("AutoencoderKLTemporalDecoder",)
 
 #: Those that it need not cut: they decode a frame at a time anyway.
-DECODES_BY_FRAME = ("AutoencoderKLWan",)
+DECODES_BY_FRAME = ("AutoencoderKL", "AutoencoderKLWan")
 
 
 def sliced_bytes(

@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_dispatch import attention_backend
 
 from accel.fast_attention import NAME, FastAttention, apply
-from accel.handle import TileStep
+from accel.handle import LostState, TileStep
 from jobs.attention_plan import STRATEGIES, AttentionPlan
 from jobs.errors import BadJob, CannotRunHere
 from jobs.units import Unit
@@ -299,7 +299,7 @@ def test_a_tile_without_its_state_is_refused() -> None:
     model = tiny_wan()
     handle = apply(model, FastAttention(stages=(plan((F, W)),)))
     with (
-        pytest.raises(CannotRunHere, match=r"step 1 came without 'fast_attention.cond.residual.0"),
+        pytest.raises(LostState, match=r"step 1 came without 'fast_attention.cond.residual.0"),
         handle.run(tile_at(1, 2), "cond"),
     ):
         forward(model, start(), 1, "cond")

@@ -299,9 +299,10 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(small: Path) -> None:
     assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
     assert f"about {mib:,.0f} MiB, however many slices" in said
     assert warnings(small, 9) == (said,) and warnings(small, None) == ()
-    demo = {"model": "demo", "prompt": "a", "seconds": 1}
-    demo |= {"accelerations": {"slicing": {"slices": 2}}}
-    assert prepare(parse_spec(demo)).plan.warnings == (), "it decodes frame by frame"
+    asked = {"prompt": "a", "seconds": 1, "accelerations": {"slicing": {"slices": 2}}}
+    for demo in ("demo", "demo-animatediff"):
+        plan = prepare(parse_spec(asked | {"model": demo})).plan
+        assert plan.warnings == (), "it decodes frame by frame"
 
 
 @pytest.mark.parametrize(
