@@ -29,8 +29,9 @@ BENCHMARKS = (
     (detectors, ""),
     (model, ""),
     (model, "--model demo-pyramid"),
-    (long_films, ""),
-    (long_films, "--model demo-pyramid"),
+    (long_films, "--films 6"),
+    (long_films, "--films 6 --bodies 1"),
+    (long_films, "--films 6 --bodies 1 --model demo-pyramid"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (

@@ -20,7 +20,7 @@ SMALL_MODEL_BYTES = 2**30
 def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
-    size = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
+    size = denoised_tile(job, model.geometry)
     return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
 
 
@@ -34,17 +34,22 @@ def _auto_dtype(model: ModelInfo) -> str:
     return "float32" if small else "bfloat16"
 
 
-def largest_tile(
-    job: ResolvedSpec, geometry: ModelGeometry, frames: int | None = None
-) -> tuple[int, int, int]:
-    """Latent frames, height and width; ``frames``: other ones than windows have."""
-    longest, scale = _longest_shot(job, geometry), geometry.spatial_scale
-    frames = frames or min(job.window_latent_frames, longest)
+def largest_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
+    """Latent frames, height and width of a window."""
+    frames, scale = (
+        min(job.window_latent_frames, _longest_shot(job, geometry)),
+        geometry.spatial_scale,
+    )
     return frames, job.height_px // scale, job.width_px // scale
 
 
+def denoised_tile(job: ResolvedSpec, geometry: ModelGeometry) -> tuple[int, int, int]:
+    """The same of the longest tile that is denoised: a window, or a coarsest stage, whole."""
+    return denoised_frames(job, geometry), *largest_tile(job, geometry)[1:]
+
+
 def denoised_frames(job: ResolvedSpec, geometry: ModelGeometry) -> int:
-    """Of the longest tile that is denoised: a window, or a coarsest stage that is whole."""
+    """Of that tile."""
     longest = _longest_shot(job, geometry)
     whole = 0
     if job.first_stage == "whole":
@@ -66,7 +71,7 @@ def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Of a step, with what it gets from the one before it, and what it leaves."""
     slicing = job.accelerations.slicing
     if slicing is None or slicing.slices is None:
-        size = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
+        size = denoised_tile(job, model.geometry)
         step = model.family.denoise_bytes(model.configs, size, dtype, job.text_tokens)
     else:
         step = sliced_tile_bytes(job, model, dtype, slicing.slices)
@@ -120,5 +125,5 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     if not kept:
         return 0
     config = model.configs[model.family.denoiser]
-    tile = largest_tile(job, model.geometry, denoised_frames(job, model.geometry))
+    tile = denoised_tile(job, model.geometry)
     return kept * feature_bytes(config, tile, dtype, job.text_tokens)
