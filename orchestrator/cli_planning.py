@@ -139,7 +139,7 @@ def _calibrated_on(
     what: str | None, model: str | None, prompts: list[str], **flags: Any
 ) -> JobSpec:
     """The job whose shots a calibration is tried on: that of a file, or one of a model, with a shot
-    for each prompt that is as long as a window if no length was given."""
+    for each prompt that fills a window of every stage if no length was given."""
     from jobs.spec_file import spec_from_flags
 
     if what is not None and (Path(what).is_file() or what.endswith((".yaml", ".yml"))):
@@ -162,11 +162,15 @@ def _calibrated_on(
 
 
 def _window_pixel_frames(model: str) -> int:
-    """Of a window as the model has it."""
+    """Of the shortest shot whose coarsest stage has as many frames as a window of the model: with
+    it all stages have whole windows, as those of any longer film have."""
     from jobs.model_folder import inspect_model, resolve_model
 
-    geometry = inspect_model(resolve_model(model)).geometry
-    return geometry.pixel_frames(geometry.window_latent_frames)
+    info = inspect_model(resolve_model(model))
+    geometry, stages = info.geometry, max(1, len(info.defaults.pyramid_steps))
+    alone = int(geometry.first_alone)
+    coarsest = geometry.window_latent_frames - alone
+    return geometry.pixel_frames(alone + coarsest * 2 ** (stages - 1))
 
 
 def presets_command(as_json: JsonOption = False) -> None:

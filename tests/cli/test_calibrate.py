@@ -11,8 +11,14 @@ import pytest
 import torch
 
 from jobs.accelerations import Accelerations, Rehash
+from jobs.calibration import CalibrationKey
+from jobs.model_scheduler import choose_scheduler
 from jobs.rehash_profile import key_steps
+from jobs.spec import JobSpec, resolve
+from jobs.spec_file import spec_from_flags
 from orchestrator.calibrate import similarity_figure
+from orchestrator.calibrated import job_keys
+from orchestrator.cli_planning import _calibrated_on
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
@@ -21,8 +27,6 @@ from tests.workers.tiny_families import tiny_family
 
 @pytest.mark.slow
 def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.spec import JobSpec
-
     monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
     asked = {
         "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
@@ -197,6 +201,27 @@ def test_a_model_is_calibrated_on_prompts(rehash_job: dict, longtake: Callable[.
     assert longtake("plan", "film.yaml").code == 0
     again = longtake("calibrate", *flags, "--model", model, "--rehash", "0.5")
     assert (again.code, again.err) == (0, ""), "the model may be named either way"
+
+
+def keys_of(spec: JobSpec) -> tuple[CalibrationKey, ...]:
+    model = prepare(spec).model
+    job = resolve(spec, model.geometry, model.defaults)
+    scheduler = choose_scheduler(job.scheduler, model.configs["scheduler"], model.family.diffusion)
+    return job_keys(job, model, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("model", "frames"),
+    [("demo-pyramid", [9, 9, 9]), ("demo", [9]), ("demo-animatediff-pyramid", [16] * 3)],
+)
+def test_films_look_for_what_was_calibrated_on_prompts(model: str, frames: list[int]) -> None:
+    """In every stage of a pyramid, too: the coarsest has as many frames as a window."""
+    calibrated = keys_of(
+        _calibrated_on(model, None, ["a red ball"], seconds=None, size=None, steps=None)
+    )
+    film = spec_from_flags({"model": model, "prompt": "a blue kite", "seconds": 20})
+    assert calibrated == keys_of(film)
+    assert [key.latent_size[0] for key in calibrated] == frames
 
 
 def test_what_cannot_be_calibrated_on_is_refused(
