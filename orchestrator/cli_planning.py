@@ -13,6 +13,7 @@ import typer
 
 from jobs import errors
 from jobs.spec import JobSpec
+from jobs.spec_errors import Problem, bad_job
 from orchestrator import show
 from orchestrator.cli_options import (
     CalibrateDeviceOption,
@@ -116,6 +117,9 @@ def calibrate_command(
 
     check_device(device)
     spec = _calibrated_on(what, model, prompt or [], seconds=seconds, size=size, steps=steps)
+    if spec.pyramid_first_stage == "whole":
+        said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
+        raise bad_job([Problem(("pyramid_first_stage",), said)], spec._places)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
     folder, say = plans or usual_folder(), lambda said: print(said, file=sys.stderr)

@@ -245,6 +245,17 @@ def test_what_cannot_be_calibrated_on_is_refused(
     assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
 
 
+def test_a_first_stage_that_is_whole_is_not_calibrated(desk: Desk) -> None:
+    asked = {
+        "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
+        "steps": 4, "pyramid": 2, "pyramid_first_stage": "whole",
+    }  # fmt: skip
+    desk.job(json.dumps(asked))
+    for flags in ((), ("--rehash", "0.9")):
+        said = refusal(desk.run("calibrate", "film.yaml", *flags), 2)
+        assert "pyramid_first_stage: what is calibrated is calibrated on windows; say" in said
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there_is_named(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
     for device in ("cuda", "cuda:1"):
