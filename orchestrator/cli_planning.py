@@ -115,7 +115,7 @@ def calibrate_command(
     from jobs.calibration import usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
-    check_device(device)
+    _check_device(device)
     spec = _calibrated_on(what, model, prompt or [], seconds=seconds, size=size, steps=steps)
     if spec.pyramid_first_stage == "whole":
         said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
@@ -134,7 +134,7 @@ def calibrate_command(
     print(json.dumps(report) if as_json else as_text(report))
 
 
-def check_device(asked: str) -> None:
+def _check_device(asked: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", asked):
         raise errors.BadJob(f"--device {asked!r}: valid: auto, cpu, cuda, or a GPU such as cuda:1")
 
