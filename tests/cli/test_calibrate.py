@@ -243,6 +243,20 @@ def test_what_cannot_be_calibrated_on_is_refused(
     found = "For them can be found: key steps, with --rehash 0.99"
     assert f"animatediff models do not take fast_attention yet. {found}" in said("film.yaml")
     assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
+    assert "a name is empty; give a job file, or a model" in said("", "--prompt", "a")
+    assert "a name is empty" in said("--model", "", "--prompt", "a")
+    name = "a" * 300
+    assert f"model: '{name}' is no folder here" in said(name, "--prompt", "a")
+    assert f"longtake calibrate {name} --prompt" in said(name)
+
+
+def test_a_model_that_starts_from_images_is_calibrated_by_a_job_file(
+    longtake: Callable[..., Ran], tmp_path: Path
+) -> None:
+    model = tiny_family("svd", tmp_path).folder
+    for flags in ((), ("--prompt", "a kite"), ("--prompt", "a kite", "--seconds", 1)):
+        said = refusal(longtake("calibrate", model, *flags, "--rehash", "0.9"), 2)
+        assert "start from images; give a job file with them" in said and "--prompt" not in said
 
 
 def test_a_first_stage_that_is_whole_is_not_calibrated(desk: Desk) -> None:
