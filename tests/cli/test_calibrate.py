@@ -12,6 +12,7 @@ import torch
 
 from jobs.accelerations import Accelerations, Rehash
 from jobs.calibration import CalibrationKey
+from jobs.errors import CannotRunHere
 from jobs.model_scheduler import choose_scheduler
 from jobs.rehash_profile import key_steps
 from jobs.spec import JobSpec, resolve
@@ -23,6 +24,7 @@ from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_families import tiny_family
+from workers.joining import device_of
 
 
 @pytest.mark.slow
@@ -275,3 +277,14 @@ def test_a_gpu_that_is_not_there_is_named(rehash_job: dict, longtake: Callable[.
     for device in ("cuda", "cuda:1"):
         ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--device", device)
         assert "finds no GPU to use; give --device cpu or auto" in refusal(ran, 6)
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, "one GPU, cuda:0"), (2, "2 GPUs, counted from")])
+def test_a_gpu_beyond_the_last_is_named(
+    monkeypatch: pytest.MonkeyPatch, count: int, found: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert device_of(f"cuda:{count - 1}") == f"cuda:{count - 1}"
+    with pytest.raises(CannotRunHere, match=f"finds {found}"):
+        device_of(f"cuda:{count}")
