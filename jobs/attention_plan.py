@@ -61,7 +61,7 @@ FINDS: dict[Branch, tuple[Owner, ...]] = {
 }
 
 #: Steps of a stage.
-Steps = frozenset[int] | range
+Steps = frozenset[int]
 
 #: Every step runs.
 NONE_SKIPPED: Steps = frozenset()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -60,6 +61,11 @@ class ModelInfo:
     configs: dict[str, dict[str, Any]]  # component -> its config; "scheduler" among them
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether ``resolve_model`` fetches nothing for this name."""
+    return name in DEMOS or os.path.isdir(Path(name).expanduser())
+
+
 def resolve_model(name: str) -> Path:
     """The folder of a demo model, of a path, or of a Hugging Face id ``org/name[@revision]``.
 
@@ -69,11 +75,12 @@ def resolve_model(name: str) -> Path:
     if name in DEMOS:
         return _demo_folder(DEMOS[name])
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if is_at_hand(name):
         return folder.resolve()
-    found = _HUB_ID.fullmatch(name)
-    if folder.exists() or found is None or name.startswith(("./", "../", "~", "/")):
-        what = "is a file" if folder.exists() else "is no folder here"
+    # os.path says no, where Path raises, to a name that is too long for a file
+    found, exists = _HUB_ID.fullmatch(name), os.path.exists(folder)
+    if exists or found is None or name.startswith(("./", "../", "~", "/")):
+        what = "is a file" if exists else "is no folder here"
         valid = f"{DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name"
         raise BadJob(f"model: {name!r} {what}; valid: {valid}")
     return _download(found["id"], found["revision"])

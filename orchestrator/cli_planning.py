@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -12,7 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from jobs import errors
+from jobs.model_folder import ModelInfo, inspect_model, is_at_hand, resolve_model
 from jobs.spec import JobSpec
+from jobs.spec_errors import Problem, bad_job
 from orchestrator import show
 from orchestrator.cli_options import (
     CalibrateDeviceOption,
@@ -114,8 +117,11 @@ def calibrate_command(
     from jobs.calibration import usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
-    check_device(device)
+    _check_device(device)
     spec = _calibrated_on(what, model, prompt or [], seconds=seconds, size=size, steps=steps)
+    if spec.pyramid_first_stage == "whole":
+        said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
+        raise bad_job([Problem(("pyramid_first_stage",), said)], spec._places)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
     folder, say = plans or usual_folder(), lambda said: print(said, file=sys.stderr)
@@ -130,7 +136,7 @@ def calibrate_command(
     print(json.dumps(report) if as_json else as_text(report))
 
 
-def check_device(asked: str) -> None:
+def _check_device(asked: str) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", asked):
         raise errors.BadJob(f"--device {asked!r}: valid: auto, cpu, cuda, or a GPU such as cuda:1")
 
@@ -139,34 +145,41 @@ def _calibrated_on(
     what: str | None, model: str | None, prompts: list[str], **flags: Any
 ) -> JobSpec:
     """The job whose shots a calibration is tried on: that of a file, or one of a model, with a shot
-    for each prompt that is as long as a window if no length was given."""
+    for each prompt that fills a window of every stage if no length was given."""
     from jobs.spec_file import spec_from_flags
 
-    if what is not None and (Path(what).is_file() or what.endswith((".yaml", ".yml"))):
+    if "" in (what, model):
+        raise errors.BadJob("a name is empty; give a job file, or a model such as demo")
+    # unlike Path.is_file, this says no to a name that is too long for a file
+    if what is not None and (os.path.isfile(what) or what.endswith((".yaml", ".yml"))):
         if len(prompts) > 1:
             raise errors.BadJob(f"several --prompt go with a model; write shots into {what}")
         return _spec_of(Path(what), model=model, prompt=prompts[0] if prompts else None, **flags)
     if what is not None and model is not None:
         raise errors.BadJob(f"two models, {what} and --model {model}; give one of them")
     named = what or model or "demo"
-    if not prompts:
+    info = inspect_model(resolve_model(named)) if prompts or is_at_hand(named) else None
+    if info is not None and info.geometry.from_image:
+        raise errors.BadJob(f"films of model {named} start from images; give a job file with them")
+    if info is None or not prompts:
         raise errors.BadJob(
             f"give a job file, or prompts such as films of model {named} will have: longtake "
             f"calibrate {shlex.quote(named)} --prompt ... --prompt ..."
         )
     length = {"seconds": flags.pop("seconds")}
     if length["seconds"] is None:
-        length = {"pixel_frames": _window_pixel_frames(named)}
+        length = {"pixel_frames": _window_pixel_frames(info)}
     shots = [{"prompt": prompt} | length for prompt in prompts]
     return spec_from_flags({"model": named, "shots": shots} | flags)
 
 
-def _window_pixel_frames(model: str) -> int:
-    """Of a window as the model has it."""
-    from jobs.model_folder import inspect_model, resolve_model
-
-    geometry = inspect_model(resolve_model(model)).geometry
-    return geometry.pixel_frames(geometry.window_latent_frames)
+def _window_pixel_frames(info: ModelInfo) -> int:
+    """Of the shortest shot whose coarsest stage has as many frames as a window of the model: with
+    it all stages have whole windows, as those of any longer film have."""
+    geometry, stages = info.geometry, max(1, len(info.defaults.pyramid_steps))
+    alone = int(geometry.first_alone)
+    coarsest = geometry.window_latent_frames - alone
+    return geometry.pixel_frames(alone + coarsest * 2 ** (stages - 1))
 
 
 def presets_command(as_json: JsonOption = False) -> None:

@@ -50,10 +50,11 @@ def device_of(asked: str) -> str:
         return "cuda:0" if count else "cpu"
     name, _, number = asked.partition(":")
     if name == "cuda" and int(number or 0) >= count:
+        few = {0: "no GPU to use", 1: "one GPU, cuda:0"}
+        found = few.get(count, f"{count} GPUs, counted from 0")
         raise CannotRunHere(
-            f"{host_name()}: torch {torch.__version__} finds "
-            f"{f'{count} GPUs, counted from 0' if count else 'no GPU to use'}; "
-            "give --device cpu or auto, or install a torch that was built for the GPU"
+            f"{host_name()}: torch {torch.__version__} finds {found}; give --device cpu "
+            "or auto, or install a torch that was built for the GPU"
         )
     return "cuda:0" if asked == "cuda" else asked
 

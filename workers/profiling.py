@@ -146,6 +146,12 @@ class PartFile:
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cls(folder / f"rehash-part-{digest}.json", json.loads(text))
 
+    @property
+    def steps(self) -> int:
+        """Of the stage."""
+        stage = self.made_for["stage"]
+        return int(self.made_for["keys"][stage]["stage_steps"][stage])
+
     def read(self) -> Part | None:
         """None if there is none yet. Raises BadJob if the file holds something else."""
         try:
@@ -154,6 +160,7 @@ class PartFile:
                 raise BadJob(f"{self.path} is of another calibration; delete it")
             bundle = decode_bundle(base64.b64decode(record["latents"], validate=True))
             similarities = [np.array(each, dtype=np.float64) for each in record["similarities"]]
+            _check_similarities(similarities, self.steps)
             return Part(similarities, to_tensor(bundle, "latents"))
         except FileNotFoundError:
             return None
@@ -174,3 +181,9 @@ class PartFile:
         except OSError as error:
             where = f"{self.path} cannot be written: {error.strerror}"
             raise BadJob(f"{where}; choose another folder") from error
+
+
+def _check_similarities(similarities: Sequence[Similarity], steps: int) -> None:
+    shapes = {each.shape for each in similarities}
+    if shapes != {(steps, steps)} or not np.isfinite(similarities).all():
+        raise ValueError(f"it does not hold similarities of {steps} steps")

@@ -21,6 +21,7 @@ from accel.handle import TileStep
 from jobs.accelerations import LOOKS_BACK, Adaptive
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.families.slicing_memory import DECODERS, MOST_SLICES
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
 from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
@@ -75,7 +76,7 @@ class Worker:
     def run(self, task: Task, inputs: Sequence[Bundle]) -> tuple[TaskReport, Bundle]:
         """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed."""
         begun, engaged = time.perf_counter(), Counter[str]()
-        with _blame(task.unit, self.setup):
+        with _blame(task.unit, self.setup, self._family.vae_kind.__name__):
             fault_point("worker.before_unit", str(task.unit))
             output = self._dispatch(task, inputs, engaged)
             machine.synchronise(self.setup.device)
@@ -311,7 +312,7 @@ class Worker:
 
 
 @contextmanager
-def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
+def _blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
     """Turn whatever goes wrong in a unit into a UnitError that says whose fault it is."""
     try:
         yield
@@ -323,8 +324,8 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
         raise UnitError(
             "out_of_memory",
             f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; {_less_memory(unit, setup)} "
-            f"({error})",
+            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
+            f"{_less_memory(unit, setup, autoencoder)} ({error})",
         ) from error
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -335,19 +336,17 @@ def _blame(unit: Unit, setup: WorkerSetup) -> Iterator[None]:
         ) from error
 
 
-def _less_memory(unit: Unit, setup: WorkerSetup) -> str:
-    """What a job can ask for, so that a unit which ran out needs less."""
-    fixes = "plan smaller windows or a smaller size"
-    if unit.kind == "encode":
+def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
+    """What a job can ask for, so that a unit which ran out needs less. ``autoencoder`` is the class
+    of the model's."""
+    fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
+    is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
+    if not is_cut or asked.fast_attention is not None:  # which slicing does not go with
         return fixes
-    sliced = setup.accelerations.slicing
-    count = 2 * sliced.slices if sliced and sliced.slices else 8
-    fixes += f", or accelerations: {{slicing: {{slices: {count}}}}}"
-    return fixes + (
-        ", where slicing cuts the decoder (longtake plan warns where it does not)"
-        if unit.kind == "decode"
-        else ""
-    )
+    now = (asked.slicing and asked.slicing.slices) or 4
+    if now >= MOST_SLICES:
+        return fixes
+    return f"{fixes}, or accelerations: {{slicing: {{slices: {min(2 * now, MOST_SLICES)}}}}}"
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:

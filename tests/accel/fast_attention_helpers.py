@@ -94,7 +94,7 @@ def run_plan(
 ) -> Run:
     """All steps, a fresh handle for each; ``move`` carries what is kept to the next one. Where a
     step is ``skipped``, as any but the first may be if one is, the last prediction stands in."""
-    may_skip = (range(1, plan.steps),) if skipped else ()
+    may_skip = (frozenset(range(1, plan.steps)),) if skipped else ()
     run, x, carried = Run(), start(), {}
     for step in range(plan.steps):
         tile = TileStep(unit=Unit("step", 0, step=step), steps=plan.steps, carried=carried)

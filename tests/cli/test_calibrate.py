@@ -11,18 +11,24 @@ import pytest
 import torch
 
 from jobs.accelerations import Accelerations, Rehash
+from jobs.calibration import CalibrationKey
+from jobs.errors import CannotRunHere
+from jobs.model_scheduler import choose_scheduler
 from jobs.rehash_profile import key_steps
+from jobs.spec import JobSpec, resolve
+from jobs.spec_file import spec_from_flags
 from orchestrator.calibrate import similarity_figure
+from orchestrator.calibrated import job_keys
+from orchestrator.cli_planning import _calibrated_on
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_families import tiny_family
+from workers.joining import device_of
 
 
 @pytest.mark.slow
 def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.spec import JobSpec
-
     monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
     asked = {
         "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
@@ -199,6 +205,27 @@ def test_a_model_is_calibrated_on_prompts(rehash_job: dict, longtake: Callable[.
     assert (again.code, again.err) == (0, ""), "the model may be named either way"
 
 
+def keys_of(spec: JobSpec) -> tuple[CalibrationKey, ...]:
+    model = prepare(spec).model
+    job = resolve(spec, model.geometry, model.defaults)
+    scheduler = choose_scheduler(job.scheduler, model.configs["scheduler"], model.family.diffusion)
+    return job_keys(job, model, scheduler)
+
+
+@pytest.mark.parametrize(
+    ("model", "frames"),
+    [("demo-pyramid", [9, 9, 9]), ("demo", [9]), ("demo-animatediff-pyramid", [16] * 3)],
+)
+def test_films_look_for_what_was_calibrated_on_prompts(model: str, frames: list[int]) -> None:
+    """In every stage of a pyramid, too: the coarsest has as many frames as a window."""
+    calibrated = keys_of(
+        _calibrated_on(model, None, ["a red ball"], seconds=None, size=None, steps=None)
+    )
+    film = spec_from_flags({"model": model, "prompt": "a blue kite", "seconds": 20})
+    assert calibrated == keys_of(film)
+    assert [key.latent_size[0] for key in calibrated] == frames
+
+
 def test_what_cannot_be_calibrated_on_is_refused(
     rehash_job: dict, longtake: Callable[..., Ran], tmp_path: Path
 ) -> None:
@@ -218,6 +245,31 @@ def test_what_cannot_be_calibrated_on_is_refused(
     found = "For them can be found: key steps, with --rehash 0.99"
     assert f"animatediff models do not take fast_attention yet. {found}" in said("film.yaml")
     assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
+    assert "a name is empty; give a job file, or a model" in said("", "--prompt", "a")
+    assert "a name is empty" in said("--model", "", "--prompt", "a")
+    name = "a" * 300
+    assert f"model: '{name}' is no folder here" in said(name, "--prompt", "a")
+    assert f"longtake calibrate {name} --prompt" in said(name)
+
+
+def test_a_model_that_starts_from_images_is_calibrated_by_a_job_file(
+    longtake: Callable[..., Ran], tmp_path: Path
+) -> None:
+    model = tiny_family("svd", tmp_path).folder
+    for flags in ((), ("--prompt", "a kite"), ("--prompt", "a kite", "--seconds", 1)):
+        said = refusal(longtake("calibrate", model, *flags, "--rehash", "0.9"), 2)
+        assert "start from images; give a job file with them" in said and "--prompt" not in said
+
+
+def test_a_first_stage_that_is_whole_is_not_calibrated(desk: Desk) -> None:
+    asked = {
+        "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
+        "steps": 4, "pyramid": 2, "pyramid_first_stage": "whole",
+    }  # fmt: skip
+    desk.job(json.dumps(asked))
+    for flags in ((), ("--rehash", "0.9")):
+        said = refusal(desk.run("calibrate", "film.yaml", *flags), 2)
+        assert "pyramid_first_stage: what is calibrated is calibrated on windows; say" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -225,3 +277,14 @@ def test_a_gpu_that_is_not_there_is_named(rehash_job: dict, longtake: Callable[.
     for device in ("cuda", "cuda:1"):
         ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--device", device)
         assert "finds no GPU to use; give --device cpu or auto" in refusal(ran, 6)
+
+
+@pytest.mark.parametrize(("count", "found"), [(1, "one GPU, cuda:0"), (2, "2 GPUs, counted from")])
+def test_a_gpu_beyond_the_last_is_named(
+    monkeypatch: pytest.MonkeyPatch, count: int, found: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    assert device_of(f"cuda:{count - 1}") == f"cuda:{count - 1}"
+    with pytest.raises(CannotRunHere, match=f"finds {found}"):
+        device_of(f"cuda:{count}")

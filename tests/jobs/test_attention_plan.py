@@ -41,7 +41,7 @@ def plan(*strategies: str) -> AttentionPlan:
 
 
 def kept(
-    plan: AttentionPlan, guided: bool = True, may_skip: range = NONE_SKIPPED
+    plan: AttentionPlan, guided: bool = True, may_skip: frozenset[int] = NONE_SKIPPED
 ) -> list[set[str]]:
     """By step: what is remembered after it, of branches that run one after the other."""
     branches = branches_of(guided=guided)
@@ -90,9 +90,9 @@ def test_what_may_be_skipped_is_kept_from_the_step_before_as_well() -> None:
     chosen = plan(F, W, FB, W, W)
     assert kept(chosen) == [both, set(), {"residual.shared"}, {"residual.shared"}, set()]
     either = both | {"residual.shared"}
-    assert kept(chosen, may_skip=range(2, 3)) == [both, both, either, either, set()]
-    assert kept(chosen, may_skip=range(3, 4)) == kept(chosen), "a window leaves no residual"
-    assert chosen.sources("residual", 4, 0, range(1, 4)) == (2, 0)
+    assert kept(chosen, may_skip=frozenset({2})) == [both, both, either, either, set()]
+    assert kept(chosen, may_skip=frozenset({3})) == kept(chosen), "a window leaves no residual"
+    assert chosen.sources("residual", 4, 0, frozenset({1, 2, 3})) == (2, 0)
 
 
 def test_each_layer_by_itself() -> None:

@@ -113,7 +113,10 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     find_profiles(family, "m", [shot], folder=tmp_path)
     (path,) = tmp_path.glob("rehash-part-*.json")
     record = json.loads(path.read_text())
-    for text in ("", "{}", json.dumps(record | {"latents": "AAAA"})):
+    (found,) = record["similarities"]  # of both branches as one batch
+    other = ([], [found, [[1.0]]], [found[0]], [[[1.0, None], [None, 1.0]]])
+    changes = [{"latents": "AAAA"}, *({"similarities": each} for each in other)]
+    for text in ("", "{}", *(json.dumps(record | change) for change in changes)):
         path.write_text(text)
         with pytest.raises(
             BadJob, match=r"rehash-part-\w+.json is no part of a profile .*delete it"

@@ -17,7 +17,7 @@ import pytest
 import torch
 from diffusers.video_processor import VideoProcessor
 
-from jobs.accelerations import Accelerations, Slicing
+from jobs.accelerations import Accelerations, FastAttention, Slicing
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.units import DecodeTask, ShotRender, Unit, Window
@@ -25,7 +25,8 @@ from tests.workers.test_conformance import WINDOWS, load_pipeline, run_pipeline
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
 from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
-from workers.families import wan
+from workers.families import FAMILIES, wan
+from workers.setup import WorkerSetup
 from workers.video import iter_frames
 from workers.worker import Worker, _blame
 
@@ -233,22 +234,30 @@ def test_blame_is_told_apart(tiny_wan: Path, monkeypatch, error: Exception, kind
 
 
 @pytest.mark.parametrize(
-    ("kind", "slices", "says", "silent"),
+    ("kind", "family", "asked", "slices"),
     [
-        ("step", None, "smaller size, or accelerations: {slicing: {slices: 8}} (2 GiB", "where"),
-        ("step", 6, "smaller size, or accelerations: {slicing: {slices: 12}} (2 GiB", "where"),
-        ("decode", None, "{slices: 8}}, where slicing cuts the decoder", "12"),
-        ("encode", None, "plan smaller windows or a smaller size (2 GiB", "slicing"),
+        ("step", "wan", {}, 8),
+        ("step", "wan", {"slicing": Slicing(slices=6)}, 12),
+        ("step", "wan", {"slicing": Slicing(slices=600)}, 1024),
+        ("step", "wan", {"slicing": Slicing(slices=1024)}, None),
+        ("step", "wan", {"fast_attention": FastAttention()}, None),
+        ("decode", "svd", {}, 8),
+        ("decode", "wan", {}, None),
+        ("decode", "animatediff", {}, None),
+        ("encode", "svd", {}, None),
     ],
 )
 def test_what_runs_out_of_memory_says_what_needs_less(
-    tiny_wan: Path, kind: str, slices: int | None, says: str, silent: str
+    kind: str, family: str, asked: dict, slices: int | None
 ) -> None:
-    asked = Accelerations(slicing=Slicing(slices=slices) if slices else None)
-    setup = tiny_worker(tiny_wan, accelerations=asked).setup
-    with pytest.raises(UnitError) as caught, _blame(Unit(kind, 0), setup):
+    """Nothing that a job would be refused for, or that would change nothing."""
+    setup = WorkerSetup(worker="w", model="m", family=family, accelerations=Accelerations(**asked))
+    autoencoder = FAMILIES[family].vae_kind.__name__
+    with pytest.raises(UnitError) as caught, _blame(Unit(kind, 0), setup, autoencoder):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
-    assert says in str(caught.value) and silent not in str(caught.value)
+    slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}" if slices else ""
+    says = f"GiB free; plan smaller windows or a smaller size{slicing} (2 GiB too much)"
+    assert says in str(caught.value)
 
 
 def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class ModelFamily(Protocol):
     scheduler_config: Mapping[str, Any]
     diffusion: Diffusion
     even_sigmas: bool  # whether the pipeline spreads a flow's steps from 1 to 0 by itself
+    vae_kind: ClassVar[Any]  # the autoencoder's class
 
     @property
     def dtype(self) -> str:
