@@ -40,7 +40,8 @@ LAYERS = {
     "training": {"jobs", "accel", "workers"},
 }
 AROUND_THE_DRIVER = {
-    "actors", "driver", "render", "verify", "report", "report_page", "export", "calibrate",
+    "actors", "driver", "render", "verify", "report", "report_page", "report_seams",
+    "export", "calibrate",
 }  # fmt: skip
 
 #: What decides: these have no clock, no files and no random numbers either.
