@@ -177,6 +177,18 @@ class Plan:
         """Whether the unit's state belongs to a checkpoint line."""
         return unit.kind == "step" and unit.step > 0 and unit.step % self.checkpoint_every == 0
 
+    @cached_property
+    def usual_frames(self) -> int:
+        """Latent frames of the longest window in which a shot is finished."""
+        return max(w.latent_frames for shot in self.shots for w in shot.stages[-1].windows)
+
+    def length(self, unit: Unit) -> float:
+        """Of a step's window, 1 for the usual one: a coarsest stage that is one window may be many
+        times as long."""
+        if unit.kind != "step":
+            return 1.0
+        return self.stage(unit).windows[unit.index].latent_frames / self.usual_frames
+
     # -- what depends on what
 
     def inputs(self, unit: Unit) -> tuple[Unit, ...]:

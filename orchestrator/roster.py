@@ -48,12 +48,13 @@ class WorkerRecord:
     faults: int = 0
     units: int = 0
     encodes: int = 0
-    steps: int = 0  # that called the model; their time is the worker's speed
-    steps_s: float = 0.0
+    steps: int = 0  # that called the model
+    usual_steps: int = 0  # of them, of windows no longer than usual: their time is its speed
+    usual_steps_s: float = 0.0
 
     @property
     def step_s(self) -> float:
-        return self.steps_s / self.steps if self.steps else 0.0
+        return self.usual_steps_s / self.usual_steps if self.usual_steps else 0.0
 
     @property
     def holds_a_tile(self) -> bool:
@@ -216,7 +217,9 @@ class Roster:
         record.encodes += unit.kind == "encode"
         if unit.kind == "step" and not self.plan.is_last_step(unit):
             record.steps += 1
-            record.steps_s += elapsed_s
+            if self.plan.length(unit) <= 1:
+                record.usual_steps += 1
+                record.usual_steps_s += elapsed_s
         record.faults = self._barren_losses = 0
         self._place(record)
         self._elapsed_s.setdefault(unit.kind, deque(maxlen=101)).append(elapsed_s)

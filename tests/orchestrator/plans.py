@@ -10,7 +10,7 @@ from jobs.units import ShotRender, Unit
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.roster import Policy
 from orchestrator.simcluster import Faults
-from orchestrator.simulator import SimReport, Simulation
+from orchestrator.simulator import SimReport, Simulation, UnitCost, even_cost
 
 GEOMETRY = ModelGeometry(
     family="wan",
@@ -104,6 +104,11 @@ def make_plan(
         model_bytes=0,
         decode_context=decode_context,
     )
+
+
+def cost_by_length(plan: Plan, power: float = 1.0) -> UnitCost:
+    """A step takes longer in a longer window; with attention alone, power 2."""
+    return lambda unit: even_cost(unit) * plan.length(unit) ** power
 
 
 def frames_for(windows: int, *, window: int = 6, overlap: int = 2) -> int:

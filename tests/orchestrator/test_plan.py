@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jobs.pyramid import parents
 from jobs.units import DecodeTask, EncodeTask, StepTask, Unit
 from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
+from orchestrator.prepare import plan_from_json, plan_to_json
 from orchestrator.referee import Referee
 from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
 
@@ -220,6 +221,14 @@ def test_a_whole_first_stage_is_one_window_that_all_others_wait_for() -> None:
     assert make_plan(5, window=8, overlap=2, stage_steps=(4, 2), whole_first_stage=True) == (
         make_plan(5, window=8, overlap=2, stage_steps=(4, 2))
     ), "a shot that is shorter than a window has one window anyway"
+
+
+def test_a_step_is_as_long_as_its_window() -> None:
+    plan = make_plan(61, 5, window=8, overlap=2, stage_steps=(4, 2), whole_first_stage=True)
+    stages, usual = [Unit("step", 0, stage) for stage in range(2)], plan.usual_frames
+    assert (usual, [plan.length(unit) for unit in stages]) == (8, [31 / 8, 1.0])
+    assert plan.length(Unit("step", 1, 1)) == 5 / 8 and plan.length(Unit("encode", 0)) == 1.0
+    assert plan_from_json(plan_to_json(plan)) == plan, "what is reckoned is not stored"
 
 
 def test_a_window_may_start_when_those_under_it_are_done() -> None:

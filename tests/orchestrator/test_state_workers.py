@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.simcluster import profile
 from tests.orchestrator.bare import ENCODE, Bare, only, step
@@ -72,6 +73,21 @@ def test_the_memory_of_a_tile_at_work_is_counted_once() -> None:
     bare.finishes(ENCODE)
     assert bare.sent(step(0, 0)).worker == "w1"
     assert not only(bare.joins("w3", **room), e.StopWorker)
+
+
+def test_a_long_window_says_nothing_of_a_workers_speed() -> None:
+    """It may be the only one, and takes many times as long; but it does take a tile's memory."""
+    plan = make_plan(61, window=8, stage_steps=(2, 2), whole_first_stage=True, checkpoint_every=1)
+    bare = Bare(plan).ready()
+    bare.finishes(ENCODE)
+    worker = bare.state.workers["w1"]
+    for number in range(2):
+        bare.finishes(step(0, number), elapsed_s=1000.0)
+    assert (worker.step_s, worker.steps, worker.holds_a_tile) == (0.0, 2, True)
+    bare.finishes(step(0, 2), elapsed_s=1000.0)
+    bare.is_stored(step(0, 2))
+    bare.finishes(Unit("step", 0, 1, 0, 0, 0), elapsed_s=7.0)
+    assert worker.step_s == 7.0
 
 
 def test_gpus_of_one_host_have_memory_of_their_own() -> None:
