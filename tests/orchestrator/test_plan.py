@@ -231,6 +231,19 @@ def test_a_step_is_as_long_as_its_window() -> None:
     assert plan_from_json(plan_to_json(plan)) == plan, "what is reckoned is not stored"
 
 
+def test_what_is_in_flight_is_counted_stage_by_stage() -> None:
+    """A whole first stage is long, but one window; those of the other stages are as ever."""
+    whole = make_plan(
+        61, window=8, overlap=2, stage_steps=(3, 3), whole_first_stage=True, checkpoint_every=2
+    )
+    frame_bytes = 8 * 8 * 4 * 4 * 5
+    assert whole.live_bytes == 4 * (31 + 6 * 8) * frame_bytes
+    kept = replace(whole, kept_bytes=3100).live_bytes
+    assert kept == whole.live_bytes + 4 * (3100 + 6 * 800)
+    short = make_plan(6, 3, steps=3, checkpoint_every=2)
+    assert short.live_bytes == 4 * 6 * frame_bytes
+
+
 def test_a_window_may_start_when_those_under_it_are_done() -> None:
     plan = make_plan(61, window=16, overlap=4, stage_steps=(4, 2, 1))
     inputs = plan.inputs(Unit("step", 0, 2, 4, 0, 0))
