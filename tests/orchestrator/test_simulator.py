@@ -36,7 +36,8 @@ def run(seed: int, *, small: bool = False) -> SimReport:
     rng = random.Random(seed)
     plan = random_plan(rng, small=small)
     faults = random_faults(rng, seed, plan)
-    report = Simulation(plan, random_policy(rng), faults, speeds=random_speeds(rng)).run()
+    policy, speeds, cost = random_policy(rng), random_speeds(rng), cost_by_length(plan)
+    report = Simulation(plan, policy, faults, speeds=speeds, cost=cost).run()
     justified = {"done"}
     if faults.poison is not None or any(getattr(faults, kind) for kind in FATAL):
         justified.add("failed")
