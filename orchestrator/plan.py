@@ -63,6 +63,11 @@ class StagePlan:
     steps: int
     windows: tuple[Window, ...]
 
+    @property
+    def longest(self) -> int:
+        """Frames of the longest window."""
+        return max(window.latent_frames for window in self.windows)
+
     @cached_property
     def covering(self) -> tuple[tuple[Window, ...], ...]:
         """Per window, all windows that overlap it, itself included, by rising index."""
@@ -176,6 +181,18 @@ class Plan:
     def on_line(self, unit: Unit) -> bool:
         """Whether the unit's state belongs to a checkpoint line."""
         return unit.kind == "step" and unit.step > 0 and unit.step % self.checkpoint_every == 0
+
+    @cached_property
+    def usual_frames(self) -> int:
+        """Latent frames of the longest window in which a shot is finished."""
+        return max(shot.stages[-1].longest for shot in self.shots)
+
+    def length(self, unit: Unit) -> float:
+        """Of a step's window, 1 for the usual one: a coarsest stage that is one window may be many
+        times as long."""
+        if unit.kind != "step":
+            return 1.0
+        return self.stage(unit).windows[unit.index].latent_frames / self.usual_frames
 
     # -- what depends on what
 
@@ -302,25 +319,22 @@ class Plan:
     def live_bytes(self) -> int:
         """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
         stage, and each keeps the states of two checkpoint intervals. An output is latents,
-        prediction and history in float32, and what looking back at latents takes."""
-        largest = max(
-            window.latent_frames * shot.render.latent_height * shot.render.latent_width
-            for shot in self.shots
-            for stage in shot.stages
-            for window in stage.windows
-        )
-        outputs = max(
-            sum(
-                min(len(stage.windows), shot.render.steps)
-                * min(2 * self.checkpoint_every, stage.steps + 1)
-                for stage in shot.stages
-            )
-            for shot in self.shots
-        )
+        prediction and history in float32, what looking back at latents takes, and what is kept
+        with the longest window, for each by its length."""
         adaptive = self.accelerations.adaptive
         tensors = 5 + (adaptive.kept_latents if adaptive else 0)
-        output = largest * self.geometry.latent_channels * 4 * tensors + self.kept_bytes
-        return output * outputs
+        place_bytes = self.geometry.latent_channels * 4 * tensors
+        most = max(stage.longest for shot in self.shots for stage in shot.stages)
+
+        def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
+            places = stage.longest * render.latent_height * render.latent_width
+            output = places * place_bytes + self.kept_bytes * stage.longest // most
+            windows = min(len(stage.windows), render.steps)
+            return output * windows * min(2 * self.checkpoint_every, stage.steps + 1)
+
+        return max(
+            sum(stage_bytes(shot.render, stage) for stage in shot.stages) for shot in self.shots
+        )
 
     @property
     def pixel_frames(self) -> int:

@@ -109,6 +109,16 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
     return problems
 
 
+def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
+    """Weights meet a window of this length nowhere else."""
+    windows, most = job.window_latent_frames, denoised_frames(job, model.geometry)
+    if most > windows:
+        yield (
+            f"the coarsest stage is one window of {most} latent frames, where windows have "
+            f"{windows}: what weights make of so long a window has not been measured"
+        )
+
+
 def image_warnings(
     images: Sequence[ImageFile | None], width_px: int, height_px: int
 ) -> Iterator[str]:
@@ -170,6 +180,7 @@ def make_plan(
         decode_context=geometry.decode_context_latent_frames,
         warnings=(
             *job.warnings,
+            *first_stage_warnings(job, model),
             *image_warnings(images, job.width_px, job.height_px),
             *decoder_warnings(job, model),
         ),

@@ -52,17 +52,20 @@ class Tally:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self.total: Counter[str] = Counter()
+        self._step_frames = 0  # that steps compute: of long windows more
         for shot in plan.shots:
             self.total["encode"] += 1
             for stage in shot.stages:
                 self.total["step"] += len(stage.windows) * stage.steps
                 self.total["settle"] += len(stage.windows)
+                self._step_frames += stage.steps * sum(w.latent_frames for w in stage.windows)
             self.total["decode"] += len(shot.pieces)
         self.begin(())
 
     def begin(self, durable: Iterable[Unit]) -> None:
         """Count anew from what is in the store."""
         self.done: Counter[str] = Counter()
+        self._done_frames = 0
         self.playable_frames = 0
         self._reached: dict[tuple[int, int, int, int], int] = {}  # tile -> steps that are done
         self._finished: set[Unit] = set()  # prompts and pieces
@@ -104,11 +107,19 @@ class Tally:
     def left(self) -> dict[str, int]:
         return {kind: total - self.done[kind] for kind, total in self.total.items()}
 
+    def work_left(self) -> dict[str, float]:
+        """The same, but steps of long windows count as several of the usual length."""
+        usual = (self._step_frames - self._done_frames) / self._plan.usual_frames
+        return {**self.left(), "step": usual}
+
     def _reach(self, unit: Unit, steps: int) -> None:
         """The unit's tile has now done so many of its steps."""
         before, calls = self._reached.get(_tile(unit), 0), self._plan.steps(unit)
         self._reached[_tile(unit)] = steps
-        self.done["step"] += min(steps, calls) - min(before, calls)
+        called = min(steps, calls) - min(before, calls)
+        self.done["step"] += called
+        window = self._plan.stage(unit).windows[unit.index]
+        self._done_frames += called * window.latent_frames
         self.done["settle"] += (steps > calls) - (before > calls)
 
     def _frames(self, piece: Unit) -> int:
@@ -123,12 +134,15 @@ class Estimate:
     def __init__(self) -> None:
         self._spent_s: dict[str, float] = defaultdict(float)
         self._count: Counter[str] = Counter()
+        self._work: dict[str, float] = defaultdict(float)
 
-    def finished(self, kind: str, elapsed_s: float) -> None:
+    def finished(self, kind: str, elapsed_s: float, work: float = 1.0) -> None:
+        """``work``: in units of the usual length."""
         self._spent_s[kind] += elapsed_s
         self._count[kind] += 1
+        self._work[kind] += work
 
-    def left_s(self, left: dict[str, int], workers: int) -> tuple[float, int] | None:
+    def left_s(self, left: dict[str, float], workers: int) -> tuple[float, int] | None:
         """Seconds left and the number of steps measured; None before the second step."""
         if self._count["step"] < 2:
             return None
@@ -140,8 +154,8 @@ class Estimate:
         return total_s / max(1, workers), self._count["step"]
 
     def _mean_s(self, kind: str, guess_s: float) -> float:
-        count = self._count[kind]
-        return self._spent_s[kind] / count if count else guess_s
+        work = self._work[kind]
+        return self._spent_s[kind] / work if work else guess_s
 
 
 class RenderProgress:
@@ -254,7 +268,9 @@ class RenderProgress:
         if worker is None or event.unit not in worker.queue:
             return  # it had been given up: its output does not count
         self._tally.finish(event.unit)
-        self._estimate.finished(self._tally.kind(event.unit), event.elapsed_s)
+        kind = self._tally.kind(event.unit)
+        work = self._plan.length(event.unit) if kind == "step" else 1.0
+        self._estimate.finished(kind, event.elapsed_s, work)
         self._show_film()
         if len(worker.queue) > 1:
             self._show(event.worker, worker.queue[1])
@@ -272,7 +288,7 @@ class RenderProgress:
         note = f"{ready_s:.1f} of {film_s:.1f} s ready"
         if not any(self._tally.left().values()):
             return note
-        left = self._estimate.left_s(self._tally.left(), len(self._joined))
+        left = self._estimate.left_s(self._tally.work_left(), len(self._joined))
         if left is None:
             return note + ", ETA unknown yet"
         eta_s, basis = left

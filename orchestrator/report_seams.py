@@ -7,6 +7,7 @@ Places are pixel frames of the film: the one right after a change.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def _what(seam: dict[str, Any]) -> str:
 
 
 def border_pictures(film: Path, worst: Sequence[dict[str, Any]]) -> Image.Image | None:
-    """Of each of these places the frame before and the one after, a row each."""
+    """Of each of these places the frame before and the one after, a row each; None if there is
+    none, and nothing is decoded then."""
+    if not worst:
+        return None
     rows = [
         Row(f"{at['second']:.2f} s, frame {at['frame']}: {at['ratio']:.2f}", 2 * n, 2 * n + 2)
         for n, at in enumerate(worst)
@@ -89,10 +93,11 @@ def border_pictures(film: Path, worst: Sequence[dict[str, Any]]) -> Image.Image 
 
 
 def _small(frames: Iterable[np.ndarray], wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """The wanted frames in their order, no wider than a page shows them."""
+    """The wanted frames in their order, no wider than a page shows them. None after is read."""
     kept: dict[int, np.ndarray] = {}
-    for number, frame in enumerate(frames):
-        if number in wanted:
+    asked = set(wanted)
+    for number, frame in enumerate(islice(frames, max(asked) + 1)):
+        if number in asked:
             picture = Image.fromarray(frame)
             picture.thumbnail((WIDTH_PX, WIDTH_PX))
             kept[number] = np.asarray(picture)

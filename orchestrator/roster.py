@@ -48,12 +48,13 @@ class WorkerRecord:
     faults: int = 0
     units: int = 0
     encodes: int = 0
-    steps: int = 0  # that called the model; their time is the worker's speed
-    steps_s: float = 0.0
+    steps: int = 0  # that called the model
+    usual_steps: int = 0  # of them, of windows no longer than usual: their time is its speed
+    usual_steps_s: float = 0.0
 
     @property
     def step_s(self) -> float:
-        return self.steps_s / self.steps if self.steps else 0.0
+        return self.usual_steps_s / self.usual_steps if self.usual_steps else 0.0
 
     @property
     def holds_a_tile(self) -> bool:
@@ -78,7 +79,7 @@ class Roster:
         self._not_before_s = 0.0
         self._last_loss = ""
         self._refusals: list[str] = []  # since a worker that took part was lost
-        self._elapsed_s: dict[str, deque[float]] = {}
+        self._elapsed_s: dict[tuple[str, float], deque[float]] = {}  # by kind and length
         self.seats: dict[str, Seat] = {}  # joined workers with a free place
 
     # -- who is wanted
@@ -185,11 +186,18 @@ class Roster:
 
     def _limit_s(self, record: WorkerRecord, unit: Unit) -> float:
         """How long a unit may take before its worker counts as hanging."""
-        known = self._elapsed_s.get(unit.kind)
-        loads = unit.kind == "encode" and not record.encodes  # the text encoder, before it
-        if not known or loads:
-            return self.policy.first_unit_limit_s
-        return max(self.policy.hang_floor_s, self.policy.hang_factor * median(known))
+        kind, longer = pace = self._pace(unit)
+        known = self._elapsed_s.get(pace)
+        loads = kind == "encode" and not record.encodes  # the text encoder, before it
+        if known and not loads:
+            return max(self.policy.hang_floor_s, self.policy.hang_factor * median(known))
+        usual = self._elapsed_s.get((kind, 1.0), ()) if longer > 1 else ()
+        guess_s = median(usual) * longer**2 if usual else 0.0  # attention grows so, the rest less
+        return max(self.policy.first_unit_limit_s * longer, self.policy.hang_factor * guess_s)
+
+    def _pace(self, unit: Unit) -> tuple[str, float]:
+        """Units that are alike in this take about as long."""
+        return unit.kind, max(1.0, self.plan.length(unit))
 
     # -- what they do
 
@@ -216,10 +224,12 @@ class Roster:
         record.encodes += unit.kind == "encode"
         if unit.kind == "step" and not self.plan.is_last_step(unit):
             record.steps += 1
-            record.steps_s += elapsed_s
+            if self.plan.length(unit) <= 1:
+                record.usual_steps += 1
+                record.usual_steps_s += elapsed_s
         record.faults = self._barren_losses = 0
         self._place(record)
-        self._elapsed_s.setdefault(unit.kind, deque(maxlen=101)).append(elapsed_s)
+        self._elapsed_s.setdefault(self._pace(unit), deque(maxlen=101)).append(elapsed_s)
 
     def _places(self, record: WorkerRecord) -> int:
         """How many units may be with a worker: one, until it has finished its first."""

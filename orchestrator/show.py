@@ -153,11 +153,25 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
 
     def cost(unit: Unit) -> float:
         small = unit.kind != "step" or plan.is_last_step(unit)
-        return step_s * (0.3 if unit.kind == "decode" else 0.02) if small else step_s
+        whole_s = step_s * plan.length(unit)
+        return whole_s * (0.3 if unit.kind == "decode" else 0.02) if small else whole_s
 
     run = Simulation(plan, Policy(workers=workers), cost=cost).run()
-    basis = f"simulated with {workers} workers at {step_s:g} s a step; start-up is not counted"
+    at = f"{step_s:g} s a step{_lengths(plan)}"
+    basis = f"simulated with {workers} workers at {at}; start-up is not counted"
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
+
+
+def _lengths(plan: Plan) -> str:
+    """Which steps are meant, if they are not all of the same length."""
+    usual = plan.usual_frames
+    longest = {stage.longest for shot in plan.shots for stage in shot.stages}
+    if longest == {usual}:
+        return ""
+    said = f" of {usual} latent frames, others in proportion"
+    if max(longest) > usual:
+        said += f" (of up to {max(longest)}: attention takes more than that)"
+    return said
 
 
 def preset_rows() -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from orchestrator.simulator import SimReport, Simulation
 from tests.orchestrator.plans import (
     FATAL,
+    cost_by_length,
     crowded_run,
     random_faults,
     random_plan,
@@ -39,8 +40,8 @@ def small(seed: int) -> SimReport:
     rng = random.Random(seed)
     plan = random_plan(rng, small=True)
     faults = random_faults(rng, seed, plan)
-    simulation = Simulation(plan, random_policy(rng), faults, speeds=random_speeds(rng))
-    report = simulation.run()
+    policy, speeds, cost = random_policy(rng), random_speeds(rng), cost_by_length(plan)
+    report = Simulation(plan, policy, faults, speeds=speeds, cost=cost).run()
     may_fail = faults.poison is not None or any(getattr(faults, kind) for kind in FATAL)
     assert report.outcome == "done" or may_fail, report
     return report

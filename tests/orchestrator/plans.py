@@ -10,7 +10,7 @@ from jobs.units import ShotRender, Unit
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.roster import Policy
 from orchestrator.simcluster import Faults
-from orchestrator.simulator import SimReport, Simulation
+from orchestrator.simulator import SimReport, Simulation, UnitCost, even_cost
 
 GEOMETRY = ModelGeometry(
     family="wan",
@@ -106,6 +106,11 @@ def make_plan(
     )
 
 
+def cost_by_length(plan: Plan, power: float = 1.0) -> UnitCost:
+    """A step takes longer in a longer window; with attention alone, power 2."""
+    return lambda unit: even_cost(unit) * max(1.0, plan.length(unit)) ** power
+
+
 def frames_for(windows: int, *, window: int = 6, overlap: int = 2) -> int:
     """The most latent frames that this many windows cover."""
     return window + (windows - 1) * (window - overlap)
@@ -136,21 +141,25 @@ THEMES = (
 
 
 def random_plan(rng: random.Random, *, small: bool = False) -> Plan:
-    """One to three shots of 1 to 14 windows; up to four windows cover a place."""
+    """One to three shots of 1 to 14 windows; up to four windows cover a place. Two pyramids
+    of five have a whole first stage."""
     window = rng.randint(2, 8)
     overlap = rng.randint(0, window - 1)
     most = 5 if small else 14
     counts = [rng.randint(1, most) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+    stage_steps = _random_stages(rng, 6 if small else 12)
+    checkpoint_every, decode_context = rng.randint(1, 5), rng.randint(0, 9)
+    latent_frames = [
+        max(1, frames_for(n, window=window, overlap=overlap) - rng.randint(0, 1)) for n in counts
+    ]
     return make_plan(
-        *(
-            max(1, frames_for(n, window=window, overlap=overlap) - rng.randint(0, 1))
-            for n in counts
-        ),
+        *latent_frames,
         window=window,
         overlap=overlap,
-        stage_steps=_random_stages(rng, 6 if small else 12),
-        checkpoint_every=rng.randint(1, 5),
-        decode_context=rng.randint(0, 9),
+        stage_steps=stage_steps,
+        checkpoint_every=checkpoint_every,
+        decode_context=decode_context,
+        whole_first_stage=len(stage_steps) > 1 and sum(latent_frames) % 5 in (1, 2),  # not drawn
     )
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jobs.pyramid import parents
 from jobs.units import DecodeTask, EncodeTask, StepTask, Unit
 from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
+from orchestrator.prepare import plan_from_json, plan_to_json
 from orchestrator.referee import Referee
 from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
 
@@ -220,6 +221,27 @@ def test_a_whole_first_stage_is_one_window_that_all_others_wait_for() -> None:
     assert make_plan(5, window=8, overlap=2, stage_steps=(4, 2), whole_first_stage=True) == (
         make_plan(5, window=8, overlap=2, stage_steps=(4, 2))
     ), "a shot that is shorter than a window has one window anyway"
+
+
+def test_a_step_is_as_long_as_its_window() -> None:
+    plan = make_plan(61, 5, window=8, overlap=2, stage_steps=(4, 2), whole_first_stage=True)
+    stages, usual = [Unit("step", 0, stage) for stage in range(2)], plan.usual_frames
+    assert (usual, [plan.length(unit) for unit in stages]) == (8, [31 / 8, 1.0])
+    assert plan.length(Unit("step", 1, 1)) == 5 / 8 and plan.length(Unit("encode", 0)) == 1.0
+    assert plan_from_json(plan_to_json(plan)) == plan, "what is reckoned is not stored"
+
+
+def test_what_is_in_flight_is_counted_stage_by_stage() -> None:
+    """A whole first stage is long, but one window; those of the other stages are as ever."""
+    whole = make_plan(
+        61, window=8, overlap=2, stage_steps=(3, 3), whole_first_stage=True, checkpoint_every=2
+    )
+    frame_bytes = 8 * 8 * 4 * 4 * 5
+    assert whole.live_bytes == 4 * (31 + 6 * 8) * frame_bytes
+    kept = replace(whole, kept_bytes=3100).live_bytes
+    assert kept == whole.live_bytes + 4 * (3100 + 6 * 800)
+    short = make_plan(6, 3, steps=3, checkpoint_every=2)
+    assert short.live_bytes == 4 * 6 * frame_bytes
 
 
 def test_a_window_may_start_when_those_under_it_are_done() -> None:

@@ -81,6 +81,20 @@ def test_a_job_may_name_another_scheduler(model: Path) -> None:
     assert prepare(spec).plan.shots[0].render.scheduler == "euler"
 
 
+@pytest.mark.parametrize(("seconds", "frames"), [(20, 31), (5, None)])
+def test_a_coarsest_stage_that_is_a_long_window_is_warned_of(
+    seconds: int, frames: int | None
+) -> None:
+    told = {"prompt": "x", "seconds": seconds, "model": "demo-pyramid"}
+    for first_stage, expected in (("windows", None), ("whole", frames)):
+        plan = prepare(parse_spec(told | {"pyramid_first_stage": first_stage})).plan
+        said = [line for line in plan.warnings if "coarsest stage" in line]
+        assert len(said) == (expected is not None), said
+        if said:
+            assert f"is one window of {expected} latent frames, where windows have 9:" in said[0]
+            assert "so long a window has not been measured" in said[0]
+
+
 def test_a_fetched_model_is_kept_with_its_commit(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

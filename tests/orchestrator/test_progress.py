@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.plan import Plan
-from orchestrator.progress import LINE_EVERY_S, RenderProgress
+from orchestrator.progress import LINE_EVERY_S, RenderProgress, _clock
 from tests.orchestrator.bare import ENCODE, Bare, piece, step
 from tests.orchestrator.plans import frames_for, make_plan
 
@@ -106,6 +106,19 @@ def test_the_eta_counts_the_workers_and_names_its_basis() -> None:
     assert "ETA 10:03 (from 2 steps)" in two.last(render)
     render.dies("w2")
     assert "ETA 20:06 (from 2 steps)" in two.last(render)
+
+
+def test_the_eta_knows_that_long_windows_take_longer() -> None:
+    plan = make_plan(61, window=8, stage_steps=(4, 2), whole_first_stage=True, checkpoint_every=20)
+    screen = Screen(plan)
+    render = screen.session().ready()
+    render.computes(ENCODE)
+    for number in range(2):
+        render.finishes(step(0, number), elapsed_s=310.0)
+    # Eighty seconds a step of 8 frames, a piece as dear, one that only settles far less.
+    windows, pieces = len(plan.shots[0].stages[1].windows), len(plan.shots[0].pieces)
+    left_s = 2 * 310 + 80 * (2 * windows + 0.05 * (1 + windows) + pieces)
+    assert f"ETA {_clock(left_s)} (from 2 steps)" in screen.last(render)
 
 
 def test_a_line_now_and_then_only() -> None:

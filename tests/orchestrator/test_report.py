@@ -18,6 +18,7 @@ from orchestrator.borders import borders
 from orchestrator.engagement import engagement
 from orchestrator.report import report_file, report_job
 from orchestrator.report_page import page, tiles_figure
+from orchestrator.report_seams import _small, border_pictures
 from tests.orchestrator.test_verify import Finished, finished
 from workers.video import encode_segment
 
@@ -99,6 +100,13 @@ def test_every_shots_worst_frames_are_shown_beside_the_references(tmp_path: Path
     assert page(said, pictures).count('alt="worst frames beside the reference"') == 1
     same, pictures = report_job(job.folder, job.film)
     assert pictures.worst is None and "worst frames" not in page(same, pictures)
+
+
+def test_no_frame_is_decoded_that_no_picture_shows(tmp_path: Path) -> None:
+    assert border_pictures(tmp_path / "nowhere.mp4", []) is None
+    frames = (np.full((4, 4, 3), number, np.uint8) for number in range(9))
+    assert [int(frame[0, 0, 0]) for frame in _small(frames, [4, 5, 1, 2])] == [4, 5, 1, 2]
+    assert int(next(frames)[0, 0, 0]) == 6
 
 
 def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:

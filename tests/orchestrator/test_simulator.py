@@ -15,6 +15,7 @@ from tests.orchestrator.plans import (
     FATAL,
     FAULTS,
     THEMES,
+    cost_by_length,
     frames_for,
     make_plan,
     random_faults,
@@ -35,7 +36,8 @@ def run(seed: int, *, small: bool = False) -> SimReport:
     rng = random.Random(seed)
     plan = random_plan(rng, small=small)
     faults = random_faults(rng, seed, plan)
-    report = Simulation(plan, random_policy(rng), faults, speeds=random_speeds(rng)).run()
+    policy, speeds, cost = random_policy(rng), random_speeds(rng), cost_by_length(plan)
+    report = Simulation(plan, policy, faults, speeds=speeds, cost=cost).run()
     justified = {"done"}
     if faults.poison is not None or any(getattr(faults, kind) for kind in FATAL):
         justified.add("failed")
@@ -96,6 +98,15 @@ def test_loading_a_large_text_encoder_makes_no_worker_slow(windows: int) -> None
         for workers in (1, 2)
     )
     assert one / two > 1.6
+
+
+def test_a_whole_first_stage_makes_no_worker_slow() -> None:
+    """The one that computed it, alone, is as fast as the other from then on."""
+    plan = make_plan(121, window=8, stage_steps=(4, 4, 4), whole_first_stage=True)
+    cost = cost_by_length(plan, 2.0)
+    alone_s = sum(cost(Unit("step", 0, step=step)) for step in range(5))
+    run = Simulation(plan, Policy(workers=2), cost=cost).run()
+    assert run.wall_s < 1.05 * (alone_s + (run.busy_s - alone_s) / 2)
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.simcluster import profile
 from tests.orchestrator.bare import ENCODE, Bare, only, step
@@ -72,6 +73,21 @@ def test_the_memory_of_a_tile_at_work_is_counted_once() -> None:
     bare.finishes(ENCODE)
     assert bare.sent(step(0, 0)).worker == "w1"
     assert not only(bare.joins("w3", **room), e.StopWorker)
+
+
+def test_a_long_window_says_nothing_of_a_workers_speed() -> None:
+    """It may be the only one, and takes many times as long; but it does take a tile's memory."""
+    plan = make_plan(61, window=8, stage_steps=(2, 2), whole_first_stage=True, checkpoint_every=1)
+    bare = Bare(plan).ready()
+    bare.finishes(ENCODE)
+    worker = bare.state.workers["w1"]
+    for number in range(2):
+        bare.finishes(step(0, number), elapsed_s=1000.0)
+    assert (worker.step_s, worker.steps, worker.holds_a_tile) == (0.0, 2, True)
+    bare.finishes(step(0, 2), elapsed_s=1000.0)
+    bare.is_stored(step(0, 2))
+    bare.finishes(Unit("step", 0, 1, 0, 0, 0), elapsed_s=7.0)
+    assert worker.step_s == 7.0
 
 
 def test_gpus_of_one_host_have_memory_of_their_own() -> None:
@@ -151,6 +167,37 @@ def test_the_limit_follows_what_was_measured() -> None:
     bare.finishes(step(0, 0), elapsed_s=10.0)
     assert only(bare.passes(300.0), e.StopWorker) == []
     assert len(only(bare.passes(1.0), e.StopWorker)) == 1
+
+
+def whole(*shots: int) -> Bare:
+    """A render of whole first stages, whose first one's prompts are encoded."""
+    plan = make_plan(
+        *shots, window=8, stage_steps=(2, 1), whole_first_stage=True, checkpoint_every=9
+    )
+    bare = Bare(plan, depth=1, first_unit_limit_s=200.0, hang_floor_s=1.0).ready()
+    bare.computes(*(Unit("encode", shot) for shot in range(len(shots))))
+    return bare
+
+
+def limit_s(bare: Bare, unit: Unit) -> float:
+    return bare.state.roster._limit_s(bare.state.workers["w1"], unit)
+
+
+def test_a_long_window_may_take_long() -> None:
+    """The first of all, and one in a second shot when only usual windows are known."""
+    bare = whole(15, 15 + 64)
+    assert (limit_s(bare, step(0, 0)), limit_s(bare, step(0, 0, shot=1))) == (200, 1000)
+    roster, record = bare.state.roster, bare.state.workers["w1"]
+    roster.finished(record, Unit("step", 0, 1), 8.0)
+    assert limit_s(bare, Unit("step", 0, 1, 1)) == 30 * 8.0
+    assert limit_s(bare, step(0, 0, shot=1)) == 30 * 8.0 * 5**2, "with attention alone"
+
+
+def test_long_and_usual_windows_have_limits_of_their_own() -> None:
+    bare = whole(79)
+    bare.finishes(step(0, 0), elapsed_s=50.0)
+    assert limit_s(bare, step(0, 1)) == 30 * 50.0
+    assert limit_s(bare, Unit("step", 0, 1)) == 200.0, "not known yet"
 
 
 def test_a_queued_unit_does_not_hang_before_its_turn() -> None:

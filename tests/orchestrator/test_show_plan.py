@@ -1,0 +1,30 @@
+"""What ``longtake plan`` says of time, of a film whose steps are not all of the same length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.show import plan_report
+from tests.orchestrator.plans import make_plan
+
+
+def told(*shots: int, whole: bool) -> dict[str, Any]:
+    plan = make_plan(*shots, window=8, stage_steps=(4, 2), whole_first_stage=whole)
+    return plan_report(plan, 1, 10.0)
+
+
+def test_a_long_step_costs_more() -> None:
+    windows, whole = told(61, whole=False), told(61, whole=True)
+    count = len(windows["shots"][0]["stages"][0]["windows"])
+    more_s = 4 * 10.0 * (31 / 8 - count) + 10.0 * 0.02 * (31 / 8 - count)
+    assert whole["wall_s"] - windows["wall_s"] == pytest.approx(more_s, abs=1.0)
+    said = "10 s a step of 8 latent frames, others in proportion (of up to 31: attention takes more"
+    assert said in whole["wall_basis"]
+    assert "at 10 s a step; start-up" in windows["wall_basis"]
+
+
+def test_a_short_shots_steps_cost_less() -> None:
+    both = told(8, 4, whole=False)
+    assert "a step of 8 latent frames, others in proportion; start" in both["wall_basis"]
