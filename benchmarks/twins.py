@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--speed-only", action="store_true", help="quality is measured elsewhere")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     drawn = draw_prompts(options.prompts, options.seed)
@@ -182,17 +183,20 @@ def main() -> None:
     if None in models.values():
         parser.error("give --pyramid and --plain, or --jumps")
     stages = len(inspect_model(resolve_model(models["pyramid"])).defaults.pyramid_steps)
-    judged = {name: quality(model, drawn) for name, model in models.items()}
     figures = {
         "models": {name: model_name(model) for name, model in models.items()},
         "stages": stages,
-        "prompts": len(drawn),
         "speed": speed(models, drawn[0][1], options.seconds, options.repeats),
-        "quality": judged,
-        "pyramid_is_worse_on": worse_on(judged),
-        "untrained": quality(models["plain"], drawn, stages),
     }
-    name = f"twins_{_family(models['plain'])}"
+    if not options.speed_only:
+        judged = {name: quality(model, drawn) for name, model in models.items()}
+        figures |= {
+            "prompts": len(drawn),
+            "quality": judged,
+            "pyramid_is_worse_on": worse_on(judged),
+            "untrained": quality(models["plain"], drawn, stages),
+        }
+    name = f"twins_{'speed_' if options.speed_only else ''}{_family(models['plain'])}"
     write_result(name, figures, models=[*models.values()], keep=not options.quick)
 
 
