@@ -85,7 +85,7 @@ CalibrateDeviceOption = Annotated[
 JobOrModelArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[JOB|MODEL]",
+        metavar="JOB|MODEL",
         help="a job file (YAML), or a model: 'demo', a diffusers folder, or a Hugging Face id",
     ),
 ]
