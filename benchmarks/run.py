@@ -38,7 +38,7 @@ BENCHMARKS = (
         twins,
         "--pyramid workers/demo_animatediff_pyramid --plain workers/demo_animatediff --prompts 40",
     ),
-    (twins, "--jumps demo-animatediff-pyramid --prompts 50"),
+    (twins, "--jumps demo-pyramid --prompts 40"),
     (attention_step, "--repeats 2"),
     (attention, ""),
     (slicing, ""),
