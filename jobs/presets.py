@@ -37,6 +37,7 @@ class Preset:
 #: By ``benchmarks/techniques.py``; its result files are dated, and a test holds these to them.
 _DEMO = "the demo model, 30 steps, 2 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 2 prompts"
+_ANIMATEDIFF = "the small AnimateDiff model, 25 steps, 2 prompts"
 
 
 def _spectral(threshold: float) -> Accelerations:
@@ -62,6 +63,7 @@ PRESETS: dict[str, Preset] = {
             {
                 "wan": Measured(1.67, 53.4, 50.9, _DEMO),
                 "wan with a pyramid": Measured(1.94, 39.7, 35.8, _PYRAMID, over_plain=3.24),
+                "animatediff": Measured(1.35, 48.5, 47.0, _ANIMATEDIFF),
             },
             _scalar(0.02),
         ),
@@ -72,6 +74,7 @@ PRESETS: dict[str, Preset] = {
             {
                 "wan": Measured(2.31, 39.5, 33.7, _DEMO),
                 "wan with a pyramid": Measured(2.81, 32.1, 29.1, _PYRAMID, over_plain=4.69),
+                "animatediff": Measured(1.93, 37.0, 35.4, _ANIMATEDIFF),
             },
             _scalar(0.05),
         ),

@@ -84,7 +84,9 @@ def test_presets_say_what_was_measured(name: str) -> None:
     assert adaptive is not None and (adaptive.form, adaptive.forecast) == ("spectral", True)
     for family, said in preset.measured.items():
         results, kind = "techniques_cpu_*.json", "adaptive spectral, forecast"
-        if "pyramid" in family:
+        if family == "animatediff":
+            results = "techniques_animatediff_cpu_*.json"
+        elif "pyramid" in family:
             results, kind = "techniques_pyramid_cpu_*.json", f"pyramid, {kind}"
         rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
         (row,) = (
