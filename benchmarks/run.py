@@ -43,7 +43,7 @@ BENCHMARKS = (
     (attention, ""),
     (slicing, ""),
     (rehash_cost, ""),
-    (techniques, "--prompts 5"),
+    (techniques, "--prompts 2"),
 )
 
 

@@ -180,6 +180,11 @@ def as_text(report: dict[str, Any]) -> str:
         count = sum(map(len, report["key_steps"]))
         use = f"accelerations: {{rehash: {{threshold: {report['threshold']}{where}}}}}"
         said = f"a profile in {report['folder']}: {count} key steps of {report['steps']}"
+        if count == report["steps"]:
+            return (
+                f"{said}: at {report['threshold']} there is nothing to reuse; try a lower --rehash "
+                "or more steps (what was measured is kept)"
+            )
         return f"{said}, {report['key_steps']}\nuse it: {use} in a job file"
     stages = report["stages"]
     lines = [f"plans of {report['layers']} layers in {report['folder']}"]

@@ -75,7 +75,8 @@ def _say_version(wanted: bool) -> None:
 @app.callback()
 def longtake(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="and exit")
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="show it, and exit"),
     ] = False,
 ) -> None:
     """Render long AI videos on the GPUs you already own. Kill it at any time: `longtake resume`

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +125,8 @@ def calibrate_command(
         raise bad_job([Problem(("pyramid_first_stage",), said)], spec._places)
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
-    folder, say = plans or usual_folder(), lambda said: print(said, file=sys.stderr)
+    folder = plans or _own_folder(spec, rehash is not None) or usual_folder()
+    say = partial(print, file=sys.stderr)
     if rehash is not None:
         report, found = find_key_steps(prepared, device, rehash, folder, say)
         if picture is not None:
@@ -134,6 +136,17 @@ def calibrate_command(
         if picture is not None:
             draw(plans_found, picture)
     print(json.dumps(report) if as_json else as_text(report))
+
+
+def _own_folder(spec: JobSpec, rehash: bool) -> Path | None:
+    """Where the job itself will look for what is found."""
+    asked = spec.accelerations
+    own = (
+        asked.rehash and asked.rehash.profiles
+        if rehash
+        else (asked.fast_attention and asked.fast_attention.plans)
+    )
+    return Path(own).expanduser() if own else None
 
 
 def _check_device(asked: str) -> None:

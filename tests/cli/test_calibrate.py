@@ -188,6 +188,18 @@ def test_a_picture_of_a_profile_has_its_values_and_marks_the_key_steps() -> None
     assert alone.get_title() == ""
 
 
+def test_what_is_found_lies_where_the_job_looks(desk: Desk, tmp_path: Path) -> None:
+    own = tmp_path / "own plans"
+    asked = {"rehash": {"threshold": 0.5, "profiles": str(own)}}
+    job = {"version": 1, "model": "demo", "prompt": "a kite", "pixel_frames": 1, "steps": 2}
+    (tmp_path / "film.json").write_text(json.dumps(job | {"accelerations": asked}))
+    found = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "0.5", "--device", "cpu")
+    assert found.code == 0 and f"a profile in {own}" in found.out, found.err
+    assert list(own.iterdir())
+    useless = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "1", "--device", "cpu")
+    assert "there is nothing to reuse; try a lower --rehash" in useless.out
+
+
 def test_a_model_is_calibrated_on_prompts(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
     """Each a shot, as long as a window of the model; a job with shots so long finds it."""
     model = rehash_job["model"]
