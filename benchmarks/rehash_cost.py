@@ -26,7 +26,7 @@ from accel.handle import TileStep
 from accel.rehash import apply
 from benchmarks.common import write_result
 from benchmarks.operations import Operations
-from benchmarks.slicing import SIZES, Pipeline, animatediff, svd
+from benchmarks.slicing import SIZES, SMALL_ANIMATEDIFF, Pipeline, animatediff, svd
 from jobs.accelerations import Rehash
 from jobs.units import Unit
 
@@ -81,14 +81,7 @@ def next_step(step: int, before: TileStep | None) -> TileStep:
 
 def small_animatediff() -> tuple[Any, Forward]:
     model: Any = UNetMotionModel
-    model = model(
-        block_out_channels=(64, 128, 128),
-        down_block_types=("CrossAttnDownBlockMotion",) * 2 + ("DownBlockMotion",),
-        up_block_types=("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * 2,
-        cross_attention_dim=64,
-        num_attention_heads=4,
-        motion_num_attention_heads=4,
-    )
+    model = model(**SMALL_ANIMATEDIFF)
     x, text = torch.randn(2, 4, 8, 32, 32), torch.randn(16, 77, 64)
     return model, lambda: model(x, 5, encoder_hidden_states=text)
 
