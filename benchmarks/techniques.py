@@ -31,6 +31,7 @@ from benchmarks.here import Here, render_here
 from benchmarks.model import draw_prompts, lengths_of
 from benchmarks.peers import PEERS
 from jobs.model_folder import inspect_model, resolve_model
+from jobs.rehash_profile import Similarity, key_steps
 from jobs.spec import JobSpec
 from orchestrator.calibrate import calibrate, find_key_steps
 from orchestrator.prepare import Prepared, prepare
@@ -91,14 +92,21 @@ def rehash_every(job: Job) -> dict[str, Any]:
 def rehash_profile(job: Job) -> dict[str, Any]:
     """Key steps that two other prompts' features were found to need."""
     folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
-    find_key_steps(_calibrated_on(job), "cpu", PROFILED[0], folder)
-    return {str(t): {"rehash": {"threshold": t, "profiles": str(folder)}} for t in PROFILED}
+    _, profile = find_key_steps(_calibrated_on(job), "cpu", PROFILED[0], folder)
+    kept = {"profiles": str(folder)}
+    return {str(t): {"rehash": {"threshold": t, **kept}} for t in PROFILED if reuses(profile, t)}
+
+
+def reuses(profile: Sequence[Similarity], threshold: float) -> bool:
+    """Whether a threshold leaves any stage a step that is no key step."""
+    return any(len(key_steps(each, threshold)) < len(each) for each in profile)
 
 
 def adaptive_rehash(job: Job) -> dict[str, Any]:
-    """The steps that are not skipped run in full only if they are key steps."""
-    keys = rehash_profile(job)["0.998"]
-    return {str(t): _adaptive("scalar", t) | keys for t in SCALAR}
+    """The steps that are not skipped run in full only if they are key steps, by the second of the
+    thresholds that leave something out (on the demo model, 0.998)."""
+    keys = [*rehash_profile(job).values()][1:2]
+    return {str(t): _adaptive("scalar", t) | rehash for rehash in keys for t in SCALAR}
 
 
 def fast_attention(job: Job) -> dict[str, Any]:

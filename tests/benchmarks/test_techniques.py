@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.common import RESULTS
-from benchmarks.techniques import compared, engaged, plot, summaries
+from benchmarks.techniques import compared, engaged, plot, reuses, summaries
 from jobs.presets import PRESETS
 
 
@@ -43,6 +44,12 @@ def test_a_disturbed_minute_does_not_count_and_the_worst_prompt_does(
 
 def test_what_left_nothing_out_is_no_point(rows: list[dict[str, Any]]) -> None:
     assert [row["value"] for row in engaged(rows)] == ["0.1", "0.2"]
+
+
+def test_a_threshold_that_makes_every_step_a_key_step_is_left_out() -> None:
+    alike, unlike = np.ones((4, 4)), np.eye(4)
+    assert reuses([alike, unlike], 0.99)
+    assert not reuses([unlike, unlike], 0.99)
 
 
 def test_each_line_is_read_at_the_mean_and_at_the_worst_prompt(rows: list[dict[str, Any]]) -> None:
