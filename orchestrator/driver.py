@@ -20,7 +20,7 @@ from jobs.journal import Journal
 from jobs.units import Unit
 from orchestrator import actors
 from orchestrator.cluster import Cluster, ClusterLost, install_root
-from orchestrator.engagement import engagement
+from orchestrator.engagement import engagement, is_told
 from orchestrator.events import (
     Command,
     DeleteResult,
@@ -270,7 +270,7 @@ class Driver:
         facts = report[1]
         key = (command.unit, command.attempt)
         self._numerics[key] = (facts.numerics, self._writer(command.worker))
-        if facts.engaged:
+        if is_told(command.unit, facts.engaged, self._session.plan):
             self._note(engagement(command.unit, facts.engaged))
         return UnitFinished(
             at_s=time.monotonic(),

@@ -12,6 +12,16 @@ from jobs.units import Unit
 from orchestrator.plan import Plan
 
 
+def is_told(unit: Unit, counts: Mapping[str, int], plan: Plan) -> bool:
+    """Whether the journal has a record of a unit: of whatever was counted, and in an accelerated
+    job of every step that predicts, for there nothing is an answer, too."""
+    return bool(counts) or (plan.accelerations != Accelerations() and _predicts(unit, plan))
+
+
+def _predicts(unit: Unit, plan: Plan) -> bool:
+    return unit.kind == "step" and not plan.is_last_step(unit)
+
+
 def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
     """The journal's record of a unit: a step of a tile, or a decoded piece. Computed again, it
     takes the place of the first."""
@@ -33,8 +43,7 @@ def all_counted(records: Iterable[Mapping[str, Any]], plan: Plan) -> bool:
     """Whether every step of every tile that predicts is counted. A step is not that another job
     computed, or a session that was killed before its journal was written."""
     counted = {record["key"] for record in records if record["type"] == "engaged"}
-    steps = (unit for unit in plan.units() if unit.kind == "step")
-    return all(str(unit) in counted for unit in steps if not plan.is_last_step(unit))
+    return all(str(unit) in counted for unit in plan.units() if _predicts(unit, plan))
 
 
 #: What a tile did at a step. Layers may do both of ``w`` and ``s``: then what more of them did.
@@ -94,12 +103,18 @@ def proofs(asked: Accelerations, counts: Mapping[str, int], *, complete: bool) -
     one that did nothing in them may have done something in the others."""
     known = {name.partition(".")[0] for name in counts}
     given = {name: config for name in _PROOFS if (config := getattr(asked, name))}
-    none = "no step was left to compute: other jobs had rendered them all"
     found = [
-        _PROOFS[name](config, counts) if name in known else Proof(name, none, None)
+        _PROOFS[name](config, counts) if name in known else _unseen(name, complete=complete)
         for name, config in given.items()
     ]
     return found if complete else [_in_some_steps(proof) for proof in found]
+
+
+def _unseen(name: str, *, complete: bool) -> Proof:
+    """Of a technique that counted nothing at all, not even what it left as it was."""
+    if complete:
+        return Proof(name, "it was never called", False, "a fault of Longtake: please report it")
+    return Proof(name, "no step was left to compute: other jobs had rendered them all", None)
 
 
 def _in_some_steps(proof: Proof) -> Proof:

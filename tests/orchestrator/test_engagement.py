@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
@@ -12,6 +14,7 @@ from orchestrator.engagement import (
     engaged,
     engagement,
     idle_message,
+    is_told,
     proof_lines,
     proofs,
     tile_steps,
@@ -58,8 +61,26 @@ def test_what_was_asked_for_tells_what_it_did() -> None:
 
 def test_where_no_step_was_left_to_compute_nothing_is_known() -> None:
     said = "adaptive: no step was left to compute: other jobs had rendered them all"
-    assert told(ASKED) == ([said], "")
-    assert told(ASKED, rehash__key=6) == ([said], "")
+    assert told(ASKED, complete=False) == ([said], "")
+    assert told(ASKED, complete=False, rehash__key=6) == ([said], "")
+
+
+def test_a_technique_that_was_never_called_did_nothing() -> None:
+    for counts in ({}, {"rehash__key": 6}):
+        lines, wrong = told(ASKED, **counts)
+        assert lines == [] and wrong.startswith("adaptive did nothing: it was never called")
+
+
+def test_an_accelerated_step_is_told_though_nothing_was_counted() -> None:
+    """So that a technique which was never called is not taken for one that had nothing to do."""
+    plan = make_plan(9, 5, stage_steps=(3,))
+    asked = replace(plan, accelerations=ASKED)
+    predicts, ends = Unit("step", 0), Unit("step", 0, step=3)
+    assert is_told(predicts, {}, asked)
+    assert not is_told(ends, {}, asked), "it calls no model"
+    assert not is_told(Unit("encode", 0), {}, asked)
+    assert not is_told(predicts, {}, plan), "nothing was asked for"
+    assert is_told(Unit("decode", 0), {"slicing.decoder": 3}, asked)
 
 
 def test_of_some_steps_nobody_can_say_that_nothing_was_done() -> None:
@@ -71,7 +92,6 @@ def test_of_some_steps_nobody_can_say_that_nothing_was_done() -> None:
     ], "")  # fmt: skip
     counts = {"adaptive__skipped": 3, "adaptive__computed": 7}
     assert told(ASKED, complete=False, **counts) == told(ASKED, **counts), "enough is known"
-    assert told(ASKED, complete=False) == told(ASKED)
 
 
 def test_all_steps_that_predict_are_to_be_counted() -> None:
