@@ -8,7 +8,7 @@ from itertools import pairwise
 #: A setting of a sweep: how many times faster, and how near to the full render in dB.
 Point = tuple[float, float]
 
-LEVELS_DB = (40.0, 36.0, 32.0, 28.0)
+LEVELS_DB = (50.0, 40.0, 36.0, 32.0, 28.0)
 
 
 def front(points: Iterable[Point]) -> list[Point]:

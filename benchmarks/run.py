@@ -32,6 +32,8 @@ BENCHMARKS = (
     (long_films, "--films 6"),
     (long_films, "--films 6 --bodies 1"),
     (long_films, "--films 6 --bodies 1 --model demo-pyramid"),
+    (long_films, "--films 6 --model demo-pyramid"),
+    (long_films, "--films 6 --model demo-pyramid --first-stage whole"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (
@@ -43,7 +45,9 @@ BENCHMARKS = (
     (attention, ""),
     (slicing, ""),
     (rehash_cost, ""),
-    (techniques, "--prompts 2"),
+    # Other prompts than the settings of the presets were chosen on.
+    (techniques, "--prompts 3 --seed 7 --plot docs/techniques.png"),
+    (techniques, "--model demo-animatediff --steps 25 --prompts 2"),
 )
 
 

@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -30,18 +28,12 @@ from benchmarks.curves import as_table, at_levels, front
 from benchmarks.here import Here, render_here
 from benchmarks.model import draw_prompts, lengths_of
 from benchmarks.peers import PEERS
+from benchmarks.sweeps import KINDS, PYRAMID_KINDS, PYRAMIDS, Job, fitting
 from jobs.model_folder import inspect_model, resolve_model
-from jobs.rehash_profile import Similarity, key_steps
-from jobs.spec import JobSpec
-from orchestrator.calibrate import calibrate, find_key_steps
-from orchestrator.prepare import Prepared, prepare
 from workers.fidelity import compare
 
-Job = Mapping[str, Any]
 Row = dict[str, Any]
-
-#: No more than this much of the latents' pace is asked of any change: never the model, that is.
-NEVER = 100.0
+Setting = Callable[[Job], Here]
 
 #: What two renders that are equal bit for bit count as in a mean: beyond what 8-bit frames resolve.
 EQUAL_DB = 60.0
@@ -54,107 +46,6 @@ PYRAMID_PIXEL_FRAMES = 61
 
 #: Held-out prompts that settings are found on, and none is judged by.
 CALIBRATION = {"count": 2, "seed": 5}
-
-SCALAR = (0.005, 0.01, 0.02, 0.05, 0.1)
-TENSOR = (0.1, 0.2, 0.4, 0.8, 1.6)
-PROFILED = (0.999, 0.998, 0.995, 0.99, 0.98)
-SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-
-
-def _adaptive(form: str, threshold: float, **more: Any) -> dict[str, Any]:
-    return {"adaptive": {"form": form, "threshold": threshold, **more}}
-
-
-def adaptive_tensor(job: Job) -> dict[str, Any]:
-    """AdaptiveDiffusion as its paper has it."""
-    return {str(t): _adaptive("tensor", t) for t in TENSOR}
-
-
-def adaptive_scalar(job: Job) -> dict[str, Any]:
-    """The criterion of its released code."""
-    return {str(t): _adaptive("scalar", t) for t in SCALAR}
-
-
-def adaptive_spectral(job: Job, forecast: bool) -> dict[str, Any]:
-    """SeaCache's criterion; a skipped step takes the last prediction, or one on a line."""
-    return {str(t): _adaptive("spectral", t, first=1, forecast=forecast) for t in SPECTRAL}
-
-
-def stride(job: Job) -> dict[str, Any]:
-    """Its baseline, which looks at nothing."""
-    return {str(n): _adaptive("tensor", NEVER, most_skips=n - 1) for n in (2, 3, 4, 5)}
-
-
-def rehash_every(job: Job) -> dict[str, Any]:
-    return {str(n): {"rehash": {"every": n}} for n in (2, 3)}
-
-
-def rehash_profile(job: Job) -> dict[str, Any]:
-    """Key steps that two other prompts' features were found to need."""
-    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
-    _, profile = find_key_steps(_calibrated_on(job), "cpu", PROFILED[0], folder)
-    kept = {"profiles": str(folder)}
-    return {str(t): {"rehash": {"threshold": t, **kept}} for t in PROFILED if reuses(profile, t)}
-
-
-def reuses(profile: Sequence[Similarity], threshold: float) -> bool:
-    """Whether a threshold leaves any stage a step that is no key step."""
-    return any(len(key_steps(each, threshold)) < len(each) for each in profile)
-
-
-def adaptive_rehash(job: Job) -> dict[str, Any]:
-    """The steps that are not skipped run in full only if they are key steps, by the second of the
-    thresholds that leave something out (on the demo model, 0.998)."""
-    keys = [*rehash_profile(job).values()][1:2]
-    return {str(t): _adaptive("scalar", t) | rehash for rehash in keys for t in SCALAR}
-
-
-def fast_attention(job: Job) -> dict[str, Any]:
-    """Plans that were searched on two other prompts, by the change that they may bring."""
-    return {str(delta): _planned(job, delta) for delta in (0.05, 0.2)}
-
-
-def adaptive_fast_attention(job: Job) -> dict[str, Any]:
-    """Sparing attention in the steps that are not skipped."""
-    plans = _planned(job, 0.05)
-    return {str(t): _adaptive("spectral", t, first=1, forecast=True) | plans for t in SPECTRAL}
-
-
-def _planned(job: Job, delta: float) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
-    calibrate(_calibrated_on(job), "cpu", delta, folder, lambda said: None)
-    return {"fast_attention": {"plans": str(folder)}}
-
-
-def _calibrated_on(job: Job) -> Prepared:
-    told = [{"prompt": said, "pixel_frames": job["pixel_frames"]} for said in job["told"]]
-    known = {name: job[name] for name in ("model", "steps", "pyramid")}
-    return prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
-
-
-#: Ours: for a job, the accelerations of each setting.
-KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "adaptive": adaptive_tensor,
-    "adaptive scalar": adaptive_scalar,
-    "adaptive spectral": partial(adaptive_spectral, forecast=False),
-    "adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
-    "every so many steps": stride,
-    "rehash every": rehash_every,
-    "rehash profile": rehash_profile,
-    "adaptive scalar, rehash": adaptive_rehash,
-    "fast attention": fast_attention,
-    "adaptive spectral, forecast, fast attention": adaptive_fast_attention,
-}
-
-#: Of these with a pyramid: what it does by itself, and with what else.
-PYRAMID_KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "pyramid": lambda job: {"alone": {}},
-    "pyramid, adaptive scalar": adaptive_scalar,
-    "pyramid, adaptive spectral": partial(adaptive_spectral, forecast=False),
-    "pyramid, adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
-}
-
-Setting = Callable[[Job], Here]
 
 
 def ours(chosen: Mapping[str, Any], job: Job) -> dict[tuple[str, str], Setting]:
@@ -318,17 +209,25 @@ def main() -> None:
     """Command line of the accelerations' figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--pyramid-model", default="demo-pyramid", help="'none' leaves it out")
+    parser.add_argument(
+        "--pyramid-model", help="'none' leaves it out; default: the one that ships for the family"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument(
-        "--kinds", nargs="*", choices=[*KINDS, *PEERS], default=[*KINDS, *PEERS],
-        help="peers and fast attention are for transformers; none at all: the pyramid alone",
+        "--kinds", nargs="*", choices=[*KINDS, *PEERS],
+        help="none at all: the pyramid alone; default: all that fit the model's family",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, help="a picture of fidelity over speed")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
+    family = inspect_model(resolve_model(options.model)).family
+    if options.kinds is None:
+        options.kinds = fitting(family)
+    if unfit := [kind for kind in options.kinds if kind not in fitting(family)]:
+        parser.error(f"not for {family.name} models: {', '.join(unfit)}")
+    pyramid_model = options.pyramid_model or PYRAMIDS.get(family.name, "none")
     prompts = [said for _, said in draw_prompts(options.prompts, options.seed)]
     told = [said for _, said in draw_prompts(**CALIBRATION)]
     job = {
@@ -338,9 +237,9 @@ def main() -> None:
     rows = _flat(job, told, prompts, options.kinds) if options.kinds else []
     if rows:
         _tell("techniques", job, [options.model], prompts, rows, keep=not options.quick)
-    if options.pyramid_model != "none":
-        models = [options.model, options.pyramid_model]
-        found = _pyramid(job, options.pyramid_model, prompts)
+    if pyramid_model != "none":
+        models = [options.model, pyramid_model]
+        found = _pyramid(job, pyramid_model, prompts)
         _tell("techniques_pyramid", job, models, prompts, found, keep=not options.quick)
         rows += found
     if options.plot:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.common import RESULTS
-from benchmarks.techniques import compared, engaged, plot, reuses, summaries
+from benchmarks.sweeps import reuses
+from benchmarks.techniques import compared, engaged, plot, summaries
 from jobs.presets import PRESETS
 
 
