@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import errors
+from jobs.families import FAMILIES
 from jobs.presets import PRESETS
 from jobs.units import Unit
 from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
@@ -183,6 +184,7 @@ def preset_rows() -> list[dict[str, Any]]:
             "accelerations": preset.settings.recipe(),
             "with_noise": preset.with_noise.recipe(),
             "measured": {family: asdict(each) for family, each in preset.measured.items()},
+            "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
         }
         for preset in PRESETS.values()
     ]
@@ -209,8 +211,8 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
             f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
             for family, each in row["measured"].items()
         ]
-        if row["accelerations"] and not row["measured"]:
-            lines.append("  not measured yet")
+        if row["accelerations"] and row["not_measured"]:
+            lines.append(f"  {', '.join(row['not_measured'])}: the same settings, not measured")
     return "\n".join(lines)
 
 

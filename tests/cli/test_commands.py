@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.families import FAMILIES
 from jobs.files import seal
 from jobs.presets import PRESETS
 from jobs.store import Store
@@ -366,6 +367,7 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
-        "with_noise": {}, "measured": {},
+        "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
     }  # fmt: skip
+    assert "  cogvideox, hunyuan_video, ltx, svd: the same settings, not measured" in ran.out
     assert "with a scheduler that adds noise, not measured: adaptive: threshold 0.05" in ran.out
