@@ -369,5 +369,5 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
         "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
     }  # fmt: skip
-    assert "  cogvideox, hunyuan_video, ltx, svd: the same settings, not measured" in ran.out
+    assert "  cogvideox, hunyuan-video, ltx, svd: the same settings, not measured" in ran.out
     assert "with a scheduler that adds noise, not measured: adaptive: threshold 0.05" in ran.out
