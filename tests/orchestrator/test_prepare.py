@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import loaded_bytes
@@ -137,3 +139,23 @@ def test_decoding_needs_memory_at_one_latent_frame() -> None:
     assert 3 * 2**30 < small < 10 * 2**30
     assert 0 < long - small < 2 * 2**30
     assert decode_bytes(vae, 960, 1664, 1) == 4 * small
+
+
+def test_an_adapter_brings_the_pyramid_that_it_was_trained_for(model: Path, tmp_path: Path) -> None:
+    """With it the plan has stages, unless the job says otherwise."""
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    named = {"transformer.a.lora_A.weight": np.ones((1, 2), np.float32)}
+    save_file(named, lora / "pytorch_lora_weights.safetensors")
+    said = {"format": 1, "pyramid_steps": [2, 1], "stage_positions": True}
+    (lora / "longtake.json").write_text(json.dumps(said))
+    job = {"prompt": "x", "seconds": 3, "model": str(model), "steps": 6}
+
+    def planned(**more: object) -> tuple[tuple[int, ...], bool]:
+        render = prepare(parse_spec({**job, **more})).plan.shots[0].render
+        return render.stage_steps, render.stage_positions
+
+    adapter = {"loras": [{"path": str(lora)}]}
+    assert planned(**adapter) == ((4, 2), True)
+    assert planned(**adapter, pyramid="off")[0] == (6,)
+    assert planned() == ((6,), False)
