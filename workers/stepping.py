@@ -67,8 +67,11 @@ class StageSteps:
         return self.family.predict(self.shot, latents, self.stepper, step, embeddings, branch)
 
     def step_noise(self, step: int, frames: tuple[int, int]) -> torch.Tensor:
-        """The noise of a scheduler that adds some at ``step``."""
-        drawn = step_noise(self.shot, step, range(*frames), self.family.latent_channels)
+        """The noise of a scheduler that adds some at ``step``: no other step of the shot has it."""
+        of_shot = sum(self.shot.stage_steps[: self.stage]) + step
+        drawn = step_noise(
+            self.shot, of_shot, self._places(*frames, 1), self.family.latent_channels
+        )
         return drawn.to(self.device)
 
     def _places(self, start: int, stop: int, doubled: int) -> list[int]:
