@@ -44,7 +44,7 @@ kills: setup
 long: setup
 	$(BIN)/python -m pytest -m long -s
 
-# The figures that the README claims, but those of trainings; installs what it compares with.
+# The figures of docs/figures.md, but those of trainings; installs what it compares with.
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
 	$(BIN)/python -m benchmarks.run

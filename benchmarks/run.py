@@ -20,7 +20,7 @@ from benchmarks import (
     twins,
 )
 
-#: Each with the options of the figures that the README has.
+#: Each with the options of the figures in docs/figures.md.
 BENCHMARKS = (
     (speed, ""),
     (speed, "--size 144 144"),
