@@ -107,8 +107,8 @@ def hunyuan(layers: int = 3) -> Tiny:
     torch.manual_seed(0)
     model = HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
-        num_single_layers=layers - 2, num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=8,
-        pooled_projection_dim=8, rope_axes_dim=(4, 4, 4), guidance_embeds=False,
+        num_single_layers=layers - 2, num_refiner_layers=1, patch_size=2, patch_size_t=1,
+        text_embed_dim=8, pooled_projection_dim=8, rope_axes_dim=(4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     seen = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])  # the second prompt fills its place
 
