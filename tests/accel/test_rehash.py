@@ -153,7 +153,7 @@ def test_key_steps_alone_are_the_model(kind: str) -> None:
 
 
 class Adds(torch.nn.Module):
-    """A block that adds something to the video's tokens, whatever it sees of the text."""
+    """A block that adds something to the video's tokens, and leaves nothing of the text's."""
 
     def __init__(self, added: torch.Tensor, text: bool) -> None:
         super().__init__()

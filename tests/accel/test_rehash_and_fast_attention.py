@@ -80,7 +80,7 @@ def through_bytes(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return to_tensors(decode_bundle(encode_bundle(to_bundle(kept))))
 
 
-#: In the other transformers; text that attends with the video is shared with it.
+#: For any transformer; the first layer is windowed at steps that reuse, too.
 ROWS: tuple[tuple[Strategy, ...], ...] = (
     (F, F, F),
     (F, F, W),
