@@ -1,5 +1,5 @@
-"""Where video transformers of diffusers have their self-attention, and in which order their tokens
-lie: one entry a class, nothing else asks for a model's name."""
+"""Where video transformers of diffusers have their blocks and self-attention, and in which order
+their tokens lie: one entry a class, for all techniques that look inside one."""
 
 from __future__ import annotations
 
@@ -22,16 +22,24 @@ NATIVE = ("native", "_native_cudnn", "_native_efficient", "_native_flash", "_nat
 class VideoTransformer:
     """A class of transformers.
 
-    ``layers`` are its self-attention modules in the order in which they run, ``grid`` the tokens of
-    a video (frames, rows, columns; the frame slowest) from the arguments of its forward. Text that
-    takes part in the self-attention stands before the video's tokens or after them. ``outputs``
-    counts the tensors that an attention module returns.
+    ``blocks`` are its blocks in the order in which they run, ``attention`` the name of a block's
+    self-attention, ``grid`` the tokens of a video (frames, rows, columns; the frame slowest) from
+    the arguments of its forward. Text that takes part in the self-attention stands before the
+    video's tokens or after them. ``outputs`` counts the tensors that an attention module returns,
+    and its block as well: the video's tokens, then those of such text. Both are a block's first
+    arguments, ``hidden_states`` and ``encoder_hidden_states``, and what follows the last block
+    reads the video's alone.
     """
 
-    layers: Callable[[Any], Sequence[Module]]
+    blocks: Callable[[Any], Sequence[Module]]
     grid: Callable[[Any, Mapping[str, Any]], Extent]
+    attention: str = "attn1"
     text: Literal["none", "first", "last"] = "none"
     outputs: int = 1
+
+    def layers(self, model: Any) -> list[Module]:
+        """Its self-attention modules in the order in which they run."""
+        return [getattr(block, self.attention) for block in self.blocks(model)]
 
     def grid_of(self, model: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> Extent:
         """``grid`` from a call's arguments as a forward hook has them."""
@@ -67,26 +75,26 @@ def _hunyuan(model: Any, given: Mapping[str, Any]) -> Extent:
 
 def _single_and_double(model: Any) -> list[Module]:
     """Blocks with text beside the video come first, then those with both as one."""
-    return [block.attn for block in (*model.transformer_blocks, *model.single_transformer_blocks)]
+    return [*model.transformer_blocks, *model.single_transformer_blocks]
 
 
 VIDEO_TRANSFORMERS: dict[str, VideoTransformer] = {
     "WanTransformer3DModel": VideoTransformer(
-        layers=lambda model: [block.attn1 for block in model.blocks],
+        blocks=lambda model: model.blocks,
         grid=lambda model, given: _patched(given["hidden_states"], model.config.patch_size),
     ),
     "LTXVideoTransformer3DModel": VideoTransformer(
-        layers=lambda model: [block.attn1 for block in model.transformer_blocks],
+        blocks=lambda model: model.transformer_blocks,
         grid=_ltx,
     ),
     "CogVideoXTransformer3DModel": VideoTransformer(
-        layers=lambda model: [block.attn1 for block in model.transformer_blocks],
+        blocks=lambda model: model.transformer_blocks,
         grid=_cogvideox,
         text="first",
         outputs=2,
     ),
     "HunyuanVideoTransformer3DModel": VideoTransformer(
-        layers=_single_and_double, grid=_hunyuan, text="last", outputs=2
+        blocks=_single_and_double, grid=_hunyuan, attention="attn", text="last", outputs=2
     ),
 }
 

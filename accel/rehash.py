@@ -4,9 +4,10 @@ arXiv 2411.01171, section 3.3).
 A UNet's key step keeps what enters the last layer of its last up-block, before that is joined with
 its skip connection; that skip is what ``conv_in`` makes of the latents. So the steps after it run
 ``conv_in``, that one layer and ``conv_out``, and nothing else. A transformer's key step keeps what
-all blocks but the first add to the tokens; the steps after it run the first block alone. (A
-first-block cache keeps the same, but asks the first block at every step whether it may; here the
-steps are named beforehand.)
+all blocks but the first add to the video's tokens; the steps after it run the first block alone.
+Where blocks change text tokens, too, those are not kept: only the blocks that are left out would
+read them. (A first-block cache keeps the same, but asks the first block at every step whether it
+may; here the steps are named beforehand.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from accel.attention_models import VIDEO_TRANSFORMERS
 from accel.handle import Branch, LostState, TileStep
 from accel.wrapping import LastLayers, Wrapped
 from jobs.accelerations import Rehash
@@ -27,16 +29,16 @@ from jobs.errors import CannotRunHere
 
 
 def apply(model: torch.nn.Module, config: Rehash) -> RehashHandle:
-    """Attach to a UNet for video or a transformer of equal blocks. Raises CannotRunHere."""
+    """Attach to a UNet for video or a video transformer that is known. Raises CannotRunHere."""
     handle = RehashHandle(config)
     if hasattr(model, "up_blocks"):
         handle.wrapped = _wrap_unet(model, handle)
-    elif isinstance(getattr(model, "blocks", None), torch.nn.ModuleList):
+    elif type(model).__name__ in VIDEO_TRANSFORMERS:
         handle.wrapped = _wrap_transformer(model, handle)
     else:
         raise CannotRunHere(
-            f"rehash: {type(model).__name__} has neither up_blocks nor blocks; it fits UNets for "
-            "video and transformers of one kind of block"
+            f"rehash does not know {type(model).__name__}; it runs in UNets for video, which have "
+            f"up_blocks, and in {', '.join(sorted(VIDEO_TRANSFORMERS))}"
         )
     return handle
 
@@ -101,19 +103,23 @@ class RehashHandle:
             hidden_states, res_hidden_states_tuple = self._reused, res_hidden_states_tuple[:1]
         return forward(hidden_states, res_hidden_states_tuple, **kwargs)
 
-    def enter(self, forward: Callable[..., Any], tokens: torch.Tensor, *args: Any) -> Any:
+    def enter(self, stand_in: Callable[..., Any]) -> Callable[..., Any]:
         """Around the first of the blocks that are left out."""
-        if self._reused is not None:
-            return tokens + self._reused
-        self._entered = tokens
-        return forward(tokens, *args)
 
-    def leave(self, forward: Callable[..., Any], tokens: torch.Tensor, *args: Any) -> Any:
-        """Around the last of them."""
-        if self._reused is not None:
-            return tokens
-        out = forward(tokens, *args)
-        self._found = out - self._entered
+        def around(
+            forward: Callable[..., Any], hidden_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> Any:
+            if self._reused is not None:
+                return stand_in(hidden_states + self._reused, *args, **kwargs)
+            self._entered = hidden_states
+            return forward(hidden_states, *args, **kwargs)
+
+        return around
+
+    def leave(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Around the last of them, inside ``skip``."""
+        out = forward(*args, **kwargs)
+        self._found = (out[0] if isinstance(out, tuple) else out) - self._entered
         del self._entered
         return out
 
@@ -180,15 +186,29 @@ def _with_skips(count: int) -> Callable[..., Any]:
 
 
 def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
-    blocks = list(model.blocks)
+    kind = VIDEO_TRANSFORMERS[type(model).__name__]
+    blocks = kind.blocks(model)
     if len(blocks) < 3:
         raise CannotRunHere(f"rehash: {len(blocks)} blocks are too few; it needs three or more")
     entering, *between, leaving = blocks[1:]
+    unchanged = _tokens if kind.outputs == 1 else _tokens_and_text
     return [
-        Wrapped(entering, handle.enter),
-        *(Wrapped(block, handle.skip(_first)) for block in between),
+        Wrapped(entering, handle.enter(unchanged)),
         Wrapped(leaving, handle.leave),
+        *(Wrapped(block, handle.skip(unchanged)) for block in (*between, leaving)),
     ]
+
+
+def _tokens(hidden_states: torch.Tensor, *_: Any, **others: Any) -> torch.Tensor:
+    """A block that changes nothing."""
+    return hidden_states
+
+
+def _tokens_and_text(
+    hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_: Any, **others: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, of the kind that returns its text as well."""
+    return hidden_states, encoder_hidden_states
 
 
 # -- how alike steps are

@@ -109,10 +109,14 @@ def _vae(model: ModelInfo) -> Config:
 
 
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
-    """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
+    """Estimate of what accelerations keep with a tile from a step to the next: layers' features.
+    Rehash keeps those of the video alone, fast attention those of the text, too."""
     asked = job.accelerations
     guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
-    kept = (2 if guided else 1) if asked.rehash else 0
+    config = model.configs[model.family.denoiser]
+    tile, kept = denoised_tile(job, model.geometry), 0
+    if asked.rehash:
+        kept += (2 if guided else 1) * feature_bytes(config, tile, dtype)
     if asked.fast_attention and (plans := asked.fast_attention.stages):
         branches = branches_of(guided=guided, batched=model.family.batches_branches)
         each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
@@ -121,9 +125,6 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
             for plan, may_skip in each
             for step in range(plan.steps)
         )
-        kept += most * (2 if "both" in branches else 1)
-    if not kept:
-        return 0
-    config = model.configs[model.family.denoiser]
-    tile = denoised_tile(job, model.geometry)
-    return kept * feature_bytes(config, tile, dtype, job.text_tokens)
+        most *= 2 if "both" in branches else 1
+        kept += most * feature_bytes(config, tile, dtype, job.text_tokens)
+    return kept

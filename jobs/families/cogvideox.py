@@ -44,7 +44,7 @@ class CogVideoX:
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "snr_shifted"
     fixed_text = True
-    accelerations: tuple[str, ...] = ("slicing", "adaptive", "fast_attention")
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     defaults = ModelDefaults(
         size=(720, 480),

@@ -11,8 +11,8 @@ def feature_bytes(
     denoiser: Config, latent_size: tuple[int, int, int], dtype: str, text_tokens: int = 0
 ) -> int:
     """Of one layer and one guidance branch: a UNet's at its finest level, or a transformer's
-    tokens; ``latent_size`` is (frames, height, width). Some transformers keep features of
-    ``text_tokens``, too, others not."""
+    tokens; ``latent_size`` is (frames, height, width). ``text_tokens`` are those whose features
+    are kept, too."""
     if "block_out_channels" in denoiser:
         values = math.prod(latent_size) * denoiser["block_out_channels"][0]
     else:

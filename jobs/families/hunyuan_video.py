@@ -48,7 +48,7 @@ class HunyuanVideo:
     )
     diffusion: Diffusion = "flow"
     fixed_text = False
-    accelerations: tuple[str, ...] = ("slicing", "adaptive", "fast_attention")
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
     defaults = ModelDefaults(
         size=(1280, 720),

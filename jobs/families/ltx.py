@@ -54,7 +54,7 @@ class LTX:
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow_by_size"
     fixed_text = False
-    accelerations: tuple[str, ...] = ("slicing", "adaptive", "fast_attention")
+    accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     defaults = ModelDefaults(
         size=(704, 480),

@@ -64,11 +64,11 @@ def wan() -> Tiny:
     return Tiny(tiny_wan(), arguments)
 
 
-def ltx() -> Tiny:
+def ltx(layers: int = 3) -> Tiny:
     torch.manual_seed(0)
     model = LTXVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12,
-        cross_attention_dim=24, num_layers=3, caption_channels=8,
+        cross_attention_dim=24, num_layers=layers, caption_channels=8,
     )  # fmt: skip
 
     def arguments(step: int, videos: int) -> dict:
@@ -85,11 +85,11 @@ def ltx() -> Tiny:
     return Tiny(sharpen(model), arguments)
 
 
-def cogvideox() -> Tiny:
+def cogvideox(layers: int = 3) -> Tiny:
     torch.manual_seed(0)
     model = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=8, text_embed_dim=8, num_layers=3, sample_width=8, sample_height=8,
+        time_embed_dim=8, text_embed_dim=8, num_layers=layers, sample_width=8, sample_height=8,
         sample_frames=9, patch_size=2, max_text_seq_length=TEXT_TOKENS,
     )  # fmt: skip
 
@@ -103,12 +103,12 @@ def cogvideox() -> Tiny:
     return Tiny(sharpen(model), arguments)
 
 
-def hunyuan() -> Tiny:
+def hunyuan(layers: int = 3) -> Tiny:
     torch.manual_seed(0)
     model = HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2,
-        num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1, text_embed_dim=8,
-        pooled_projection_dim=8, rope_axes_dim=(4, 4, 4), guidance_embeds=False,
+        num_single_layers=layers - 2, num_refiner_layers=1, patch_size=2, patch_size_t=1,
+        text_embed_dim=8, pooled_projection_dim=8, rope_axes_dim=(4, 4, 4), guidance_embeds=False,
     )  # fmt: skip
     seen = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])  # the second prompt fills its place
 

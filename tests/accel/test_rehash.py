@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,9 @@ from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere
 from jobs.rehash_profile import key_steps
 from jobs.units import Unit
+from tests.accel.test_attention_models import TINY
 from tests.accel.test_compose import structure
+from tests.accel.tiny_models import random_
 from tests.workers.tiny_animatediff import tiny_unet
 
 
@@ -39,10 +43,29 @@ def svd() -> UNetSpatioTemporalConditionModel:
     ).eval()  # fmt: skip
 
 
-MODELS = {"wan": wan, "animatediff": tiny_unet, "svd": svd}
+def of_class(name: str) -> Callable[[], torch.nn.Module]:
+    """Of four blocks, one of them between what enters and what leaves."""
+    return lambda: TINY[name](layers=4).model
+
+
+TRANSFORMERS = {
+    "wan": wan,
+    "ltx": of_class("LTXVideoTransformer3DModel"),
+    "cogvideox": of_class("CogVideoXTransformer3DModel"),
+    "hunyuan-video": of_class("HunyuanVideoTransformer3DModel"),
+}
+MODELS = TRANSFORMERS | {"animatediff": tiny_unet, "svd": svd}
 
 
 def inputs(model: torch.nn.Module, seed: int = 0) -> dict[str, Any]:
+    """In the model's dtype, whole numbers as they are."""
+    given, dtype = drawn(model, seed), next(model.parameters()).dtype
+    tensors = {name: each for name, each in given.items() if torch.is_tensor(each)}
+    real = {name: each for name, each in tensors.items() if each.is_floating_point()}
+    return given | {name: each.to(dtype) for name, each in real.items()}
+
+
+def drawn(model: torch.nn.Module, seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
     if isinstance(model, WanTransformer3DModel):
         return {
@@ -54,6 +77,8 @@ def inputs(model: torch.nn.Module, seed: int = 0) -> dict[str, Any]:
             "sample": torch.randn(2, 4, 3, 8, 8), "timestep": torch.tensor(500 - seed),
             "encoder_hidden_states": torch.randn(6, 5, 16),
         }  # fmt: skip
+    if type(model).__name__ in TINY:
+        return TINY[type(model).__name__]().arguments(seed, 1)
     return {
         "sample": torch.randn(1, 3, 8, 8, 8), "timestep": torch.tensor(0.5 - seed / 100),
         "encoder_hidden_states": torch.randn(1, 1, 8),
@@ -84,7 +109,7 @@ def test_a_key_step_is_the_model_and_its_features_are_enough_for_its_own_input(k
     with handle.run(second, "cond"):
         again = forward(model, **given)
     # A transformer's tokens come back as tokens + (result - tokens): rounded, not equal.
-    torch.testing.assert_close(again, full, rtol=0, atol=1e-5 if kind == "wan" else 0)
+    torch.testing.assert_close(again, full, rtol=0, atol=1e-5 if kind in TRANSFORMERS else 0)
     assert (first.engaged, second.engaged) == ({"rehash.key": 1}, {"rehash.reused": 1})
 
 
@@ -104,12 +129,92 @@ def test_a_step_between_runs_the_ends_of_the_model_and_nothing_else(kind: str) -
         after = forward(model, **inputs(model, seed=1))
     assert not torch.allclose(before, after, atol=1e-3), "it sees the step's own latents"
     parts = {".".join(name.split(".")[:2]) for name in ran}
-    if kind == "wan":
-        assert {part for part in parts if "blocks" in part} == {"blocks.0"}
+    if kind in TRANSFORMERS:
+        first = "blocks.0" if kind == "wan" else "transformer_blocks.0"
+        assert {part for part in parts if "blocks" in part} == {first}
     else:
         assert not {part for part in parts if part.startswith(("down", "mid", "up_blocks.0"))}
         ends = [name for name in ran if name.startswith("up_blocks.1")]
         assert ends and all(name.split(".")[3] == "1" for name in ends), "the last layer"
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_key_steps_alone_are_the_model(kind: str) -> None:
+    model, before = MODELS[kind](), None
+    handle = apply(model, Rehash(key_steps=((0, 1, 2),)))
+    for step in range(3):
+        given, before = inputs(model, seed=step), tile(step, before, steps=3)
+        handle.remove()
+        alone = forward(model, **given)
+        handle = apply(model, handle.config)
+        with handle.run(before, "cond"):
+            assert torch.equal(forward(model, **given), alone)
+        assert before.engaged == {"rehash.key": 1}
+
+
+class Adds(torch.nn.Module):
+    """A block that adds something to the video's tokens, and leaves nothing of the text's."""
+
+    def __init__(self, added: torch.Tensor, text: bool) -> None:
+        super().__init__()
+        self.added, self.text = added, text
+
+    def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, *_, **__):
+        tokens = hidden_states + self.added
+        return (tokens, torch.zeros_like(encoder_hidden_states)) if self.text else tokens
+
+
+def blocks_of(model: Any) -> list[torch.nn.ModuleList]:
+    names = ("blocks", "transformer_blocks", "single_transformer_blocks")
+    return [getattr(model, name) for name in names if hasattr(model, name)]
+
+
+def what_others_add(model: torch.nn.Module, given: dict[str, Any]) -> torch.Tensor:
+    """All blocks but the first, to the tokens of the video."""
+    tokens: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _, __, out: tokens.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for blocks in blocks_of(model)
+        for block in blocks
+    ]
+    forward(model, **given)
+    for hook in hooks:
+        hook.remove()
+    return tokens[-1] - tokens[0]
+
+
+def first_block_and(model: Any, added: torch.Tensor) -> torch.nn.Module:
+    """A copy of which nothing else is left."""
+    model = copy.deepcopy(model)
+    first, *others = blocks_of(model)
+    del first[1:]
+    first.append(Adds(added, text=type(model).__name__.startswith(("CogVideoX", "Hunyuan"))))
+    for blocks in others:
+        del blocks[:]
+    return model
+
+
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_a_transformers_steps_are_those_of_a_plain_loop(kind: str) -> None:
+    """A reused step runs the first block alone, and adds what the others added at its key step."""
+    model = random_(TRANSFORMERS[kind](), std=0.1)
+    plain = copy.deepcopy(model)
+    handle, before = apply(model, Rehash(key_steps=((0, 3),))), None
+    for step in range(6):
+        given, before = inputs(model, seed=step), tile(step, before)
+        with handle.run(before, "cond"):
+            ours = forward(model, **given)
+        if step in (0, 3):
+            added, expected = what_others_add(plain, given), forward(plain, **given)
+            assert torch.equal(ours, expected)
+        else:
+            expected = forward(first_block_and(plain, added), **given)
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+            assert not torch.allclose(ours, forward(plain, **given), atol=1e-3)
+        assert before.kept.keys() == {"rehash.cond.feature"}
+        assert torch.equal(before.kept["rehash.cond.feature"], added), "nothing of the text"
 
 
 def test_a_feature_belongs_to_its_branch_and_a_lost_one_is_an_error() -> None:
@@ -159,7 +264,7 @@ def test_it_leaves_the_model_as_it_was(kind: str) -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (torch.nn.Linear(2, 2), "Linear has neither up_blocks nor blocks"),
+        (torch.nn.Linear(2, 2), "rehash does not know Linear; it runs in UNets for video"),
         (wan(2), "2 blocks are too few"),
     ],
 )

@@ -18,6 +18,7 @@ from jobs.errors import CannotRunHere
 from jobs.units import Unit
 from orchestrator.engagement import proofs
 from tests.accel.fast_attention_helpers import LAYERS, WINDOW, Run, forward, start, tiny_wan
+from tests.accel.test_attention_models import TINY, Tiny
 from workers.bundles import to_bundle, to_tensors
 
 STEPS = 7
@@ -43,6 +44,7 @@ PLAN = AttentionPlan(
 )
 BRANCHES = ("cond", "uncond")
 
+Done = tuple[torch.Tensor, TileStep]
 Move = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -76,6 +78,52 @@ def run(
 
 def through_bytes(kept: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return to_tensors(decode_bundle(encode_bundle(to_bundle(kept))))
+
+
+#: For any transformer; the first layer is windowed at steps that reuse, too.
+ROWS: tuple[tuple[Strategy, ...], ...] = (
+    (F, F, F),
+    (F, F, W),
+    (W, W, F),
+    (F, W, S),
+    (W, F, W),
+    (F, W, W),
+    (F, S, S),
+)
+
+
+@torch.no_grad()
+def run_tiny(make: Callable[[], Tiny], asked: Accelerations, steps: Sequence[int]) -> list[Done]:
+    """As ``run``, of one branch of any transformer, its state carried as bytes."""
+    found, carried = [], dict[str, torch.Tensor]()
+    for at, step in enumerate(steps):
+        tiny = make()
+        applied = compose.apply(tiny.model, compose.attached(asked))
+        tile = TileStep(unit=Unit("step", 0, step=at), steps=len(steps), carried=carried)
+        with applied.run(tile, "cond"):
+            output = tiny.model(**tiny.arguments(step, 1), return_dict=False)[0]
+        carried = through_bytes(tile.kept)
+        found.append((output, tile))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_every_transformer_takes_both(name: str) -> None:
+    """Key steps as without the steps between them, whose one layer goes by its row."""
+    both = run_tiny(TINY[name], asked(AttentionPlan(ROWS, (3, 1, 3))), range(STEPS))
+    plan = AttentionPlan(tuple(ROWS[step] for step in KEYS), (3, 1, 3))
+    alone = run_tiny(TINY[name], asked(plan, rehash=None), KEYS)
+    for at, step in enumerate(KEYS):
+        assert torch.equal(both[step][0], alone[at][0]), step
+    between = [step for step in range(STEPS) if step not in KEYS]
+    rehash_alone = run_tiny(TINY[name], Accelerations(rehash=REHASH), range(STEPS))
+    assert not any(torch.equal(both[s][0], rehash_alone[s][0]) for s in between if s > 1)
+    for step, (_, tile) in enumerate(both):
+        layers = LAYERS if step in KEYS else 1
+        windows = ROWS[step][:layers].count(W)
+        assert tile.engaged["fast_attention.layers"] == layers
+        assert tile.engaged["fast_attention.window"] == windows
+        assert tile.engaged["rehash.reused"] == (step in between)
 
 
 def equal(one: Run, other: Run, steps: Sequence[int]) -> bool:

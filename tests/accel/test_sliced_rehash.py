@@ -37,9 +37,8 @@ def steps(model: torch.nn.Module, asked: Accelerations) -> tuple[list[torch.Tens
     results, engaged = [], []
     for step in range(STEPS):
         before = tile(step, before)
-        given = {name: each.double() for name, each in inputs(model, seed=step).items()}
         with applied.run(before, "cond"):
-            results.append(forward(model, **given))
+            results.append(forward(model, **inputs(model, seed=step)))
         engaged.append(before.engaged)
     applied.remove()
     return results, engaged
@@ -71,9 +70,8 @@ def test_a_sliced_step_between_runs_the_last_layer_alone(kind: str) -> None:
     applied, first = compose.apply(model, compose.attached(asked)), tile(0)
     for step, made in enumerate((first, tile(1, first))):
         ran.clear()
-        given = {name: each.double() for name, each in inputs(model, seed=step).items()}
         with applied.run(made, "cond"):
-            forward(model, **given)
+            forward(model, **inputs(model, seed=step))
     last = len(model.up_blocks[-1].resnets) - 1
     parts = {tuple(name.split(".")[:4]) for name in ran if name.startswith(("up", "down", "mid"))}
     assert parts and {(part[:2], part[3]) for part in parts} == {(("up_blocks", "1"), str(last))}
@@ -94,8 +92,14 @@ def test_a_last_up_block_without_attention_is_refused_with_slicing() -> None:
         apply(model, REHASH)
 
 
-SHAPES = {"wan": memory.wan(4, 1536, layers=4), "animatediff": memory.motion((64, 128), 2),
-          "svd": memory.svd((64, 128), 1)}  # fmt: skip
+SHAPES = {
+    "wan": memory.wan(4, 1536, layers=4),
+    "ltx": memory.ltx(layers=4),
+    "cogvideox": memory.cogvideox(layers=4),
+    "hunyuan video": memory.hunyuan_video(),
+    "animatediff": memory.motion((64, 128), 2),
+    "svd": memory.svd((64, 128), 1),
+}
 
 
 @pytest.mark.parametrize("kind", SHAPES)
@@ -104,7 +108,7 @@ def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
     """A sliced step, and a feature of both guidance branches that comes and one that is left."""
     case, slices, (height, width) = SHAPES[kind], 12, (24, 40)
     asked = Accelerations(rehash=REHASH, slicing=Slicing(slices=slices))
-    patch, branches = (2, ("cond", "uncond")) if case.branches == 1 else (1, ("both",))
+    branches = ("cond", "uncond") if case.branches == 1 else ("both",)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: Any = case.make().eval()
         applied, before, peaks = compose.apply(model, compose.attached(asked)), None, []
@@ -117,7 +121,7 @@ def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
             brought_bytes = sum(each.nbytes for each in before.carried.values())
             peaks.append(brought_bytes + counted.peak_bytes)
     config = dict(model.config) | {"_class_name": type(model).__name__}
-    size = (memory.FRAMES, patch * height, patch * width)
+    size = memory.latent_size(config, height, width)
     planned = sliced_bytes(
         config, size, "float32", slices, text_tokens=case.text_tokens, branches=case.branches
     ) + 2 * 2 * feature_bytes(config, size, "float32")

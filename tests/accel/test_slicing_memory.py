@@ -100,10 +100,10 @@ def wan(heads: int, ffn: int, text_tokens: int = 512, layers: int = 2) -> Case:
     )
 
 
-def ltx(text_tokens: int = 32) -> Case:
+def ltx(text_tokens: int = 32, layers: int = 2) -> Case:
     return Case(
         lambda: LTXVideoTransformer3DModel(
-            num_attention_heads=4, cross_attention_dim=256, num_layers=2, caption_channels=16
+            num_attention_heads=4, cross_attention_dim=256, num_layers=layers, caption_channels=16
         ),
         lambda model, height, width: model(
             torch.empty(1, FRAMES * height * width, 128),
@@ -119,21 +119,22 @@ def ltx(text_tokens: int = 32) -> Case:
     )
 
 
-COGVIDEOX = Case(
-    lambda: CogVideoXTransformer3DModel(
-        num_attention_heads=4,
-        num_layers=2,
-        text_embed_dim=16,
-        max_text_seq_length=40,
-        use_rotary_positional_embeddings=True,
-    ),
-    lambda model, height, width: model(
-        torch.empty(2, FRAMES, 16, 2 * height, 2 * width),
-        torch.empty(2, 40, 16),
-        torch.tensor([5, 5]),
-        image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
-    ),
-)
+def cogvideox(layers: int = 2) -> Case:
+    return Case(
+        lambda: CogVideoXTransformer3DModel(
+            num_attention_heads=4,
+            num_layers=layers,
+            text_embed_dim=16,
+            max_text_seq_length=40,
+            use_rotary_positional_embeddings=True,
+        ),
+        lambda model, height, width: model(
+            torch.empty(2, FRAMES, 16, 2 * height, 2 * width),
+            torch.empty(2, 40, 16),
+            torch.tensor([5, 5]),
+            image_rotary_emb=(torch.empty(FRAMES * height * width, 64),) * 2,
+        ),
+    )
 
 
 def hunyuan_video(text_tokens: int = 256) -> Case:
@@ -177,7 +178,7 @@ CASES = {
     "wan": wan(4, 1536),
     "wan with long text": wan(4, 1536, 2048),
     "wan, small feed-forward": wan(6, 512),
-    "cogvideox": COGVIDEOX,
+    "cogvideox": cogvideox(),
     "hunyuan video": hunyuan_video(),
     "hunyuan video with long text": hunyuan_video(768),
     "hunyuan video with text of 2048": hunyuan_video(2048),

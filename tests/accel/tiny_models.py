@@ -133,7 +133,7 @@ def wan(*, image: bool = False, times_per_token: bool = False, layers: int = 2) 
     return Case(model, lambda: model(x, times, text, pictures).sample)
 
 
-def ltx(*, times_per_token: bool = False) -> Case:
+def ltx(*, times_per_token: bool = False, layers: int = 2) -> Case:
     model = random_(
         LTXVideoTransformer3DModel(
             in_channels=4,
@@ -141,7 +141,7 @@ def ltx(*, times_per_token: bool = False) -> Case:
             num_attention_heads=2,
             attention_head_dim=12,
             cross_attention_dim=24,
-            num_layers=2,
+            num_layers=layers,
             caption_channels=10,
         ),
         std=0.2,
@@ -155,7 +155,7 @@ def ltx(*, times_per_token: bool = False) -> Case:
     return Case(model, lambda: model(x, text, times, mask, **size).sample)
 
 
-def cogvideox(*, rotary: bool = True) -> Case:
+def cogvideox(*, rotary: bool = True, layers: int = 2) -> Case:
     """``rotary``: as the 5B model; without, learned positions, as the 2B one."""
     model = random_(
         CogVideoXTransformer3DModel(
@@ -165,7 +165,7 @@ def cogvideox(*, rotary: bool = True) -> Case:
             out_channels=4,
             time_embed_dim=8,
             text_embed_dim=10,
-            num_layers=2,
+            num_layers=layers,
             sample_width=12,
             sample_height=8,
             sample_frames=4 * FRAMES - 3,

@@ -23,7 +23,10 @@ from orchestrator.cli_planning import _calibrated_on
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.workers.tiny_animatediff import write_tiny_animatediff
+from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
+from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
+from tests.workers.tiny_ltx import write_tiny_ltx
 from workers.joining import device_of
 
 
@@ -152,6 +155,20 @@ def test_a_profile_is_made_and_found_by_jobs(
     Path("film.yaml").write_text(json.dumps(rehash_job))
     said = refusal(longtake("plan", "film.yaml"), 2)
     assert "has nothing to reuse" in said and "a lower threshold, or remove it" in said
+
+
+@pytest.mark.parametrize("write", [write_tiny_ltx, write_tiny_cogvideox, write_tiny_hunyuan_video])
+def test_key_steps_of_a_transformer_are_found_and_planned(
+    rehash_job: dict, longtake: Callable[..., Ran], write: Callable[..., Path]
+) -> None:
+    model = str(write(Path("transformer"), layers=3))
+    Path("film.yaml").write_text(json.dumps(rehash_job | {"model": model}))
+    ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--json")
+    assert ran.code == 0, ran.err
+    found = ran.json()["key_steps"]
+    ran = longtake("plan", "film.yaml", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json()["accelerations"]["rehash"]["key_steps"] == found
 
 
 def test_the_film_depends_on_the_key_steps_and_not_on_how_they_were_found() -> None:

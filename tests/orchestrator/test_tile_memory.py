@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from orchestrator.tile_memory import (
     sliced_tile_bytes,
     tile_bytes,
 )
+from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 
 F, S = "full", "share_steps"
 PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
@@ -37,19 +39,18 @@ def job_of(model: ModelInfo, asked: Accelerations, *guidance: float) -> Resolved
     return replace(resolve(spec, model.geometry, model.defaults), accelerations=asked)
 
 
-def kept(job: ResolvedSpec, model: ModelInfo) -> float:
-    """In features of one layer and branch."""
+def kept(job: ResolvedSpec, model: ModelInfo, text_tokens: int = 0) -> float:
+    """In features of one layer and branch, of the video and so many tokens of text."""
     config, tile = model.configs[model.family.denoiser], largest_tile(job, model.geometry)
-    return kept_bytes(job, model, "float32") / feature_bytes(
-        config, tile, "float32", job.text_tokens
-    )
+    return kept_bytes(job, model, "float32") / feature_bytes(config, tile, "float32", text_tokens)
 
 
 @pytest.mark.parametrize(("guidance", "layers"), [((5.0,), 8), ((1.0,), 4), ((1.0, 5.0), 8)])
 def test_a_plan_keeps_outputs_of_the_branches_that_run(
     demo: ModelInfo, guidance: tuple[float, ...], layers: int
 ) -> None:
-    assert kept(job_of(demo, FAST, *guidance), demo) == layers
+    job = job_of(demo, FAST, *guidance)
+    assert kept(job, demo, job.text_tokens) == layers
 
 
 @pytest.mark.parametrize(("guidance", "features"), [((5.0,), 2), ((1.0,), 1)])
@@ -58,6 +59,15 @@ def test_rehash_keeps_a_feature_of_each_branch_that_runs(
 ) -> None:
     asked = Accelerations(rehash=Rehash(every=2))
     assert kept(job_of(demo, asked, *guidance), demo) == features
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_rehash_keeps_nothing_of_text_that_attends_with_the_video(
+    tmp_path: Path, guidance: float
+) -> None:
+    model = inspect_model(write_tiny_cogvideox(tmp_path / "model"))
+    job = job_of(model, Accelerations(rehash=Rehash(every=2)), guidance)
+    assert job.text_tokens and kept(job, model) == (2 if guidance > 1 else 1)
 
 
 def test_a_whole_first_stage_is_the_longest_tile(demo: ModelInfo) -> None:

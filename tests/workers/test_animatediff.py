@@ -200,6 +200,11 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
             {"pyramid": 2, "pyramid_first_stage": "whole", "seconds": 8.0},
             "pyramid_first_stage: whole, it has 32 frames, more than .* at most 16: cut the shot",
         ),
+        (
+            {"accelerations": {"fast_attention": {}}},
+            "accelerations.fast_attention: animatediff models do not take fast_attention yet; they "
+            "take slicing, adaptive, rehash",
+        ),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: str) -> None:

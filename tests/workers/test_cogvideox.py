@@ -313,10 +313,6 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(small: Path) -> None:
         ({"scheduler": "ddim"}, "scheduler: .*valid: auto, cogvideox-ddim, cogvideox-dpm"),
         ({"pyramid": 2}, "scheduler: .*has no pyramid.*use pyramid: off"),
         ({"size": [44, 32]}, "size: .*multiples? of 8"),
-        (
-            {"accelerations": {"rehash": {"every": 2}}, "steps": 9},
-            "accelerations.rehash: cogvideox models do not take rehash yet; they take slicing, ad",
-        ),
         *(
             (
                 {"accelerations": {"adaptive": each}, "steps": 9, "scheduler": "cogvideox-dpm"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,42 @@ from jobs.errors import BadJob
 from jobs.rehash_profile import load
 from jobs.units import Window
 from tests.workers.tiny import render_windows, tiny_worker
+from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
+from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
+from tests.workers.tiny_ltx import ltx_shot, write_tiny_ltx
 from workers.bundles import to_tensors
 from workers.calibration import shot_keys
 from workers.families import open_family
 from workers.profiling import find_profiles
 
 WHOLE = [Window(0, 0, 5)]
+
+
+#: Transformers of three layers, as rehash wants them, and the branches that run by themselves.
+DEEP = {
+    "ltx": (write_tiny_ltx, ltx_shot, ["both"]),
+    "cogvideox": (write_tiny_cogvideox, cogvideox_shot, ["both"]),
+    "hunyuan-video": (
+        partial(write_tiny_hunyuan_video, guidance_embeds=False), hunyuan_shot, ["cond", "uncond"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_a_profile_is_of_what_a_transformers_render_keeps(tmp_path: Path, name: str) -> None:
+    write, shot_of, branches = DEEP[name]
+    folder = write(tmp_path / name, layers=3)
+    shot = shot_of(latent_frames=5, stage_steps=(3,))
+    asked = Accelerations(rehash=Rehash(key_steps=((0, 1, 2),)))
+    worker = tiny_worker(folder, family=name, accelerations=asked)
+    done = render_windows(worker, shot, WHOLE)
+    kept = [to_tensors(done[0, step], "accel.rehash.") for step in range(2)]
+    family = open_family(name, str(folder), "float32", "cpu")
+    (found,) = find_profiles(family, "m", [shot], folder=tmp_path / "plans")
+    each = [similarity([step[f"{branch}.feature"] for step in kept]) for branch in branches]
+    np.testing.assert_allclose(found[:2, :2], np.mean(each, axis=0), rtol=1e-12)
+    assert 0 < found[0, 2] < 1
 
 
 def test_a_profile_is_of_the_features_that_a_render_keeps(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def tiny_vae(config: Mapping[str, object] = SMALL_VAE) -> AutoencoderKLCogVideoX
     ).eval()
 
 
-def tiny_transformer(*, rotary: bool) -> CogVideoXTransformer3DModel:
+def tiny_transformer(*, rotary: bool, layers: int = 2) -> CogVideoXTransformer3DModel:
     torch.manual_seed(1)
     return CogVideoXTransformer3DModel(
         num_attention_heads=2,
@@ -52,7 +52,7 @@ def tiny_transformer(*, rotary: bool) -> CogVideoXTransformer3DModel:
         out_channels=CHANNELS,
         time_embed_dim=8,
         text_embed_dim=16,
-        num_layers=2,
+        num_layers=layers,
         sample_width=16,
         sample_height=16,
         sample_frames=9,
@@ -70,14 +70,14 @@ def tiny_text_encoder() -> T5EncoderModel:
     return T5EncoderModel(config).eval()
 
 
-def write_tiny_cogvideox(folder: Path, *, rotary: bool = False) -> Path:
+def write_tiny_cogvideox(folder: Path, *, rotary: bool = False, layers: int = 2) -> Path:
     """Write a complete diffusers folder, of 5b's kind where it is ``rotary``; returns it."""
     kind, shift = (CogVideoXDPMScheduler, 1.0) if rotary else (CogVideoXDDIMScheduler, 3.0)
     pipeline = CogVideoXPipeline(
         tokenizer=tiny_tokenizer(),
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(),
-        transformer=tiny_transformer(rotary=rotary),
+        transformer=tiny_transformer(rotary=rotary, layers=layers),
         scheduler=kind(
             prediction_type="v_prediction",
             rescale_betas_zero_snr=True,

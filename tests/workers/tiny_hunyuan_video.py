@@ -28,15 +28,16 @@ SCALE_PX = 8  # pixels per latent pixel
 WORDS = ["a", "red", "ball", "rolls", "blurred", "blue", "kite"]
 
 
-def tiny_transformer(guidance_embeds: bool) -> HunyuanVideoTransformer3DModel:
+def tiny_transformer(guidance_embeds: bool, layers: int = 2) -> HunyuanVideoTransformer3DModel:
+    """Half of the layers, and what is over, have text and video as one stream."""
     torch.manual_seed(1)
     return HunyuanVideoTransformer3DModel(
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         num_attention_heads=2,
         attention_head_dim=16,
-        num_layers=1,
-        num_single_layers=1,
+        num_layers=layers // 2,
+        num_single_layers=layers - layers // 2,
         num_refiner_layers=1,
         guidance_embeds=guidance_embeds,
         text_embed_dim=16,
@@ -109,13 +110,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_tiny_hunyuan_video(folder: Path, guidance_embeds: bool = True) -> Path:
+def write_tiny_hunyuan_video(folder: Path, guidance_embeds: bool = True, layers: int = 2) -> Path:
     """Write a complete diffusers folder; returns it."""
     tokenizer = tiny_tokenizer()
     pipeline = HunyuanVideoPipeline(
         text_encoder=tiny_llama(len(tokenizer)),
         tokenizer=tokenizer,
-        transformer=tiny_transformer(guidance_embeds),
+        transformer=tiny_transformer(guidance_embeds, layers),
         vae=tiny_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
         text_encoder_2=tiny_clip(len(tokenizer)),

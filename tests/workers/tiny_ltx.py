@@ -54,7 +54,7 @@ def tiny_vae(config: Mapping[str, object] = SMALL_VAE) -> AutoencoderKLLTXVideo:
     return vae
 
 
-def tiny_transformer() -> LTXVideoTransformer3DModel:
+def tiny_transformer(layers: int = 2) -> LTXVideoTransformer3DModel:
     torch.manual_seed(1)
     return LTXVideoTransformer3DModel(
         in_channels=CHANNELS,
@@ -62,18 +62,18 @@ def tiny_transformer() -> LTXVideoTransformer3DModel:
         num_attention_heads=2,
         attention_head_dim=16,
         cross_attention_dim=32,
-        num_layers=2,
+        num_layers=layers,
         caption_channels=16,
     ).eval()
 
 
-def write_tiny_ltx(folder: Path, vae: Mapping[str, object] = SMALL_VAE) -> Path:
+def write_tiny_ltx(folder: Path, vae: Mapping[str, object] = SMALL_VAE, layers: int = 2) -> Path:
     """Write a complete diffusers folder, its scheduler as LTX-Video's; returns it."""
     pipeline = LTXPipeline(
         tokenizer=tiny_tokenizer(),
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(vae),
-        transformer=tiny_transformer(),
+        transformer=tiny_transformer(layers),
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,
             base_shift=0.95,
