@@ -293,7 +293,7 @@ def report_command(
     elif border:
         raise errors.BadJob(f"--border is for video files, and {job_or_film} is none; remove it")
     else:
-        said, pictures = report_job(_open(store, writable=False).job(job_or_film), reference)
+        said, pictures = report_job(_reported_job(job_or_film, store), reference)
     if as_json:
         print(json.dumps(said))
     if out is None and as_json:
@@ -303,6 +303,17 @@ def report_command(
     path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
     write_page(said, pictures, path)
     print(f"report: {path}", file=sys.stderr)
+
+
+def _reported_job(given: str, store: str) -> Any:
+    """A job of the store. A name that is none may have been meant as a file's, too."""
+    try:
+        return _open(store, writable=False).job(given)
+    except (errors.BadJob, errors.StoreError) as error:
+        raise errors.BadJob(
+            f"{given} is no film file here, and no job ({error}); give a film file, or a job: "
+            "`longtake ls` lists them"
+        ) from None
 
 
 def _open(store: str, *, writable: bool = True) -> Any:
