@@ -104,8 +104,8 @@ colour is that of what more of them did.</p>
 <h2>Memory</h2>
 <p>Planned for each worker: {{ report.memory.planned.model_bytes | gb }} for weights,
 {{ report.memory.planned.tile_bytes | gb }} for the window that it works on. On a GPU, what
-it held at most is these. On a processor, it is all that the process took once it had started: what
-libraries take while they work and what lies between workers is in it, too, and often more.</p>
+it held counts these alone. On a processor it counts all that the process took once it had started,
+with what libraries need while they work: often more than was planned.</p>
 <table><tr><th>worker</th><th>held at most</th><th>planned</th></tr>
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
 <td>{{ peak | gb }}</td><td>{{ planned | gb }}</td></tr>{% endfor %}
