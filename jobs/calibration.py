@@ -39,6 +39,18 @@ class CalibrationKey:
         """Of the stage."""
         return self.stage_steps[self.stage]
 
+    def __str__(self) -> str:
+        """All but the model, for a person."""
+        frames, height, width = self.latent_size
+        steps = "-".join(map(str, self.stage_steps))
+        stage = f"stage {self.stage + 1} of " if len(self.stage_steps) > 1 else ""
+        shift = "" if self.flow_shift is None else f", flow shift {self.flow_shift:g}"
+        return (
+            f"{stage}{steps} steps of {self.scheduler}{shift}, windows of {frames} x {height} x "
+            f"{width} latents (frames, rows, columns), {'with' if self.guided else 'without'} "
+            f"guidance, in {self.dtype}"
+        )
+
     def file(self, what: What) -> str:
         """The name of a file."""
         text = json.dumps(asdict(self), sort_keys=True)
@@ -109,14 +121,11 @@ def load(folder: Path, what: What, key: CalibrationKey) -> tuple[dict[str, Any],
     try:
         record = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        wanted = ", ".join(f"{name} {value}" for name, value in asdict(key).items())
-        raise CannotRunHere(f"no {what} for {wanted} in {folder}") from None
+        raise CannotRunHere(f"{folder} has no {what} of this model for {key}") from None
     except ValueError as error:
         raise CannotRunHere(f"{path} is no {what} ({error}): calibrate again") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise CannotRunHere(f"{path} is no {what} of format {FORMAT}: calibrate again")
     if record.get("key") != json.loads(json.dumps(asdict(key))):
-        raise CannotRunHere(
-            f"{path} was made for {record.get('key')}, not for {asdict(key)}: calibrate again"
-        )
+        raise CannotRunHere(f"{path} was made for another model, or not for {key}: calibrate again")
     return record, path

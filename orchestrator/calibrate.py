@@ -28,9 +28,9 @@ def calibrate(
 ) -> tuple[dict[str, Any], list[AttentionPlan]]:
     """Search a plan for each stage on the shots of a job. What is found is kept step by step: the
     same call goes on after an interruption. Raises BadJob."""
+    given = _given(prepared, "fast_attention", device)
     from workers.calibration import find_plans
 
-    given = _given(prepared, "fast_attention", device)
     stages = len(given.shots[0].stage_steps)
 
     def told(stage: int, at: Any) -> None:
@@ -57,9 +57,9 @@ def find_key_steps(
     """Make a profile for Step Rehash of each stage on the shots of a job, and keep it in
     ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
     is kept: the same call goes on after an interruption. Raises BadJob."""
+    given, folder = _given(prepared, "rehash", device), folder or usual_folder()
     from workers.profiling import find_profiles
 
-    given, folder = _given(prepared, "rehash", device), folder or usual_folder()
     stage_steps = given.shots[0].stage_steps
 
     def told(stage: int, shot: int, step: int) -> None:
@@ -94,6 +94,9 @@ class _Given:
 
 def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     """The job's longest shots: what is found holds for shorter windows, too."""
+    from workers.quiet import quiet_libraries
+
+    quiet_libraries()  # first: all else of ``workers`` here imports the models
     from workers.families import open_family
     from workers.joining import device_of
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from jobs.accelerations import Accelerations
@@ -27,19 +29,19 @@ def with_calibrations(
     found, keys = job.accelerations, job_keys(job, model, scheduler)
     attention, rehash = found.fast_attention, found.rehash
     if attention is not None:
-        with _named(spec, "fast_attention", "longtake calibrate finds one"):
+        command = command_for(spec)
+        with _named(spec, "fast_attention", command):
             plans = tuple(load_plan(_folder(attention.plans), key) for key in keys)
         if all(strategy == "full" for plan in plans for row in plan.rows for strategy in row):
             how = (
                 "does nothing: the plan that was found for it leaves every layer as it is; "
-                "longtake calibrate with a larger --delta changes more, or remove it"
+                f"`{command}` with a larger --delta changes more, or remove it"
             )
             raise bad_job([Problem(acceleration_place(spec, "fast_attention"), how)], spec._places)
         attention = attention.model_copy(update={"stages": plans})
         found = found.model_copy(update={"fast_attention": attention})
     if rehash is not None and rehash.threshold is not None:
-        how = f"longtake calibrate --rehash {rehash.threshold} makes one"
-        with _named(spec, "rehash", how):
+        with _named(spec, "rehash", command_for(spec, "--rehash", f"{rehash.threshold}")):
             profiles = [load_profile(_folder(rehash.profiles), key) for key in keys]
         chosen = tuple(key_steps(profile, rehash.threshold) for profile in profiles)
         rehash = rehash.model_copy(update={"key_steps": chosen})
@@ -53,13 +55,33 @@ def _folder(asked: str | None) -> Path:
     return usual_folder() if asked is None else Path(asked).expanduser()
 
 
+def command_for(spec: JobSpec, *technique: str) -> str:
+    """The calibration that a job looks for, as it must be typed: on its file, or else its model,
+    with what was said on the command line of all that matters to it."""
+    places, shot = spec._places, spec.shots[0]
+    model = {"model": spec.model} if places.source else {}
+    said = model | {
+        "prompt": shot.prompt,
+        "image": shot.image,
+        "seconds": shot.seconds,
+        "size": spec.size and "x".join(map(str, spec.size)),
+        "fps": spec.fps,
+        "steps": spec.steps,
+    }
+    options = [(f"--{name}", str(value)) for name, value in said.items() if name in places.flags]
+    if "loras" in places.flags:
+        options += [("--lora", f"{lora.path}={lora.scale:g}") for lora in spec.loras]
+    words = ["longtake", "calibrate", places.source or spec.model]
+    return shlex.join([*words, *chain.from_iterable(options), *technique])
+
+
 @contextmanager
-def _named(spec: JobSpec, name: str, how: str) -> Iterator[None]:
+def _named(spec: JobSpec, name: str, command: str) -> Iterator[None]:
     """What is missing is the job's problem, and a command finds it."""
     try:
         yield
     except CannotRunHere as missing:
-        problem = Problem(acceleration_place(spec, name), f"{missing}; {how}")
+        problem = Problem(acceleration_place(spec, name), f"{missing}; to make it: {command}")
         raise bad_job([problem], spec._places) from None
 
 

@@ -22,6 +22,7 @@ from orchestrator.cli_options import (
     FileArgument,
     FpsOption,
     ImageOption,
+    JobArgument,
     JsonOption,
     LatentsOption,
     LorasOption,
@@ -79,8 +80,8 @@ def longtake(
         typer.Option("--version", callback=_say_version, is_eager=True, help="show it, and exit"),
     ] = False,
 ) -> None:
-    """Render long AI videos on the GPUs you already own. Kill it at any time: `longtake resume`
-    goes on to the same bits."""
+    """Render long AI videos on the GPUs you already own. Stop it at any time: `longtake resume`
+    goes on, and the film is the same."""
 
 
 @app.command("render")
@@ -106,7 +107,7 @@ def render_command(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Render a film from a job file, or from flags (flags win over the file)."""
+    """Render a film from a job file, or from options. What an option says wins over the file."""
     from jobs.store import Store
     from orchestrator.render import check_out
 
@@ -127,12 +128,12 @@ def render_command(
 
 @app.command("resume")
 def resume_command(
-    job: Annotated[str, typer.Argument(help="a job id, see `longtake ls`")],
+    job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
     out: OutOption = None,
     workers: WorkersOption = None,
     take_over: Annotated[
-        bool, typer.Option("--take-over", help="take the job from the driver that has it")
+        bool, typer.Option("--take-over", help="take it from another longtake that renders it")
     ] = False,
     save_latents: LatentsOption = None,
     address: AddressOption = None,
@@ -140,7 +141,7 @@ def resume_command(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with an interrupted render, to the same bits."""
+    """Go on with a render that was stopped. The film is the same as without the break."""
     from orchestrator.render import check_out
 
     opened = _open(store)
@@ -171,7 +172,7 @@ def _render(
     from orchestrator.render import RenderOptions, render_job
 
     with RenderProgress(plan) as progress:
-        progress.say(f"job {folder.id} in {store.root}")
+        progress.say(f"job {folder.id} in {store.root}, model {plan.model}")
         for warning in plan.warnings:
             progress.say(f"warning: {warning}")
         ended = render_job(
@@ -209,7 +210,7 @@ app.command("presets")(presets_command)
 
 @app.command("ls")
 def ls_command(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List the jobs of a store."""
+    """List all jobs, and what became of each."""
     opened = _open(store, writable=False)
     rows = [inspect_job.summary(opened.job(job)) for job in opened.jobs()]
     rows.sort(key=lambda row: row["created"])
@@ -218,11 +219,11 @@ def ls_command(store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) 
 
 @app.command("show")
 def show_command(
-    job: Annotated[str, typer.Argument()],
+    job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a job: its shots, how far it is, how it ended."""
+    """Show a job. What its shots are, how far it is, how it ended."""
     opened = _open(store, writable=False)
     report = inspect_job.report(opened, opened.job(job))
     print(json.dumps(report) if as_json else show.job_text(report))
@@ -230,11 +231,12 @@ def show_command(
 
 @app.command("verify")
 def verify_command(
-    job: Annotated[str, typer.Argument()],
+    job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a finished job again: every hash, every numerics class, every frame of the film."""
+    """Check a finished film. Everything that was stored of it is read again, and every frame is
+    compared with what was rendered."""
     from orchestrator.verify import verify
 
     opened = _open(store, writable=False)
@@ -246,12 +248,12 @@ def verify_command(
 
 @app.command("remove")
 def remove_command(
-    job: Annotated[str, typer.Argument(help="a job id, see `longtake ls`")],
+    job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a job from the store, with the results that no other job shares. Its film stays."""
+    """Delete a job, but not its film. Results that other jobs share stay, too."""
     from orchestrator.remove import belongings, remove_job
 
     opened = _open(store)
@@ -270,21 +272,22 @@ def remove_command(
 
 @app.command("report")
 def report_command(
-    job_or_film: Annotated[str, typer.Argument(help="a job of the store, or a video file")],
+    job_or_film: Annotated[str, typer.Argument(help="a job's id, or a film file")],
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[
-        Path | None, typer.Option(help="the page; as the job or film, .report.html, if not said")
+        Path | None, typer.Option(help="the page's file; default: the job's name, .report.html")
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="a film of the same length to compare with")
     ] = None,
     border: Annotated[
         list[float] | None,
-        typer.Option(metavar="SECONDS", help="of a video file: where windows meet; repeatable"),
+        typer.Option(metavar="SECONDS", help="of a film file: a place to look at; repeatable"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How a film holds together: window borders, colours and time, as a page with pictures."""
+    """Write a page about a film. Where its windows meet, how its colours drift, where the time
+    went, with pictures."""
     from orchestrator.report import report_file, report_job
 
     film = Path(job_or_film).expanduser()
@@ -293,7 +296,7 @@ def report_command(
     elif border:
         raise errors.BadJob(f"--border is for video files, and {job_or_film} is none; remove it")
     else:
-        said, pictures = report_job(_open(store, writable=False).job(job_or_film), reference)
+        said, pictures = report_job(_reported_job(job_or_film, store), reference)
     if as_json:
         print(json.dumps(said))
     if out is None and as_json:
@@ -303,6 +306,17 @@ def report_command(
     path = (out or Path(f"{film.stem if film.is_file() else job_or_film}.report.html")).expanduser()
     write_page(said, pictures, path)
     print(f"report: {path}", file=sys.stderr)
+
+
+def _reported_job(given: str, store: str) -> Any:
+    """A job of the store. A name that is none may have been meant as a file's, too."""
+    try:
+        return _open(store, writable=False).job(given)
+    except (errors.BadJob, errors.StoreError) as error:
+        raise errors.BadJob(
+            f"{given} is no film file here, and no job ({error}); give a film file, or a job: "
+            "`longtake ls` lists them"
+        ) from None
 
 
 def _open(store: str, *, writable: bool = True) -> Any:

@@ -17,79 +17,121 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="a job's id; `longtake ls` lists them")
+]
 StoreOption = Annotated[
-    str, typer.Option("--store", metavar="URI", envvar="LONGTAKE_STORE", help="where jobs live")
+    str,
+    typer.Option("--store", metavar="URI", envvar="LONGTAKE_STORE", help="the folder of all jobs"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, max=1024, help="default: one per GPU, or core")
+    int | None,
+    typer.Option(
+        "--workers", min=1, max=1024, help="how many render at once; default: one per GPU, or core"
+    ),
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="a Ray cluster to join; default: start one here")
+    str | None,
+    typer.Option("--address", help="a Ray cluster to render on; default: this machine alone"),
 ]
-DeviceOption = Annotated[Device, typer.Option("--device", help="what workers compute on")]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="what to render on; auto: GPUs if there are any")
+]
 TimeoutOption = Annotated[
-    float | None, typer.Option("--timeout", min=0.1, help="stop, resumable, after so many seconds")
+    float | None,
+    typer.Option("--timeout", min=0.1, help="stop after so many seconds, for resume to go on"),
 ]
-OutOption = Annotated[Path | None, typer.Option("--out", help="the film; default: JOB.mp4")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="the film's file; default: JOB.mp4, here")
+]
 LatentsOption = Annotated[
-    Path | None, typer.Option("--save-latents", help="also write the finished latents there")
+    Path | None,
+    typer.Option(
+        "--save-latents", help="also keep the film as the model's latents, a .safetensors file"
+    ),
 ]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="what the film shows (one shot)")
 ]
 NegativeOption = Annotated[str | None, typer.Option("--negative", help="what it must not show")]
 ImageOption = Annotated[
-    str | None, typer.Option("--image", help="what the shot starts from, for models that do so")
+    str | None, typer.Option("--image", help="the picture it starts from, for models that need one")
 ]
 SecondsOption = Annotated[float | None, typer.Option("--seconds", help="how long it is")]
-SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="in pixels")]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", help="width and height in pixels, such as 832x480"),
+]
 FpsOption = Annotated[int | None, typer.Option("--fps", help="frames per second")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="another one makes another film")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="denoising steps")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="any number; another one makes another film")
+]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="denoising steps; more take longer")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="demo, demo-pyramid, demo-animatediff, demo-animatediff-pyramid, a diffusers folder, "
-        "or a Hugging Face id",
+        help="demo (the default), demo-pyramid, demo-animatediff, demo-animatediff-pyramid, a "
+        "folder in diffusers format, or a Hugging Face id",
     ),
 ]
 LorasOption = Annotated[
     list[str] | None,
-    typer.Option("--lora", metavar="PATH[=SCALE]", help="adapter; may be given several times"),
+    typer.Option(
+        "--lora", metavar="PATH[=SCALE]", help="a LoRA file, and how strong; may be repeated"
+    ),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="accelerations; `longtake presets` lists them")
+    str | None,
+    typer.Option("--preset", help="render faster, not quite the same; see `longtake presets`"),
 ]
 FileArgument = Annotated[Path | None, typer.Argument(help="a job file (YAML)")]
 
+#: How much an attention plan may change, if nothing is said.
+DEFAULT_DELTA = 0.1
 DeltaOption = Annotated[
-    float, typer.Option("--delta", min=0.0, max=10.0, help="how much may change; 0.05 is careful")
+    float | None,
+    typer.Option(
+        "--delta",
+        min=0.0,
+        max=10.0,
+        help=f"how much fast_attention may change; 0.05 is careful; default: {DEFAULT_DELTA}",
+    ),
 ]
 RehashOption = Annotated[
     float | None,
     typer.Option(
-        "--rehash", min=0.0, max=1.0, help="find key steps: how alike features must be, say 0.99"
+        "--rehash",
+        min=0.0,
+        max=1.0,
+        help="measure for rehash: how alike steps must be to reuse one for another, such as 0.99",
     ),
 ]
 PlansOption = Annotated[
-    Path | None, typer.Option("--plans", help="folder for the plan; default: where jobs look")
+    Path | None, typer.Option("--plans", help="folder for what is found; default: where jobs look")
 ]
 PictureOption = Annotated[
-    Path | None, typer.Option("--picture", help="also draw there what was found, a PNG")
+    Path | None, typer.Option("--picture", help="also draw what was found: a PNG file")
 ]
 CalibrateDeviceOption = Annotated[
-    str, typer.Option("--device", help="what to compute on: auto, cpu, cuda or cuda:1")
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        help="what to compute on; cuda:1 is the second GPU",
+    ),
 ]
 JobOrModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="JOB|MODEL",
-        help="a job file (YAML), or a model: 'demo', a diffusers folder, or a Hugging Face id",
+        help="a job file (YAML), or a model as --model takes it",
     ),
 ]
 PromptsOption = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="what to try it on; may be given several times"),
+    typer.Option("--prompt", help="what to try it on, a shot each; may be repeated"),
 ]

@@ -19,6 +19,7 @@ from jobs.spec import JobSpec
 from jobs.spec_errors import Problem, bad_job
 from orchestrator import show
 from orchestrator.cli_options import (
+    DEFAULT_DELTA,
     CalibrateDeviceOption,
     DeltaOption,
     FileArgument,
@@ -84,11 +85,11 @@ def plan_command(
     workers: WorkersOption = None,
     step_seconds: Annotated[
         float | None,
-        typer.Option(min=1e-6, max=1e6, help="seconds per step, measured before: gives a time"),
+        typer.Option(min=1e-6, max=1e6, help="how long a step took before: gives a time"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how a film would be rendered, without rendering it."""
+    """Show how a film would be rendered. Nothing is rendered."""
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
         fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
@@ -100,26 +101,35 @@ def plan_command(
 def calibrate_command(
     what: JobOrModelArgument = None,
     prompt: PromptsOption = None,
+    image: ImageOption = None,
     seconds: SecondsOption = None,
     size: SizeOption = None,
+    fps: FpsOption = None,
     steps: StepsOption = None,
     model: ModelOption = None,
-    delta: DeltaOption = 0.1,
+    lora: LorasOption = None,
+    delta: DeltaOption = None,
     rehash: RehashOption = None,
     plans: PlansOption = None,
     picture: PictureOption = None,
     device: CalibrateDeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Find how a model's attention can be cut short at a job's size and steps, or with --rehash how
-    alike its steps are: the job's shots, or one for each --prompt, are what that is tried on.
-    Interrupted, the same command goes on."""
+    """Measure a model once, to render faster. Without --rehash: what `fast_attention` in a job file
+    can leave out; with it: which steps `rehash` can reuse. It is tried on the job's shots, or on a
+    shot for each --prompt, and holds for films of that size and number of steps. Interrupted, the
+    same command goes on."""
     from jobs.accelerations import Accelerations
     from jobs.calibration import usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
     _check_device(device)
-    spec = _calibrated_on(what, model, prompt or [], seconds=seconds, size=size, steps=steps)
+    if rehash is not None and delta is not None:
+        raise errors.BadJob("--delta is for fast attention, --rehash for rehash; remove one")
+    spec = _calibrated_on(
+        what, model, prompt or [], image=image, seconds=seconds, size=size, fps=fps, steps=steps,
+        loras=loras_given(lora),
+    )  # fmt: skip
     if spec.pyramid_first_stage == "whole":
         said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
         raise bad_job([Problem(("pyramid_first_stage",), said)], spec._places)
@@ -127,12 +137,15 @@ def calibrate_command(
     prepared = prepare(spec.model_copy(update=plain))
     folder = plans or _own_folder(spec, rehash is not None) or usual_folder()
     say = partial(print, file=sys.stderr)
+    if what is None and model is None:
+        say(f"calibrating {spec.model}, for no model is named")
     if rehash is not None:
         report, found = find_key_steps(prepared, device, rehash, folder, say)
         if picture is not None:
             draw_similarity(found, report["key_steps"], picture)
     else:
-        report, plans_found = calibrate(prepared, device, delta, folder, say)
+        allowed = DEFAULT_DELTA if delta is None else delta
+        report, plans_found = calibrate(prepared, device, allowed, folder, say)
         if picture is not None:
             draw(plans_found, picture)
     print(json.dumps(report) if as_json else as_text(report))
@@ -179,6 +192,8 @@ def _calibrated_on(
             f"give a job file, or prompts such as films of model {named} will have: longtake "
             f"calibrate {shlex.quote(named)} --prompt ... --prompt ..."
         )
+    if flags.pop("image", None) is not None:
+        raise errors.BadJob(f"--image goes with a job file; films of {named} start from prompts")
     length = {"seconds": flags.pop("seconds")}
     if length["seconds"] is None:
         length = {"pixel_frames": _window_pixel_frames(info)}
@@ -196,6 +211,6 @@ def _window_pixel_frames(info: ModelInfo) -> int:
 
 
 def presets_command(as_json: JsonOption = False) -> None:
-    """List the presets: what each switches on, and what was measured of it."""
+    """List the presets for faster renders. What each does, and how far the film then differs."""
     rows = show.preset_rows()
     print(json.dumps(rows) if as_json else show.preset_table(rows))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -128,8 +129,23 @@ class Tally:
         return min(high, shot.render.pixel_frames) - low
 
 
+@dataclass(frozen=True, slots=True)
+class Eta:
+    """Seconds left, how many of what they were measured on, and whether some of it is a guess."""
+
+    left_s: float
+    count: int
+    kind: str
+    rough: bool
+
+    def __str__(self) -> str:
+        """``7:03 (from 4 steps)``"""
+        what = {"step": "step", "decode": "piece"}[self.kind] + ("" if self.count == 1 else "s")
+        return f"{'about ' if self.rough else ''}{_clock(self.left_s)} (from {self.count} {what})"
+
+
 class Estimate:
-    """Seconds left, from what was measured since the command was started."""
+    """What is left in time, from what was measured since the command was started."""
 
     def __init__(self) -> None:
         self._spent_s: dict[str, float] = defaultdict(float)
@@ -142,16 +158,23 @@ class Estimate:
         self._count[kind] += 1
         self._work[kind] += work
 
-    def left_s(self, left: dict[str, float], workers: int) -> tuple[float, int] | None:
-        """Seconds left and the number of steps measured; None before the second step."""
-        if self._count["step"] < 2:
+    def eta(self, left: dict[str, float], workers: int) -> Eta | None:
+        """None before the first step; where no step is left, before the first piece. What was not
+        measured yet is taken to be as dear as that, and a step that only settles as next to
+        nothing. A first step alone is rough, too: it warms up. A window's steps follow each other,
+        so no more workers help than windows are left."""
+        basis = "step" if self._count["step"] or left["step"] else "decode"
+        if not self._count[basis]:
             return None
-        step_s = self._mean_s("step", 0.0)
-        guess_s = {"settle": 0.05 * step_s}
-        total_s = sum(
-            count * self._mean_s(kind, guess_s.get(kind, step_s)) for kind, count in left.items()
-        )
-        return total_s / max(1, workers), self._count["step"]
+        basis_s = self._mean_s(basis, 0.0)
+        guess_s, left_s = {"settle": 0.05 * basis_s}, 0.0
+        for kind, count in left.items():
+            apart = left["settle"] if kind == "step" else count
+            each_s = self._mean_s(kind, guess_s.get(kind, basis_s))
+            left_s += count * each_s / max(1, min(workers, apart))
+        guessed = any(left[kind] and not self._count[kind] for kind in left if kind != "settle")
+        rough = guessed or self._count[basis] < 2
+        return Eta(left_s, self._count[basis], basis, rough)
 
     def _mean_s(self, kind: str, guess_s: float) -> float:
         work = self._work[kind]
@@ -288,11 +311,8 @@ class RenderProgress:
         note = f"{ready_s:.1f} of {film_s:.1f} s ready"
         if not any(self._tally.left().values()):
             return note
-        left = self._estimate.left_s(self._tally.work_left(), len(self._joined))
-        if left is None:
-            return note + ", ETA unknown yet"
-        eta_s, basis = left
-        return note + f", ETA {_clock(eta_s)} (from {basis} steps)"
+        eta = self._estimate.eta(self._tally.work_left(), len(self._joined))
+        return note + (", ETA once a step is done" if eta is None else f", ETA {eta}")
 
     def _line(self) -> None:
         share = 100 * self._tally.done.total() / self._tally.total.total()

@@ -36,7 +36,7 @@ from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
 from workers.fidelity import compare
 from workers.seams import SeamMeter
-from workers.video import iter_frames, read_film
+from workers.video import iter_frames, read_film, why_no_film
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +94,10 @@ def report_file(
     film: Path, reference: Path | None, borders_s: Sequence[float] = ()
 ) -> tuple[dict[str, Any], Pictures]:
     """Of a video file that no job of ours made: its colours, second by second, how much every frame
-    changes, and how much those at ``borders_s``. Raises DamagedRecord if it cannot be read, BadJob
-    for a border that is not in it."""
+    changes, and how much those at ``borders_s``. Raises BadJob for a file that is no film, or for
+    a border that is not in it, DamagedRecord for a film that cannot be read to its end."""
+    if why := why_no_film(film):
+        raise BadJob(f"{film} {why}; give a film file, or a job: `longtake ls` lists them")
     facts = read_film(film)
     fps = float(facts.fps)
     row = Row(film.name, 0, facts.pixel_frames)
@@ -198,6 +200,8 @@ def _fidelity(
         return {"fidelity": None}, None
     if not reference.is_file():
         raise BadJob(f"--reference {reference} does not exist; give a film of the same length")
+    if why := why_no_film(reference):
+        raise BadJob(f"--reference {reference} {why}; give a film of the same length")
     try:
         found = compare(iter_frames(film), iter_frames(reference))
     except ValueError as error:

@@ -102,12 +102,13 @@ colour is that of what more of them did.</p>
 {% endif %}
 {% if report.memory.workers %}
 <h2>Memory</h2>
-<p>Planned for a worker: {{ planned | mib }}, of them {{ report.memory.planned.model_bytes | mib }}
-model and {{ report.memory.planned.tile_bytes | mib }} tile. Held at most, beside its libraries (on
-a processor, what these take once they are used counts: a hundred MiB or so):</p>
-<table><tr><th>worker</th><th>held</th><th>of the plan</th></tr>
+<p>Planned for each worker: {{ report.memory.planned.model_bytes | gb }} for weights,
+{{ report.memory.planned.tile_bytes | gb }} for the window that it works on. On a GPU, what
+it held counts these alone. On a processor it counts all that the process took once it had started,
+with what libraries need while they work: often more than was planned.</p>
+<table><tr><th>worker</th><th>held at most</th><th>planned</th></tr>
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
-<td>{{ peak | mib }}</td><td>{{ "%.0f" | format(100 * peak / planned) }} %</td></tr>{% endfor %}
+<td>{{ peak | gb }}</td><td>{{ planned | gb }}</td></tr>{% endfor %}
 </table>
 {% endif %}
 </body></html>
@@ -123,7 +124,7 @@ def write_page(report: dict[str, Any], pictures: Pictures, path: Path) -> None:
 def page(report: dict[str, Any], pictures: Pictures) -> str:
     """The page; whatever a person wrote into prompts is text there, never markup."""
     environment = Environment(autoescape=True)
-    environment.filters |= {"db": _db, "mib": lambda size: f"{size / 2**20:,.0f} MiB"}
+    environment.filters |= {"db": _db, "gb": lambda size: f"{size / 1e9:,.2f} GB"}
     return environment.from_string(_PAGE).render(
         title=f"Report of {report['job'] or report['film']}",
         report=report,

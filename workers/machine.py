@@ -22,6 +22,7 @@ import transformers
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from jobs.numerics import NumericsClass
+from workers.quiet import quiet_libraries
 from workers.setup import WorkerSetup
 
 
@@ -36,8 +37,7 @@ def configure(setup: WorkerSetup) -> None:
     torch.backends.cudnn.benchmark = False
     # Poisons fresh memory with NaN: for finding bugs; a result never depends on it.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    for library in (diffusers, transformers):  # a worker has no terminal of its own
-        library.utils.logging.disable_progress_bar()
+    quiet_libraries()
 
 
 def numerics_class(setup: WorkerSetup) -> NumericsClass:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import av
 import av.error
 import numpy as np
 from av.container import OutputContainer
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
@@ -228,7 +230,7 @@ def _copy_all(
     """Copies every packet; returns the number of frames."""
     stream, first, count = None, None, 0
     for number, segment in enumerate(segments, start=1):
-        with _open_segment(segment, number) as source:
+        with _open_video(segment, f"segment {number} of the film") as source:
             template = source.streams.video[0]
             settings = _settings(template)
             first = first or _check_first(settings, fps, codec)
@@ -244,15 +246,15 @@ def _copy_all(
 
 
 @contextmanager
-def _open_segment(segment: Path | str | bytes, number: int) -> Iterator[Any]:
-    source: Any = BytesIO(segment) if isinstance(segment, bytes) else str(segment)
+def _open_video(video: Path | str | bytes, name: str) -> Iterator[Any]:
+    source: Any = BytesIO(video) if isinstance(video, bytes) else str(video)
     try:
         container = av.open(source)
     except (OSError, av.error.FFmpegError) as error:
-        raise DamagedRecord(f"segment {number} of the film cannot be read: {error}") from error
+        raise DamagedRecord(f"{name} cannot be read: {error}") from error
     with container:
         if not container.streams.video:
-            raise DamagedRecord(f"segment {number} of the film holds no video")
+            raise DamagedRecord(f"{name} holds no video")
         yield container
 
 
@@ -319,6 +321,21 @@ def _packets(source: Any, number: int) -> Iterator[Any]:
         raise DamagedRecord(f"segment {number} of the film cannot be read: {error}") from error
 
 
+def why_no_film(path: Path) -> str:
+    """What a file is instead of a film; empty if it is one. A still picture has a single frame and
+    says nothing of how long that lasts."""
+    try:
+        with _open_video(path, str(path)) as video:
+            if video.format.name == "tty":
+                return "is a text"  # of which FFmpeg would make pictures
+            if video.streams.video[0].disposition & Disposition.attached_pic:
+                return "is a sound with a picture"
+            frames = sum(1 for _ in islice(video.decode(video=0), 2))
+            return "is a still picture" if video.duration is None and frames < 2 else ""
+    except (DamagedRecord, av.error.FFmpegError):
+        return "is no video that can be read"
+
+
 def read_film(path: Path) -> FilmFacts:
     """The facts of a video file; decodes every frame to count them. Raises DamagedRecord."""
     return _facts(path, sum(1 for _ in _decoded(path)))
@@ -339,7 +356,7 @@ def iter_frames(path: Path) -> Iterator[np.ndarray]:
 
 
 def _decoded(path: Path) -> Iterator[av.VideoFrame]:
-    with _open_segment(path, 1) as container:
+    with _open_video(path, str(path)) as container:
         try:
             yield from container.decode(video=0)
         except av.error.FFmpegError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +18,13 @@ from jobs.errors import CannotRunHere
 from jobs.model_scheduler import choose_scheduler
 from jobs.rehash_profile import key_steps
 from jobs.spec import JobSpec, resolve
-from jobs.spec_file import spec_from_flags
+from jobs.spec_file import load_spec, spec_from_flags
 from orchestrator.calibrate import similarity_figure
-from orchestrator.calibrated import job_keys
+from orchestrator.calibrated import command_for, job_keys
 from orchestrator.cli_planning import _calibrated_on
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.cli.conftest import Desk, Ran, refusal
+from tests.ray.harness import longtake as console
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
@@ -41,8 +44,8 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     file = desk.folder / "fast.yaml"
     file.write_text(json.dumps(fast))  # YAML reads JSON
     said = refusal(desk.run("plan", "fast.yaml"), 2)
-    assert "fast_attention: no attention plan for model " in said
-    assert "longtake calibrate finds one" in said
+    assert "fast_attention: " in said and "has no attention plan of this model for 4 steps" in said
+    assert said.endswith("; to make it: longtake calibrate fast.yaml")
 
     ran = desk.run("calibrate", "fast.yaml", "--delta", "9", "--picture", "plan.png", "--json")
     assert ran.code == 0, ran.err
@@ -57,7 +60,8 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     stored = plan_from_json(json.loads(json.dumps(plan_to_json(plan))))
     assert stored == plan, "a job that is planned needs no file any more"
     assert desk.run("plan", "fast.yaml", "--json").json()["accelerations"]["fast_attention"]
-    assert "no attention plan" in refusal(desk.run("plan", "fast.yaml", "--steps", "5"), 2)
+    said = refusal(desk.run("plan", "fast.yaml", "--steps", "5"), 2)
+    assert said.endswith("; to make it: longtake calibrate fast.yaml --steps 5")
 
     (found,) = (path for path in (desk.folder / "plans").iterdir() if "search" not in path.name)
     record = json.loads(found.read_text())
@@ -65,6 +69,7 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     found.write_text(json.dumps(record))
     said = refusal(desk.run("plan", "fast.yaml"), 2)
     assert "fast_attention: does nothing: the plan" in said and "larger --delta" in said
+    assert "`longtake calibrate fast.yaml` with" in said
 
 
 @pytest.mark.slow
@@ -85,7 +90,7 @@ def test_every_stage_of_a_pyramid_has_its_plan(desk: Desk, monkeypatch: pytest.M
     assert [len(stage["rows"]) for stage in found] == [1, 3]
     other = {**asked, "pyramid_steps": [2, 2]}
     (desk.folder / "fast.yaml").write_text(json.dumps(other))
-    assert "stage_steps (2, 2), stage 0" in refusal(desk.run("plan", "fast.yaml"), 2)
+    assert "stage 1 of 2-2 steps" in refusal(desk.run("plan", "fast.yaml"), 2)
 
 
 @pytest.mark.slow
@@ -130,8 +135,11 @@ def test_a_profile_is_made_and_found_by_jobs(
     rehash_job: dict, longtake: Callable[..., Ran]
 ) -> None:
     said = refusal(longtake("plan", "film.yaml"), 2)
-    assert "accelerations.rehash: no rehash profile for model " in said
-    assert "longtake calibrate --rehash 0.5 makes one" in said
+    key = "5 steps of ddim, windows of 8 x 16 x 16 latents (frames, rows, columns), with guidance"
+    assert f"plans has no rehash profile of this model for {key}, in float32; to make it: " in said
+    assert not re.search(r"[0-9a-f]{12}", said), "a hash says nothing to a person"
+
+    assert said.endswith("; to make it: longtake calibrate film.yaml --rehash 0.5")
 
     ran = longtake("calibrate", "film.yaml", "--rehash", "0.0")
     assert ran.code == 0, ran.err
@@ -234,6 +242,46 @@ def test_a_model_is_calibrated_on_prompts(rehash_job: dict, longtake: Callable[.
     assert (again.code, again.err) == (0, ""), "the model may be named either way"
 
 
+def test_the_command_that_is_named_finds_what_is_missing(
+    rehash_job: dict, longtake: Callable[..., Ran]
+) -> None:
+    """Whatever was said beside the job file goes into it."""
+    beside = ("--fps", 4, "--seconds", 2.5, "--size", "32x48", "--steps", 4, "--prompt", "a  kite")
+    said = refusal(longtake("plan", "film.yaml", *beside, "--seed", 3), 2)
+    command = shlex.split(said.partition("to make it: ")[2])
+    assert command[:3] == ["longtake", "calibrate", "film.yaml"] and "--seed" not in command
+    assert longtake(*command[1:]).code == 0
+    ran = longtake("plan", "film.yaml", *beside)
+    assert ran.code == 0 or "has nothing to reuse" in ran.err, "it was found"
+
+
+def test_the_command_for_a_job_without_a_file_names_its_model(tmp_path: Path) -> None:
+    lora = {"path": "a b.safetensors", "scale": 0.5}
+    spec = spec_from_flags({"prompt": "a kite", "seconds": 2, "size": "64x32", "steps": 9})
+    assert command_for(spec) == (
+        "longtake calibrate demo --prompt 'a kite' --seconds 2.0 --size 64x32 --steps 9"
+    )
+    spec = spec_from_flags({"model": "m", "prompt": "x", "seconds": 1, "fps": 8, "loras": [lora]})
+    assert command_for(spec, "--rehash", "0.9") == (
+        "longtake calibrate m --prompt x --seconds 1.0 --fps 8 --lora 'a b.safetensors=0.5' "
+        "--rehash 0.9"
+    )
+    Path(tmp_path / "film.yaml").write_text("prompt: x\nseconds: 1\n")
+    spec = load_spec(tmp_path / "film.yaml", {"model": "demo"})
+    assert command_for(spec).endswith("film.yaml --model demo")
+
+
+@pytest.mark.slow
+def test_only_what_is_of_use_is_told(tmp_path: Path) -> None:
+    """In a process of its own, where the libraries are imported anew; the model is the default."""
+    asked = ("--prompt", "kite", "--seconds", "0.1", "--size", "32x32", "--steps", "2", "--json")
+    ran = console("calibrate", *asked, "--rehash", "0.5", "--device", "cpu", "--plans", tmp_path)
+    assert ran.code == 0
+    assert ran.err.splitlines() == [
+        "calibrating demo, for no model is named", "step 1 of 2", "step 2 of 2"
+    ]  # fmt: skip
+
+
 def keys_of(spec: JobSpec) -> tuple[CalibrationKey, ...]:
     model = prepare(spec).model
     job = resolve(spec, model.geometry, model.defaults)
@@ -271,6 +319,11 @@ def test_what_cannot_be_calibrated_on_is_refused(
     assert "'gpu': valid: auto, cpu, cuda, or a GPU such as cuda:1" in said(
         "film.yaml", "--device", "gpu"
     )
+    assert "--image goes with a job file" in said(model, "--prompt", "a", "--image", "a.png")
+    both = ("--rehash", "0.9", "--delta", "0.1")
+    assert said("film.yaml", *both) == (
+        "--delta is for fast attention, --rehash for rehash; remove one"
+    )
     found = "For them can be found: key steps, with --rehash 0.99"
     assert f"animatediff models do not take fast_attention yet. {found}" in said("film.yaml")
     assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
@@ -285,7 +338,7 @@ def test_a_model_that_starts_from_images_is_calibrated_by_a_job_file(
     longtake: Callable[..., Ran], tmp_path: Path
 ) -> None:
     model = tiny_family("svd", tmp_path).folder
-    for flags in ((), ("--prompt", "a kite"), ("--prompt", "a kite", "--seconds", 1)):
+    for flags in ((), ("--prompt", "a kite"), ("--prompt", "a kite", "--image", "a.png")):
         said = refusal(longtake("calibrate", model, *flags, "--rehash", "0.9"), 2)
         assert "start from images; give a job file with them" in said and "--prompt" not in said
 

@@ -38,8 +38,8 @@ def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
         "--model --preset --workers --store --out --save-latents --address --timeout --json",
         "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
         "plan": "[file] --prompt --image --seconds --size --steps --model --workers --json",
-        "calibrate": "[job|model] --prompt --seconds --size --steps --model --delta --rehash "
-        "--plans --picture --device --json",
+        "calibrate": "[job|model] --prompt --image --seconds --size --fps --steps --model --lora "
+        "--delta --rehash --plans --picture --device auto|cpu|cuda|cuda:N --json",
         "presets": "--json",
         "ls": "--store --json",
         "show": "job --store --json",

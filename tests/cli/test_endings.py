@@ -55,7 +55,7 @@ def test_a_render_ends_with_the_code_of_its_outcome(
     ran = desk.render(*flags, "--out", "film.mp4")
     assert (ran.code, ran.out) == (OUTCOMES[outcome], "")
     job = os.listdir(desk.store / "jobs")[0]
-    assert f"job {job} in {desk.store}" in ran.err
+    assert f"job {job} in {desk.store}, model {desk.model}" in ran.err
     if outcome == "done":
         assert f"next: longtake verify {job} --store {desk.store}" in ran.err
     else:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import wave
+
 import numpy as np
+import pytest
+from PIL import Image
 
 from tests.cli.conftest import Desk, refusal
 from workers.video import encode_segment
@@ -48,5 +52,45 @@ def test_mistakes(desk: Desk, stored: str) -> None:
     assert f"--border is for video files, and {stored} is none" in said
     said = refusal(desk.run("report", film, "--border", "2"), 2)
     assert "--border 2 is not inside" in said and "from 0.08 to 1.92 s" in said
-    assert "no job" in refusal(desk.run("report", "nothing", "--store", desk.store), 2)
     assert "cannot be written" in refusal(desk.run("report", film, "--out", "missing/a.html"), 2)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])
+def test_a_picture_is_no_film(desk: Desk, name: str) -> None:
+    Image.new("RGB", (32, 32), "red").save(desk.folder / name)
+    said = refusal(desk.run("report", name), 2)
+    assert said == (
+        f"{name} is a still picture; give a film file, or a job: `longtake ls` lists them"
+    )
+    film = write_film(desk, "sea.mp4")
+    said = refusal(desk.run("report", film, "--reference", name), 2)
+    assert said == f"--reference {name} is a still picture; give a film of the same length"
+
+
+def test_a_film_may_have_one_frame(desk: Desk) -> None:
+    assert desk.run("report", write_film(desk, "one.mp4", frames=1), "--json").code == 0
+
+
+def test_other_files_are_no_films(desk: Desk) -> None:
+    desk.job("prompt: a red kite")
+    desk.job("a red kite\n" * 99, "notes.txt")
+    desk.job(b"", "empty.mp4")
+    with wave.open(str(desk.folder / "a.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    for name in ("film.yaml", "empty.mp4", "a.wav"):
+        said = refusal(desk.run("report", name), 2)
+        assert said.startswith(f"{name} is no video that can be read; give a film file, or a job: ")
+    assert refusal(desk.run("report", "notes.txt"), 2).startswith("notes.txt is a text; give")
+
+
+def test_what_is_neither_a_file_nor_a_job(desk: Desk) -> None:
+    """Whether there is a store or not."""
+    said = refusal(desk.run("report", "sea.mp4", "--store", desk.store), 2)
+    assert said.startswith("sea.mp4 is no film file here, and no job (there is no store at ")
+    assert said.endswith("); give a film file, or a job: `longtake ls` lists them")
+
+
+def test_a_job_that_is_not_there(desk: Desk, stored: str) -> None:
+    said = refusal(desk.run("report", "gull-1", "--store", desk.store), 2)
+    assert f"(no job 'gull-1' in {desk.store}; there are: {stored}); give" in said

@@ -146,7 +146,7 @@ def test_a_saved_plan_is_found_by_its_key(tmp_path: Path) -> None:
 )
 def test_no_plan_for_another_key(tmp_path: Path, change: dict) -> None:
     save(tmp_path, KEY, plan(F, W, S), {})
-    with pytest.raises(CannotRunHere, match="no attention plan for model"):
+    with pytest.raises(CannotRunHere, match="has no attention plan of this model for "):
         load(tmp_path, dataclasses.replace(KEY, **change))
 
 

@@ -30,7 +30,9 @@ def test_a_saved_profile_is_found_by_its_key_to_the_last_bit(tmp_path: Path) -> 
     save(tmp_path / "plans", KEY, SIMILARITY, {"prompts": []})
     assert np.array_equal(load(tmp_path / "plans", KEY), SIMILARITY)
     other = dataclasses.replace(KEY, scheduler="euler")
-    with pytest.raises(CannotRunHere, match=r"no rehash profile for model a.*scheduler euler"):
+    with pytest.raises(
+        CannotRunHere, match=r"plans has no rehash profile of this model.* of euler"
+    ):
         load(tmp_path / "plans", other)
 
 

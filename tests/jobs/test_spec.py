@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.errors import BadJob
 from jobs.families.family import ModelDefaults
 from jobs.geometry import ModelGeometry
 from jobs.model_scheduler import VALID
-from jobs.presets import PRESETS
 from jobs.spec import JobSpec, SchedulerName, resolve
 from jobs.spec_file import parse_spec, spec_from_flags
 
@@ -358,77 +356,5 @@ def test_flags_that_were_not_given_count_for_nothing():
     assert spec_from_flags(flags) == job(output={"codec": "ffv1"}, size=[64, 32])
 
 
-def test_an_acceleration_that_could_do_nothing_is_refused():
-    asked = {"accelerations": {"adaptive": {"first": 3, "last": 1}}}
-    said = refusal(solved, job(steps=4, **asked))
-    assert "accelerations.adaptive: has nothing to skip: steps are 4, and 4 of a stage" in said
-    assert solved(job(steps=5, **asked)).accelerations.adaptive is not None
-    said = refusal(solved, job(steps=12, pyramid=3, **asked))
-    assert "the stages' steps are 4-4-4, and 4 of a stage always run (first + last)" in said
-
-
-@pytest.mark.parametrize(
-    ("rehash", "fields", "message"),
-    [
-        ({}, {}, "accelerations.rehash: needs one of key_steps, every and threshold"),
-        ({"every": 2, "key_steps": [[0]]}, {}, "needs one of key_steps, every and threshold"),
-        ({"every": 2, "threshold": 0.9}, {}, "needs one of key_steps, every and threshold"),
-        ({"key_steps": [[0, 2]], "threshold": 0.9}, {}, "key_steps are found by the threshold"),
-        ({"every": 2, "profiles": "p"}, {}, "profiles is for a threshold; give one"),
-        ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
-        ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
-        ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
-        ({"key_steps": [[0, 9]]}, {"steps": 9}, "key step 9 is none of a stage of 9: they count"),
-        ({"key_steps": [[1, 2]]}, {"steps": 4}, "every one of the 4 steps is a key step; give mo"),
-        ({"every": 2}, {"steps": 2}, "every one of the 2 steps is a key step; give more steps"),
-        ({"key_step": [[1]]}, {}, "unknown field 'key_step'; did you mean 'key_steps'? valid: key"),
-    ],
-)
-def test_key_steps_that_cannot_be(rehash, fields, message):
-    asked = {"accelerations": {"rehash": rehash}, **fields}
-    assert message in refusal(lambda: solved(job(**asked)))
-
-
-def test_key_steps_can_be_every_so_many():
-    assert solved(job(steps=4, accelerations={"rehash": {"every": 2}})).accelerations.rehash
-
-
-def test_a_preset_is_settings_and_a_jobs_own_take_their_place():
-    own = {"adaptive": {"threshold": 0.5}}
-    assert solved(job(steps=20)).accelerations == Accelerations()
-    balanced = solved(job(steps=20, preset="balanced")).accelerations
-    assert balanced == PRESETS["balanced"].settings != Accelerations()
-    mixed = solved(job(steps=20, preset="balanced", accelerations=own)).accelerations
-    assert mixed == Accelerations(adaptive=Adaptive(threshold=0.5))
-    added = solved(job(steps=20, preset="fast", accelerations={"rehash": {"every": 2}}))
-    assert added.accelerations.adaptive == PRESETS["fast"].settings.adaptive
-    assert added.accelerations.rehash == Rehash(every=2)
-
-
-def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
-    said = refusal(solved, job(steps=2, preset="fast"))
-    assert said.startswith("preset: has nothing to skip: steps are 2")
-
-
 def test_a_job_can_name_every_scheduler_that_is_supported():
     assert set(get_args(SchedulerName)) == set(VALID)
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"fast_attention": {}, "slicing": {"slices": 4}}, "does not go with slicing yet: sliced"),
-        ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
-        ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
-        ({"slicing": {}}, "accelerations.slicing: needs slices or budget_gb"),
-    ],
-)
-def test_what_does_not_go_together(asked, message):
-    assert message in refusal(lambda: solved(job(steps=12, accelerations=asked)))
-
-
-def test_plans_of_attention_do_not_stand_in_a_job():
-    plan = {"rows": [["full"]] * 12, "window": [1, 1, 1]}
-    asked = {"fast_attention": {"stages": [plan]}}
-    said = refusal(lambda: solved(job(steps=12, accelerations=asked)))
-    assert "fast_attention.stages: plans cannot stand in a job: longtake calibrate finds" in said

@@ -73,12 +73,12 @@ def test_lines_from_the_first_event_to_the_last_piece() -> None:
     screen = Screen(make_plan(6, steps=4))
     render = screen.session().ready()
     assert re.fullmatch(
-        rf"\[\d\d:\d\d:\d\d\]   0 %  0.0 of {FILM_S:.1f} s ready, ETA unknown yet",
+        rf"\[\d\d:\d\d:\d\d\]   0 %  0.0 of {FILM_S:.1f} s ready, ETA once a step is done",
         screen.lines()[0],
     )
-    render.computes(ENCODE, step(0, 0))
-    assert "ETA unknown yet" in screen.last(render), "one step is no basis"
-    render.computes(*(step(0, number) for number in range(1, 5)))
+    render.computes(ENCODE)
+    assert "ETA once a step is done" in screen.last(render)
+    render.computes(*(step(0, number) for number in range(5)))
     render.is_stored(step(0, 4))
     render.computes(piece(0))
     assert share(screen.last(render)) == 100
@@ -94,7 +94,7 @@ def test_the_eta_counts_the_workers_and_names_its_basis() -> None:
     for number in range(4):
         render.finishes(step(0, number), elapsed_s=60.0)
     # Six steps of a minute, the last one that only settles, and a piece as dear as a step.
-    assert "ETA 7:03 (from 4 steps)" in screen.last(render)
+    assert "ETA about 7:03 (from 4 steps)" in screen.last(render)
 
     two = Screen(make_plan(6, 6, steps=10, checkpoint_every=20))
     render = two.session(workers=2).ready()
@@ -103,9 +103,49 @@ def test_the_eta_counts_the_workers_and_names_its_basis() -> None:
     for number in range(2):
         render.finishes(step(0, number), elapsed_s=60.0)
     # Eighteen steps, two settles, two pieces, shared by two; encoding took a second each.
-    assert "ETA 10:03 (from 2 steps)" in two.last(render)
+    assert "ETA about 10:03 (from 2 steps)" in two.last(render)
     render.dies("w2")
-    assert "ETA 20:06 (from 2 steps)" in two.last(render)
+    assert "ETA about 20:06 (from 2 steps)" in two.last(render)
+
+
+def test_the_eta_is_there_from_the_first_step_and_is_rough_while_something_is_guessed() -> None:
+    plan = make_plan(frames_for(3), steps=2)
+    pieces = len(plan.shots[0].pieces)
+    screen = Screen(plan)
+    render = screen.session().ready()
+    render.computes(ENCODE)
+    render.finishes(step(0, 0), elapsed_s=60.0)
+    # Five steps of a minute, three that only settle, and pieces as dear as a step.
+    assert f"ETA about {_clock(60 * (5 + 0.15 + pieces))} (from 1 step)" in screen.last(render)
+    while (unit := next(iter(render.state.workers["w1"].queue))).kind == "step":
+        render.finishes(unit, elapsed_s=60.0)
+        if plan.is_durable(unit):
+            render.is_stored(unit)
+    assert "ETA about " in screen.last(render), "no piece was measured yet"
+    render.finishes(unit, elapsed_s=20.0)
+    assert pieces > 1 and re.search(r"ETA \d+:\d\d \(from \d steps\)", screen.last(render))
+
+
+def test_a_second_worker_does_not_help_a_single_window() -> None:
+    screen = Screen(make_plan(6, steps=10, checkpoint_every=20))
+    render = screen.session(workers=2).ready()
+    render.computes(ENCODE)
+    for number in range(4):
+        render.finishes(step(0, number), elapsed_s=60.0)
+    assert "ETA about 7:03 (from 4 steps)" in screen.last(render)
+
+
+def test_a_resumed_render_that_only_decodes_has_an_eta() -> None:
+    plan = make_plan(frames_for(3), steps=4)
+    pieces = len(plan.shots[0].pieces)
+    screen = Screen(plan)
+    render = screen.session(durable=[ENCODE, *(step(window, 4) for window in range(3))]).ready()
+    assert "ETA once" in screen.last(render)
+    for window in range(3):
+        render.is_loaded(step(window, 4))
+    render.finishes(piece(0), elapsed_s=30.0)
+    assert pieces > 1
+    assert f"ETA about {_clock(30 * (pieces - 1))} (from 1 piece)" in screen.last(render)
 
 
 def test_the_eta_knows_that_long_windows_take_longer() -> None:
@@ -118,7 +158,7 @@ def test_the_eta_knows_that_long_windows_take_longer() -> None:
     # Eighty seconds a step of 8 frames, a piece as dear, one that only settles far less.
     windows, pieces = len(plan.shots[0].stages[1].windows), len(plan.shots[0].pieces)
     left_s = 2 * 310 + 80 * (2 * windows + 0.05 * (1 + windows) + pieces)
-    assert f"ETA {_clock(left_s)} (from 2 steps)" in screen.last(render)
+    assert f"ETA about {_clock(left_s)} (from 2 steps)" in screen.last(render)
 
 
 def test_a_line_now_and_then_only() -> None:
@@ -237,7 +277,7 @@ def test_bars_on_a_terminal() -> None:
         progress._bars.refresh()
         drawn = screen.written.getvalue()
         assert "w1" in drawn and "shot 1 window 1 step 2/4" in drawn
-        assert f"0.0 of {FILM_S:.1f} s ready, ETA 0:0" in drawn and "(from 2 steps)" in drawn
+        assert f"0.0 of {FILM_S:.1f} s ready, ETA about 0:0" in drawn and "(from 2 steps)" in drawn
         assert not re.search(r"\[\d\d:\d\d:\d\d\]", drawn), "bars, so no lines"
         render.dies("w1")
         progress.say("a line that stays")

@@ -250,7 +250,7 @@ def test_a_missing_segment_is_named_and_the_old_film_is_kept(tmp_path):
         segments = [encode(picture(2), "h264"), tmp_path / "gone.mp4"]
         stitch(segments, out, fps=24, codec="h264", metadata={})
     assert out.read_bytes() == before and os.listdir(tmp_path) == ["f.mp4"]
-    with pytest.raises(DamagedRecord):
+    with pytest.raises(DamagedRecord, match=r"gone\.mp4 cannot be read"):
         read_film(tmp_path / "gone.mp4")
 
 

@@ -1,0 +1,14 @@
+"""What libraries say to their programmers, kept from the person in front of the film."""
+
+from __future__ import annotations
+
+import diffusers
+import transformers
+
+
+def quiet_libraries() -> None:
+    """No warnings and no progress bars of diffusers and transformers. It comes before the import of
+    their models: some warn when they are imported."""
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
