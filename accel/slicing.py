@@ -26,6 +26,7 @@ import torch
 
 from accel.handle import Branch, TileStep
 from accel.slices import Slices
+from accel.slicing_causal_decoders import attach_cogvideox_decoder, attach_hunyuan_video_decoder
 from accel.slicing_hunyuan import attach_hunyuan_video
 from accel.slicing_joint import attach_cogvideox
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
@@ -97,6 +98,8 @@ class SlicingHandle:
 #: How slicing attaches to each model, by the name of its class.
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
+    "AutoencoderKLCogVideoX": attach_cogvideox_decoder,
+    "AutoencoderKLHunyuanVideo": attach_hunyuan_video_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "CogVideoXTransformer3DModel": attach_cogvideox,
     "HunyuanVideoTransformer3DModel": attach_hunyuan_video,
