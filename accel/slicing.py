@@ -11,8 +11,9 @@ slice and so changes the result; and the mid block runs whole, of which theirs l
 slices in proportion, so that all slices need about as much memory and small operators stay few.
 
 Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add
-to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens`` and
-``slicing_joint``. ``AutoencoderKLWan`` needs no slicing: it decodes frame by frame anyway.
+to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens``,
+``slicing_joint``, ``slicing_hunyuan`` and ``slicing_causal_decoders``. ``AutoencoderKLWan`` needs
+no slicing: it decodes frame by frame anyway.
 """
 
 from __future__ import annotations
