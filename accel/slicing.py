@@ -11,8 +11,9 @@ slice and so changes the result; and the mid block runs whole, of which theirs l
 slices in proportion, so that all slices need about as much memory and small operators stay few.
 
 Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add
-to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens`` and
-``slicing_joint``. ``AutoencoderKLWan`` needs no slicing: it decodes frame by frame anyway.
+to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens``,
+``slicing_joint``, ``slicing_hunyuan`` and ``slicing_causal_decoders``. ``AutoencoderKLWan`` needs
+no slicing: it decodes frame by frame anyway.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 
 from accel.handle import Branch, TileStep
 from accel.slices import Slices
+from accel.slicing_causal_decoders import attach_cogvideox_decoder, attach_hunyuan_video_decoder
 from accel.slicing_hunyuan import attach_hunyuan_video
 from accel.slicing_joint import attach_cogvideox
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
@@ -97,6 +99,8 @@ class SlicingHandle:
 #: How slicing attaches to each model, by the name of its class.
 MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
+    "AutoencoderKLCogVideoX": attach_cogvideox_decoder,
+    "AutoencoderKLHunyuanVideo": attach_hunyuan_video_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "CogVideoXTransformer3DModel": attach_cogvideox,
     "HunyuanVideoTransformer3DModel": attach_hunyuan_video,

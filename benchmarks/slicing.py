@@ -1,12 +1,14 @@
 """What slicing saves in memory, at the sizes of the Streamlined Inference paper, and its time.
 
     python -m benchmarks.slicing
+    python -m benchmarks.slicing --decoders
 
 Peaks are counted tensor by tensor (``accel.memory``) on fake tensors of the real shapes, in float16
 with guidance, so that no weights and no card are needed; workspaces inside operators and the
 allocator's rounding are not in them. Stock is diffusers as it comes: all weights loaded, attention
 by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
-The time is a small UNet's on one thread of this CPU, which says little of a card.
+The time is a small UNet's on one thread of this CPU, which says little of a card. ``--decoders``:
+of HunyuanVideo's and CogVideoX's decoders instead, which a render runs in float32.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ import torch
 import transformers
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLTemporalDecoder,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
 )
 from torch._subclasses import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from accel.memory import TensorAccounting, held_bytes
 from accel.slicing import apply
@@ -57,12 +62,12 @@ class Phase:
     latent_size: tuple[int, int, int]
     branches: int
 
-    def predicted(self, slices: int) -> int:
+    def predicted(self, slices: int, dtype: str) -> int:
         """What the memory model makes of its activations, in bytes."""
         config = {**self.model.config, "_class_name": type(self.model).__name__}
         size, branches = self.latent_size, self.branches
         return sliced_bytes(
-            config, size, "float16", slices, text_tokens=WAN_TEXT_TOKENS, branches=branches
+            config, size, dtype, slices, text_tokens=WAN_TEXT_TOKENS, branches=branches
         )
 
 
@@ -123,6 +128,27 @@ def wan(height: int, width: int, frames: int = 21) -> Pipeline:
     return _pipeline({"transformer": model}, (frames, height, width), branches=1, **forward)
 
 
+def hunyuan_video_decoder() -> Pipeline:
+    """A tile in time of 1280x720."""
+    vae, z = AutoencoderKLHunyuanVideo(), torch.empty(1, 16, 5, 90, 160)
+    return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
+
+
+def cogvideox_decoder() -> Pipeline:
+    """Two batches of 720x480."""
+    kinds = {
+        f"{way}_block_types": (f"CogVideoX{way.title()}Block3D",) * 4 for way in ("down", "up")
+    }
+    vae, z = AutoencoderKLCogVideoX(**kinds), torch.empty(1, 16, 5, 60, 90)
+    return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
+
+
+DECODERS = {
+    "hunyuan video 720x1280x17": hunyuan_video_decoder,
+    "cogvideox 480x720x17": cogvideox_decoder,
+}
+
+
 def _pipeline(
     models: dict[str, Any],
     latent_size: tuple[int, int, int],
@@ -152,9 +178,11 @@ def sliced_activations(phase: Phase, slices: int) -> int:
 
 
 @torch.no_grad()
-def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]:
+def peaks(
+    make: Callable[[], Pipeline], slices: Sequence[int], dtype: str = "float16"
+) -> dict[str, Any]:
     """Bytes; ``peak`` has all weights in it, and ``ratio`` is that of the peaks."""
-    torch.set_default_dtype(torch.float16)
+    torch.set_default_dtype(getattr(torch, dtype))
     with FakeTensorMode(allow_non_fake_inputs=True):
         pipeline = make()
         rows = {"stock": {phase.name: activations(phase) for phase in pipeline.phases}}
@@ -162,7 +190,7 @@ def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]
             rows[str(count)] = {p.name: sliced_activations(p, count) for p in pipeline.phases}
     torch.set_default_dtype(torch.float32)
     predicted = {
-        str(count): {phase.name: phase.predicted(count) for phase in pipeline.phases}
+        str(count): {phase.name: phase.predicted(count, dtype) for phase in pipeline.phases}
         for count in slices
     }
     weights = sum(pipeline.weights.values())
@@ -179,6 +207,23 @@ def peaks(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, Any]
         },
         "predicted_activations_bytes": predicted,
     }
+
+
+@torch.no_grad()
+def operations(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, float]:
+    """Of products and convolutions, a sliced pass's over a stock one's: rows that two slices see,
+    and the widest features, are made twice."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        (phase,) = make().phases
+        counted = {}
+        for count in (None, *slices):
+            handle = apply(phase.model, Slicing(slices=count)) if count else None
+            with FlopCounterMode(display=False) as counter:
+                phase.forward()
+            counted[str(count)] = counter.get_total_flops()
+            if handle is not None:
+                handle.remove()
+    return {str(count): round(counted[str(count)] / counted["None"], 3) for count in slices}
 
 
 #: Of a UNet whose pass takes part of a second, with 64 channels of text.
@@ -218,7 +263,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--slices", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--decoders", action="store_true", help="of the causal decoders alone")
     options = parser.parse_args()
+    if options.decoders:
+        found = {
+            name: peaks(make, options.slices, "float32")
+            | {"operations_ratio": operations(make, options.slices)}
+            for name, make in DECODERS.items()
+        }
+        write_result("slicing_decoders", {"weights": "none: fake tensors"} | found)
+        return
     figures: dict[str, Any] = {"weights": "none: fake tensors, and random ones for the time"}
     for name, make in {"animatediff": animatediff, "svd": svd}.items():
         for size, (height, width) in SIZES.items():

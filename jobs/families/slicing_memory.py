@@ -12,13 +12,14 @@ results, and four or five copies of what stands before.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import DTYPE_BYTES, Config
 from jobs.families.hunyuan_video_memory import refining_bytes
+from jobs.families.slicing_causal_memory import cogvideox_decoder, hunyuan_video_decoder
+from jobs.families.slicing_groups import IN_AND_OUT, Group, Size
 from jobs.families.tokens_memory import text_copies
 
 #: Copies of its features that live inside a slice, by what the group computes.
@@ -31,30 +32,11 @@ _LTX_TOKENS = 11
 _JOINT_TOKENS = 10
 _HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-forward has no more
 
-#: Tensors of a layer's size that its temporal operators hold: input and output, and in Stable Video
-#: Diffusion's transformer the features between.
-_IN_AND_OUT = 2
+#: What Stable Video Diffusion's transformer holds: input and output, and the features between.
 _TRANSFORMER_WHOLE = 3
 
 #: More slices than this are never looked for: a frame or a few tokens each.
 MOST_SLICES = 1024
-
-Size = tuple[int, int, int]  # latent frames, height, width
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One group of operators that runs slice by slice, or, with no ``lengths``, whole."""
-
-    held: float  # elements that live whole
-    inside: float  # elements of the intermediates, if it ran in one slice
-    share: float = 1.0  # of the slices, as ``accel.slicing`` gives them by size
-    lengths: tuple[int, ...] = ()  # of the axes that are cut
-
-    def elements(self, slices: int) -> float:
-        count = math.ceil(slices * self.share)
-        slice_lengths = (math.ceil(length / count) / length for length in self.lengths)
-        return self.held + self.inside * max(slice_lengths, default=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +74,7 @@ def _unet(
     motion = config["_class_name"] == "UNetMotionModel"
 
     def group(held: float, level: int, attends: bool) -> Group:
-        whole = _TRANSFORMER_WHOLE if attends and not motion else _IN_AND_OUT
+        whole = _TRANSFORMER_WHOLE if attends and not motion else IN_AND_OUT
         inside = _SPATIAL_TRANSFORMER if attends else _MOTION_MODULE
         if not (attends or motion):
             inside = _TEMPORAL_RESNET
@@ -198,7 +180,7 @@ def _temporal_decoder(
     levels = _levels(config, frames, height * width * scale)
     for level, size in enumerate(levels.sizes):
         before = levels.sizes[min(level + 1, len(widths) - 1)]
-        held = before + _IN_AND_OUT * size
+        held = before + IN_AND_OUT * size
         where = levels.shares[level], levels.lengths[level]
         yield Group(held, _DECODER_RESNET * size, *where)
 
@@ -218,6 +200,8 @@ def _decoder(
 
 _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
+    "AutoencoderKLCogVideoX": cogvideox_decoder,
+    "AutoencoderKLHunyuanVideo": hunyuan_video_decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
     "CogVideoXTransformer3DModel": _cogvideox,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
@@ -229,7 +213,11 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
 
 
 #: Autoencoders whose decoding slicing cuts in a render.
-DECODERS = ("AutoencoderKLTemporalDecoder",)
+DECODERS = (
+    "AutoencoderKLCogVideoX",
+    "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLTemporalDecoder",
+)
 
 #: Those that it need not cut: they decode a frame at a time anyway.
 DECODES_BY_FRAME = ("AutoencoderKL", "AutoencoderKLWan")

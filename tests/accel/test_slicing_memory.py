@@ -11,6 +11,8 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
@@ -169,6 +171,34 @@ DECODER = Case(
     lambda: AutoencoderKL(up_block_types=("UpDecoderBlock2D",) * 2, **WIDTHS),
     lambda model, height, width: model.decode(torch.empty(FRAMES, 4, height, width)),
 )
+
+
+def hunyuan_video_decoder(widths: tuple[int, ...] = (32, 64, 64), layers: int = 1) -> Case:
+    kinds = {
+        f"{where}_block_types": (f"HunyuanVideo{where.title()}Block3D",) * len(widths)
+        for where in ("down", "up")
+    }
+    return Case(
+        lambda: AutoencoderKLHunyuanVideo(
+            block_out_channels=widths, layers_per_block=layers, spatial_compression_ratio=4, **kinds
+        ),
+        lambda model, height, width: model.decode(torch.empty(1, 16, FRAMES, height, width)),
+        branches=1,
+    )
+
+
+def cogvideox_decoder(widths: tuple[int, ...] = (32, 64, 64)) -> Case:
+    kinds = {
+        f"{where}_block_types": (f"CogVideoX{where.title()}Block3D",) * len(widths)
+        for where in ("down", "up")
+    }
+    return Case(
+        lambda: AutoencoderKLCogVideoX(block_out_channels=widths, layers_per_block=1, **kinds),
+        lambda model, height, width: model.decode(torch.empty(1, 16, FRAMES, height, width)),
+        branches=1,
+    )
+
+
 CASES = {
     "motion": motion((64, 128), 2),
     "motion, wide below": motion((32, 256), 2),
@@ -187,6 +217,12 @@ CASES = {
     "ltx with long text": ltx(4096),
     "temporal decoder": TEMPORAL_DECODER,
     "decoder": DECODER,
+    "hunyuan video decoder": hunyuan_video_decoder(),
+    "hunyuan video decoder, alike": hunyuan_video_decoder((32, 32, 32), 2),
+    "hunyuan video decoder, wide below": hunyuan_video_decoder((32, 64, 256)),
+    "cogvideox decoder": cogvideox_decoder(),
+    "cogvideox decoder, alike": cogvideox_decoder((32, 32, 32)),
+    "cogvideox decoder, wide below": cogvideox_decoder((32, 64, 256)),
 }
 
 

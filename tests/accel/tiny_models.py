@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
@@ -104,6 +106,38 @@ def decoder() -> Case:
         )
     )
     z = torch.randn(FRAMES, 4, 7, 6, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z).sample)
+
+
+def hunyuan_video_decoder(latent_frames: int = 4) -> Case:
+    """More than five latent frames are decoded in tiles."""
+    model = random_(
+        AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            block_out_channels=(4, 8, 8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+        ),
+        std=0.2,
+    )
+    z = torch.randn(2, 4, latent_frames, 3, 2, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z).sample)
+
+
+def cogvideox_decoder(latent_frames: int = 5) -> Case:
+    """Decoded two latent frames at a time, the first time one more if their number is odd."""
+    model = random_(
+        AutoencoderKLCogVideoX(
+            latent_channels=4,
+            block_out_channels=(4, 8, 8, 16),
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+        ),
+        std=0.2,
+    )
+    z = torch.randn(2, 4, latent_frames, 3, 2, dtype=torch.float64)
     return Case(model, lambda: model.decode(z).sample)
 
 

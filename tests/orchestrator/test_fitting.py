@@ -16,7 +16,7 @@ from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan
 from orchestrator.prepare import prepare
 from orchestrator.tile_memory import decode_bytes, denoise_bytes, tile_bytes
-from tests.workers.tiny_cogvideox import write_tiny_cogvideox
+from tests.workers.tiny_ltx import write_tiny_ltx
 from tests.workers.tiny_svd import write_image, write_tiny_svd
 
 #: stabilityai/stable-video-diffusion-img2vid, as far as planning asks.
@@ -110,8 +110,8 @@ def planned(folder: Path, **slicing: float) -> Plan:
 
 
 def test_what_slices_do_not_cut_is_said(tmp_path: Path) -> None:
-    """CogVideoX's decoder goes by batches of frames, with slices or without."""
-    folder = write_tiny_cogvideox(tmp_path / "cogvideox")
+    """LTX-Video's decoder takes a piece at once, with slices or without."""
+    folder = write_tiny_ltx(tmp_path / "ltx")
     sliced = planned(folder, slices=2)
     needed = sliced.model_bytes + sliced.tile_bytes
     assert planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices == 2

@@ -8,6 +8,8 @@ from functools import partial
 import pytest
 import torch
 
+from accel import slicing
+from jobs.accelerations import Slicing
 from jobs.families.cogvideox import decode_context
 from tests.workers.tiny import CHANNELS
 from tests.workers.tiny_cogvideox import DEEP_VAE, SMALL_VAE, tiny_vae
@@ -39,9 +41,12 @@ def test_measured_context_is_the_estimate(config) -> None:
 
 
 @each_vae
+@pytest.mark.parametrize("slices", [None, 3])
 @pytest.mark.parametrize("latent_frames", [1, 3, 9])
-def test_pieces_join_to_the_whole(config, latent_frames: int) -> None:
+def test_pieces_join_to_the_whole(config, latent_frames: int, slices: int | None) -> None:
     vae, latents = tiny_vae(config), latents_of(latent_frames)
+    if slices is not None:
+        slicing.apply(vae, Slicing(slices=slices))
     lane, parts = None, []
     cuts = [cut for cut in (0, 3, 7) if cut < latent_frames] + [latent_frames]
     for start, stop in itertools.pairwise(cuts):

@@ -14,6 +14,8 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, UniPCMult
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
+from accel import slicing
+from jobs.accelerations import Slicing
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.families.hunyuan_video import HunyuanVideo
@@ -284,6 +286,17 @@ def test_both_tokenizers_are_part_of_the_models_identity(folder: Path, tmp_path:
     assert len(seen) == 3
     patterns = download_patterns(HunyuanVideo())
     assert {"tokenizer/*.txt", "tokenizer_2/*.txt", "text_encoder_2/*.json"} <= set(patterns)
+
+
+@torch.no_grad()
+def test_slices_of_pieces_join_to_those_of_the_whole(folder: Path) -> None:
+    family, shot = HunyuanVideoFamily(str(folder), "float32", "cpu"), hunyuan_shot(latent_frames=17)
+    slicing.apply(family.vae, Slicing(slices=3))
+    latents = initial_noise(shot, range(17), CHANNELS)
+    first = family.decode(0, shot, latents[:, :, :8], 0, 0)[:25]
+    rest = family.decode(0, shot, latents[:, :, 3:], 3, 7)
+    whole = family.decode(0, shot, latents, 0, 0)
+    assert np.array_equal(np.concatenate([first, rest]), whole)
 
 
 def test_memory_of_hunyuan_videos_shapes() -> None:

@@ -327,6 +327,23 @@ def test_the_first_releases_configs_say_little() -> None:
     assert geometry.pixel_frames(21) == 161 and geometry.latent_frames(161) == 21
 
 
+def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
+    def warnings(folder: Path | str, slices: int | None) -> tuple[str, ...]:
+        asked = {"accelerations": {"slicing": {"slices": slices}}} if slices else {}
+        return prepare(parse_spec(job(folder, **asked))).plan.warnings
+
+    (said,), model = warnings(folder, 2), inspect_model(folder)
+    needs = LTX().decode_bytes(model.configs, 32, 32, model.geometry.pixel_frames(21))
+    name = "AutoencoderKLLTXVideo"
+    assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
+    assert f"about {needs / 2**20:,.0f} MiB, however many slices" in said
+    assert warnings(folder, 9) == (said,) and warnings(folder, None) == ()
+    asked = {"prompt": "a", "seconds": 1, "accelerations": {"slicing": {"slices": 2}}}
+    for demo in ("demo", "demo-animatediff"):
+        plan = prepare(parse_spec(asked | {"model": demo})).plan
+        assert plan.warnings == (), "it decodes frame by frame"
+
+
 def test_memory_of_ltx_videos_shapes() -> None:
     """Live tensors that were counted at 704 x 480, 21 latent frames in mid-shot: of the
     transformer in bfloat16 1.24 GB, attention fused; of the decoder in float32 9.4 GB, and 25 GB
