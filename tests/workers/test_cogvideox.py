@@ -12,8 +12,6 @@ import torch
 from diffusers import CogVideoXPipeline
 from diffusers.schedulers import scheduling_dpm_cogvideox
 
-from accel import slicing
-from jobs.accelerations import Slicing
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.families.cogvideox import CogVideoX, decode_context
