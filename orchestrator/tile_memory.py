@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.attention_plan import branches_of
+from jobs.attention_plan import Branch, branches_of
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, DECODES_BY_FRAME, sliced_bytes
+from jobs.families.slicing_memory import (
+    DECODERS,
+    DECODES_BY_FRAME,
+    sliced_bytes,
+    whole_copies,
+)
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
@@ -17,11 +22,17 @@ from jobs.spec import ResolvedSpec
 SMALL_MODEL_BYTES = 2**30
 
 
-def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
+def sliced_tile_bytes(
+    job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int, whole: float = 0
+) -> int:
+    """``whole`` as ``whole_copies`` gives it."""
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
     size = denoised_tile(job, model.geometry)
-    return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
+    text_tokens = job.text_tokens
+    return sliced_bytes(
+        config, size, dtype, slices, text_tokens=text_tokens, branches=branches, whole=whole
+    )
 
 
 def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
@@ -69,13 +80,16 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Of a step, with what it gets from the one before it, and what it leaves."""
-    slicing = job.accelerations.slicing
+    slicing, held = job.accelerations.slicing, _held(job, model)
+    feature = _feature_bytes(job, model, dtype)
     if slicing is None or slicing.slices is None:
         size = denoised_tile(job, model.geometry)
         step = model.family.denoise_bytes(model.configs, size, dtype, job.text_tokens)
-    else:
-        step = sliced_tile_bytes(job, model, dtype, slicing.slices)
-    return step + 2 * kept_bytes(job, model, dtype)
+        return step + int(max(features for _, features in held) * feature)
+    return max(
+        sliced_tile_bytes(job, model, dtype, slicing.slices, whole) + int(features * feature)
+        for whole, features in held
+    )
 
 
 def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
@@ -110,11 +124,9 @@ def _vae(model: ModelInfo) -> Config:
 
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
-    asked = job.accelerations
-    guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
-    kept = (2 if guided else 1) if asked.rehash else 0
+    asked, branches = job.accelerations, _branches(job, model)
+    kept = _videos(branches) if asked.rehash else 0
     if asked.fast_attention and (plans := asked.fast_attention.stages):
-        branches = branches_of(guided=guided, batched=model.family.batches_branches)
         each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
         most = max(
             len(plan.carried_after(step, branches, may_skip))
@@ -122,8 +134,38 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
             for step in range(plan.steps)
         )
         kept += most * (2 if "both" in branches else 1)
-    if not kept:
-        return 0
+    return kept * _feature_bytes(job, model, dtype) if kept else 0
+
+
+def _held(job: ResolvedSpec, model: ModelInfo) -> set[tuple[float, float]]:
+    """Of every kind of step: what its attention of the whole takes, as ``whole_copies`` gives it,
+    and how many features lie with the tile: those that it got, and those that it makes anew."""
+    asked, branches = job.accelerations, _branches(job, model)
+    features = 2 * _videos(branches) if asked.rehash else 0
+    plans = (asked.fast_attention.stages if asked.fast_attention else None) or ()
+    each = zip(plans, asked.may_skip(job.stage_steps), strict=True) if plans else ()
+    batch = 2 if "both" in branches else 1
+    found = {
+        (
+            whole_copies(plan, step, branches),
+            features + batch * plan.held_in(step, branches, may_skip),
+        )
+        for plan, may_skip in each
+        for step in range(plan.steps)
+    }
+    return found or {(0.0, float(features))}
+
+
+def _branches(job: ResolvedSpec, model: ModelInfo) -> tuple[Branch, ...]:
+    guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
+    return branches_of(guided=guided, batched=model.family.batches_branches)
+
+
+def _videos(branches: tuple[Branch, ...]) -> int:
+    return 2 if "both" in branches else len(branches)
+
+
+def _feature_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     config = model.configs[model.family.denoiser]
     tile = denoised_tile(job, model.geometry)
-    return kept * feature_bytes(config, tile, dtype, job.text_tokens)
+    return feature_bytes(config, tile, dtype, job.text_tokens)

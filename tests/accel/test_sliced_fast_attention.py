@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from accel import compose
 from accel.attention_models import VIDEO_TRANSFORMERS
 from accel.handle import TileStep
+from accel.memory import TensorAccounting
+from accel.windowed import window_of
 from accel.wrapping import LeftToSlices
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.attention_plan import AttentionPlan, Branch, Strategy
+from jobs.families.features import feature_bytes
+from jobs.families.slicing_memory import sliced_bytes, whole_copies
 from jobs.units import Unit
+from tests.accel import test_slicing_memory as memory
 from tests.accel.test_attention_models import TINY, Tiny
 from tests.accel.test_slicing import structure
 
@@ -154,3 +161,65 @@ def test_only_layers_that_a_plan_changes_or_keeps_attend_as_a_whole(
     monkeypatch.setattr(LeftToSlices, "whole", watched)
     run(tiny, fast_attention=plan(), slicing=Slicing(slices=3), after=lambda: calls.append(0))
     assert "".join(map(str, calls)).split("0")[:-1] == ["111", "1111", "1111", "111", "111", ""]
+
+
+#: Of all strategies, and a window of an eighth of the tokens.
+ROWS: tuple[Strategy, ...] = (F, W, FB, S, WB)
+SIZES = ((24, 40, 12, "float32"), (32, 32, 6, "float16"), (64, 96, 2, "float16"))
+
+
+def tiles() -> Iterator[Any]:
+    """Fake tensors do not say what a mask hides, so that HunyuanVideo's are real, and few."""
+    yield pytest.param("hunyuan video", 16, 16, 8, "float32", id="hunyuan video")
+    for name in ("wan", "ltx", "cogvideox"):
+        for size in SIZES:
+            marks = () if size == SIZES[0] else pytest.mark.slow
+            yield pytest.param(name, *size, marks=marks)
+
+
+@pytest.mark.parametrize("name, height, width, slices, dtype", tiles())
+@torch.no_grad()
+def test_a_tile_holds_what_planning_adds_up(
+    name: str, height: int, width: int, slices: int, dtype: str
+) -> None:
+    case, before = memory.CASES[name], torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    fake = nullcontext() if name == "hunyuan video" else FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with fake:
+            counted, planned = count(case, height, width, slices, dtype)
+    finally:
+        torch.set_default_dtype(before)
+    assert planned == pytest.approx(counted, rel=memory.TOLERANCE)
+
+
+def count(case: memory.Case, height: int, width: int, slices: int, dtype: str) -> tuple[int, int]:
+    """The most that a step holds, with what it got from the one before: counted, and planned."""
+    model: Any = case.make().eval()
+    layers = len(VIDEO_TRANSFORMERS[type(model).__name__].layers(model))
+    chosen = AttentionPlan(
+        tuple((each,) * layers for each in ROWS), window_of((memory.FRAMES, height, width))
+    )
+    asked = Accelerations(fast_attention=plan(chosen), slicing=Slicing(slices=slices))
+    applied, carried = compose.apply(model, compose.attached(asked)), dict[str, torch.Tensor]()
+    branches, peaks = BATCHED if case.branches == 2 else ONE_BY_ONE, []
+    for step in range(len(ROWS)):
+        tile = TileStep(unit=Unit("step", 0, step=step), steps=len(ROWS), carried=carried)
+        with TensorAccounting() as counted:
+            for branch in branches:
+                with applied.run(tile, branch):
+                    case.forward(model, height, width)
+        peaks.append(counted.peak_bytes + sum(each.nbytes for each in carried.values()))
+        carried = tile.kept
+    config = dict(model.config) | {"_class_name": type(model).__name__}
+    size = memory.latent_size(config, height, width)
+    given = {"branches": case.branches, "text_tokens": case.text_tokens}
+    feature = case.branches * feature_bytes(config, size, dtype, case.text_tokens)
+    planned = (
+        sliced_bytes(
+            config, size, dtype, slices, **given, whole=whole_copies(chosen, step, branches)
+        )
+        + int(chosen.held_in(step, branches) * feature)
+        for step in range(len(ROWS))
+    )
+    return max(peaks), max(planned)
