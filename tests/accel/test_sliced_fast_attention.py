@@ -163,8 +163,8 @@ def test_only_layers_that_a_plan_changes_or_keeps_attend_as_a_whole(
     assert "".join(map(str, calls)).split("0")[:-1] == ["111", "1111", "1111", "111", "111", ""]
 
 
-#: Of all strategies, and a window of an eighth of the tokens.
-ROWS: tuple[Strategy, ...] = (F, W, FB, S, WB)
+#: Of all strategies, and of windows alone, for which a step needs the most beside what it keeps.
+ROWS: dict[str, tuple[Strategy, ...]] = {"all": (F, W, FB, S, WB), "windows": (F, W)}
 SIZES = ((24, 40, 12, "float32"), (32, 32, 6, "float16"), (64, 96, 2, "float16"))
 
 
@@ -177,34 +177,37 @@ def tiles() -> Iterator[Any]:
             yield pytest.param(name, *size, marks=marks)
 
 
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name, height, width, slices, dtype", tiles())
 @torch.no_grad()
 def test_a_tile_holds_what_planning_adds_up(
-    name: str, height: int, width: int, slices: int, dtype: str
+    name: str, height: int, width: int, slices: int, dtype: str, rows: str
 ) -> None:
     case, before = memory.CASES[name], torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     fake = nullcontext() if name == "hunyuan video" else FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with fake:
-            counted, planned = count(case, height, width, slices, dtype)
+            counted, planned = count(case, ROWS[rows], height, width, slices, dtype)
     finally:
         torch.set_default_dtype(before)
     assert planned == pytest.approx(counted, rel=memory.TOLERANCE)
 
 
-def count(case: memory.Case, height: int, width: int, slices: int, dtype: str) -> tuple[int, int]:
+def count(
+    case: memory.Case, rows: tuple[Strategy, ...], height: int, width: int, slices: int, dtype: str
+) -> tuple[int, int]:
     """The most that a step holds, with what it got from the one before: counted, and planned."""
     model: Any = case.make().eval()
     layers = len(VIDEO_TRANSFORMERS[type(model).__name__].layers(model))
     chosen = AttentionPlan(
-        tuple((each,) * layers for each in ROWS), window_of((memory.FRAMES, height, width))
+        tuple((each,) * layers for each in rows), window_of((memory.FRAMES, height, width))
     )
     asked = Accelerations(fast_attention=plan(chosen), slicing=Slicing(slices=slices))
     applied, carried = compose.apply(model, compose.attached(asked)), dict[str, torch.Tensor]()
     branches, peaks = BATCHED if case.branches == 2 else ONE_BY_ONE, []
-    for step in range(len(ROWS)):
-        tile = TileStep(unit=Unit("step", 0, step=step), steps=len(ROWS), carried=carried)
+    for step in range(len(rows)):
+        tile = TileStep(unit=Unit("step", 0, step=step), steps=len(rows), carried=carried)
         with TensorAccounting() as counted:
             for branch in branches:
                 with applied.run(tile, branch):
@@ -220,6 +223,6 @@ def count(case: memory.Case, height: int, width: int, slices: int, dtype: str) -
             config, size, dtype, slices, **given, whole=whole_copies(chosen, step, branches)
         )
         + int(chosen.held_in(step, branches) * feature)
-        for step in range(len(ROWS))
+        for step in range(len(rows))
     )
     return max(peaks), max(planned)
