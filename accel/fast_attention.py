@@ -11,7 +11,8 @@ order, and a residual that both branches share is kept once. A model without a p
 shares, all ``full``, computes bit for bit as it does alone.
 
 The layers' own code runs unchanged: only torch's ``scaled_dot_product_attention`` in them is
-replaced, where a plan asks for it.
+replaced, where a plan asks for it. A sliced block's attention is computed of all tokens where a
+plan changes it or keeps something of it, and is left to the slices elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -28,7 +29,7 @@ from accel.attention_core import Core, Residual, Windowed, second_half
 from accel.attention_models import VideoTransformer, check_layers, video_transformer
 from accel.handle import Branch, LostState, TileStep
 from accel.windowed import Geometry
-from accel.wrapping import Wrapped
+from accel.wrapping import LeftToSlices, Wrapped
 from jobs.attention_plan import (
     FINDS,
     NONE_SKIPPED,
@@ -117,7 +118,10 @@ class FastAttentionHandle:
         self._current().grid = self._kind.grid_of(model, args, given)
 
     def _around(self, number: int, plain: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return self._current().attend(number, partial(plain, *args, **kwargs))
+        current = self._current()
+        if isinstance(plain, LeftToSlices) and not current.leaves_alone(number):
+            plain = plain.whole
+        return current.attend(number, partial(plain, *args, **kwargs))
 
     def _current(self) -> _Pass:
         if self._pass is None:  # a model that computes in full without a word is worse than none
@@ -145,10 +149,17 @@ class _Pass:
         self._kept = {key for key in plan.kept_after(self._step, may_skip) if key[2] in mine}
         self._reached: list[int] = []
 
+    def leaves_alone(self, layer: int) -> bool:
+        """Whether the layer computes as it does without a plan, and nothing of it is kept."""
+        full = self._plan.rows[self._step][layer] == "full"
+        return full and not any(self._leaves(kind, layer) for kind in get_args(Kind))
+
     def attend(self, layer: int, plain: partial[Any]) -> Any:
         """What the layer gives, as the plan says; ``plain`` computes it in full."""
         self._reached.append(layer)
         self._tile.engaged[f"{NAME}.layers"] += 1
+        if self.leaves_alone(layer):
+            return plain()
         strategy = self._plan.rows[self._step][layer]
         shares = shares_branches(strategy)
         if strategy == "share_steps":

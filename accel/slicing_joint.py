@@ -1,12 +1,12 @@
 """Slicing for transformers in which text and video attend as one sequence: CogVideoX's.
 
-As in ``slicing_tokens``, keys and values of all tokens come first. The text is a slice of its own,
-before those of the video.
+As in ``slicing_tokens``, keys and values of all tokens come first, or the attention of the whole.
+The text is a slice of its own, before those of the video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from torch import Tensor
 
 from accel.slices import Slices, put
+from accel.wrapping import LeftToSlices
 from jobs.errors import CannotRunHere
 
 if TYPE_CHECKING:
@@ -37,7 +38,9 @@ def attach_cogvideox(model: Any, handle: SlicingHandle) -> None:
         handle.know(block, CogVideoXBlock)
         handle.know(block.attn1, Attention)
         _check_attention(block.attn1)
-        handle.replace(block, partial(_block, block, handle.slices()))
+        slices = handle.slices()
+        handle.replace(block.attn1, LeftToSlices(partial(_whole_attention, block, slices)))
+        handle.replace(block, partial(_block, block, slices))
 
 
 def _check_attention(attention: Any) -> None:
@@ -65,19 +68,53 @@ def _block(
         raise CannotRunHere(
             f"slicing does not know the attention's {given}; render without slicing"
         )
+    whole = block.attn1(hidden_states, encoder_hidden_states, temb, image_rotary_emb)
     inputs = slices, hidden_states, encoder_hidden_states, image_rotary_emb
-    keys, values = _keys_and_values(block, temb, inputs)
+    if whole is None:
+        attend = partial(_attend, block.attn1, _of_all(block, temb, inputs, _key, _value))
+    else:
+        attend = partial(_cut, whole)
+    return _by_parts(partial(_through, block, temb, attend), inputs)
+
+
+def _whole_attention(
+    block: Any, slices: Slices, hidden: Tensor, text: Tensor, temb: Tensor, rotary: Any
+) -> tuple[Tensor, Tensor]:
+    """What the attention gives of video and text, projected: all queries attend in one call."""
+    inputs = slices, hidden, text, rotary
+    heads = torch.nn.functional.scaled_dot_product_attention(
+        *_of_all(block, temb, inputs, _query, _key, _value)
+    )
+
+    def project(part: _Part) -> Tensor:
+        length = part.tokens.shape[1]
+        return _projected(block.attn1, heads[:, :, part.start : part.start + length])
+
+    return _by_parts(project, inputs)
+
+
+def _by_parts(group: Callable[[_Part], Tensor], inputs: Any) -> tuple[Tensor, Tensor]:
+    """Video and text after a group that goes through them part by part."""
+    _, hidden, before, _ = inputs
     video = text = None
     for part in _parts(*inputs):
-        tokens = _feed_forward(block, temb, part, _attention(block, temb, part, keys, values))
+        tokens = group(part)
         if part.is_text:
             text = tokens
         else:
-            start = part.start - encoder_hidden_states.shape[1]
-            video = put(video, tokens, start, hidden_states.shape[1])
+            video = put(video, tokens, part.start - before.shape[1], hidden.shape[1])
         del tokens
     assert video is not None and text is not None
     return video, text
+
+
+def _cut(whole: tuple[Tensor, Tensor], part: _Part, normed: Tensor) -> Tensor:
+    """A part of what the attention gives of video and text."""
+    video, text = whole
+    if part.is_text:
+        return text
+    start = part.start - text.shape[1]
+    return video[:, start : start + part.tokens.shape[1]]
 
 
 def _parts(slices: Slices, hidden: Tensor, text: Tensor, rotary: Any) -> Iterator[_Part]:
@@ -96,21 +133,32 @@ def _normed(norm: Any, temb: Tensor, tokens: Tensor, is_text: bool) -> tuple[Ten
     return (text, text_gate) if is_text else (video, gate)
 
 
-def _keys_and_values(block: Any, temb: Tensor, inputs: Any) -> tuple[Tensor, Tensor]:
-    """Of all tokens, [B, heads, tokens, head_dim]."""
-    attention, (_, hidden, text, _) = block.attn1, inputs
+def _query(attention: Any, part: _Part, normed: Tensor) -> Tensor:
+    return _heads(attention, attention.to_q(normed), attention.norm_q, part.rotary)
+
+
+def _key(attention: Any, part: _Part, normed: Tensor) -> Tensor:
+    return _heads(attention, attention.to_k(normed), attention.norm_k, part.rotary)
+
+
+def _value(attention: Any, part: _Part, normed: Tensor) -> Tensor:
+    return _heads(attention, attention.to_v(normed), None, None)
+
+
+def _of_all(
+    block: Any, temb: Tensor, inputs: Any, *wanted: Callable[[Any, _Part, Tensor], Tensor]
+) -> list[Tensor]:
+    """Queries, keys or values of all tokens, each [B, heads, tokens, head_dim]."""
+    _, hidden, text, _ = inputs
     length = hidden.shape[1] + text.shape[1]
-    keys = values = None
+    found: dict[Callable[..., Tensor], Tensor] = {}
     for part in _parts(*inputs):
         normed, _ = _normed(block.norm1, temb, part.tokens, part.is_text)
-        key = _heads(attention, attention.to_k(normed), attention.norm_k, part.rotary)
-        keys = put(keys, key, part.start, length, dim=2)
-        del key
-        value = _heads(attention, attention.to_v(normed), None, None)
-        values = put(values, value, part.start, length, dim=2)
-        del value
-    assert keys is not None and values is not None
-    return keys, values
+        for each in wanted:
+            heads = each(block.attn1, part, normed)
+            found[each] = put(found.get(each), heads, part.start, length, dim=2)
+            del heads
+    return list(found.values())
 
 
 def _heads(attention: Any, x: Tensor, norm: Any, rotary: Any) -> Tensor:
@@ -119,16 +167,24 @@ def _heads(attention: Any, x: Tensor, norm: Any, rotary: Any) -> Tensor:
     return x if rotary is None else apply_rotary_emb(x, rotary)
 
 
-def _attention(block: Any, temb: Tensor, part: _Part, keys: Tensor, values: Tensor) -> Tensor:
-    attention = block.attn1
-    normed, gate = _normed(block.norm1, temb, part.tokens, part.is_text)
-    query = _heads(attention, attention.to_q(normed), attention.norm_q, part.rotary)
-    del normed
-    result = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
+def _attend(attention: Any, context: list[Tensor], part: _Part, normed: Tensor) -> Tensor:
+    query = _query(attention, part, normed)
+    result = torch.nn.functional.scaled_dot_product_attention(query, *context)
+    return _projected(attention, result)
+
+
+def _projected(attention: Any, result: Tensor) -> Tensor:
+    """Of heads [B, heads, tokens, head_dim]."""
     projection, dropout = attention.to_out
-    return part.tokens + gate * dropout(projection(result.transpose(1, 2).flatten(2)))
+    return dropout(projection(result.transpose(1, 2).flatten(2)))
 
 
-def _feed_forward(block: Any, temb: Tensor, part: _Part, tokens: Tensor) -> Tensor:
+def _through(
+    block: Any, temb: Tensor, attend: Callable[[_Part, Tensor], Tensor], part: _Part
+) -> Tensor:
+    """A part's tokens after the block; ``attend`` gives what its attention gives of the part."""
+    normed, gate = _normed(block.norm1, temb, part.tokens, part.is_text)
+    tokens = part.tokens + gate * attend(part, normed)
+    del normed
     normed, gate = _normed(block.norm2, temb, tokens, part.is_text)
     return tokens + gate * block.ff(normed)

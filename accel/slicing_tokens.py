@@ -4,13 +4,16 @@ Only attention looks at other tokens, and there only through keys and values. A 
 the keys and values of all tokens, slice by slice, and then takes each slice of tokens through the
 rest of the block: queries against all keys, cross-attention, feed-forward. Live are the block's
 input and output, keys and values, and one slice's intermediates.
+
+Where a technique in front of it changes or keeps a block's self-attention, all queries attend in
+one call, and what that gives lives whole, too. All else stays in slices.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -28,6 +31,7 @@ from diffusers.models.transformers.transformer_wan import (
 from torch import Tensor
 
 from accel.slices import Slices, put
+from accel.wrapping import LeftToSlices
 from jobs.errors import CannotRunHere
 
 if TYPE_CHECKING:
@@ -43,23 +47,47 @@ _PROCESSORS = (WanAttnProcessor, LTXVideoAttnProcessor)
 _TEXT_TOKENS = 512
 
 
+class _Kind(NamedTuple):
+    """What a kind of block does to its tokens, in its own way, for them to attend to each other."""
+
+    modulation: Callable[..., tuple[Tensor, ...]]  # of a slice, as ``_modulation``
+    modulated: Callable[..., Tensor]
+    turned: Callable[..., Tensor]  # queries or keys, as ``_turned``
+
+
+class _Tokens(NamedTuple):
+    """A block's, on their way to self-attention."""
+
+    kind: _Kind
+    block: Any
+    hidden: Tensor  # [B, tokens, C]
+    temb: Tensor
+    rotary: Rotary
+
+
 def attach_wan(model: Any, handle: SlicingHandle) -> None:
+    kind = _Kind(_modulation, _modulated, _turned)
     for block in model.blocks:
         handle.know(block, WanTransformerBlock)
-        _attach(block, handle, WanAttention, _wan_block)
+        _attach(block, handle, WanAttention, kind, _wan_block)
 
 
 def attach_ltx(model: Any, handle: SlicingHandle) -> None:
+    kind = _Kind(_ltx_modulation, _ltx_modulated, _ltx_turned)
     for block in model.transformer_blocks:
         handle.know(block, LTXVideoTransformerBlock)
-        _attach(block, handle, LTXAttention, _ltx_block)
+        _attach(block, handle, LTXAttention, kind, _ltx_block)
 
 
-def _attach(block: Any, handle: SlicingHandle, kind: type, forward: Callable[..., Tensor]) -> None:
+def _attach(
+    block: Any, handle: SlicingHandle, known: type, kind: _Kind, forward: Callable[..., Tensor]
+) -> None:
     for attention in (block.attn1, block.attn2):
-        handle.know(attention, kind)
+        handle.know(attention, known)
         _check_attention(attention)
-    handle.replace(block, partial(forward, block, handle.slices()))
+    slices = handle.slices()
+    handle.replace(block.attn1, LeftToSlices(partial(_whole_attention, kind, block, slices)))
+    handle.replace(block, partial(forward, kind, block, slices))
 
 
 def _check_attention(attention: Any) -> None:
@@ -77,7 +105,50 @@ def _check_attention(attention: Any) -> None:
         )
 
 
+class _SelfAttention:
+    """What self-attention gives for one slice of a block's tokens after another: cut from that of
+    the whole, where a technique in front of it computes that; else computed slice by slice."""
+
+    def __init__(self, tokens: _Tokens, slices: Slices) -> None:
+        block = tokens.block
+        for attention in (block.attn1, block.attn2):
+            _check_attention(attention)
+        self._tokens = tokens
+        self._whole = block.attn1(tokens.hidden, tokens.temb, tokens.rotary)
+        self.ranges = slices.of(tokens.hidden.shape[1])
+        if self._whole is None:
+            self._context = tuple(_of_all(tokens, self.ranges, _key, _value))
+
+    def __call__(self, start: int, stop: int, modulation: tuple[Tensor, ...]) -> Tensor:
+        """[B, stop - start, C], projected."""
+        if self._whole is not None:
+            return self._whole[:, start:stop]
+        query = _query(self._tokens, _normed(self._tokens, start, stop, modulation), start, stop)
+        return _attend(self._tokens.block.attn1, query, [self._context])
+
+
+def _whole_attention(
+    kind: _Kind, block: Any, slices: Slices, hidden: Tensor, temb: Tensor, rotary_emb: Rotary
+) -> Tensor:
+    """What self-attention gives for all tokens, [B, tokens, C], projected: all queries attend in
+    one call."""
+    attention, length = block.attn1, hidden.shape[1]
+    tokens, ranges = _Tokens(kind, block, hidden, temb, rotary_emb), slices.of(length)
+    heads = dispatch_attention_fn(
+        *_of_all(tokens, ranges, _query, _key, _value),
+        backend=attention.processor._attention_backend,
+    )
+    output = None
+    for start, stop in ranges:
+        part = _projected(attention, heads[:, start:stop].flatten(2, 3).type_as(hidden))
+        output = put(output, part, start, length)
+        del part
+    assert output is not None
+    return output
+
+
 def _wan_block(
+    kind: _Kind,
     block: Any,
     slices: Slices,
     hidden_states: Tensor,
@@ -85,20 +156,16 @@ def _wan_block(
     temb: Tensor,
     rotary_emb: Rotary,
 ) -> Tensor:
-    for attention in (block.attn1, block.attn2):
-        _check_attention(attention)
-    length = hidden_states.shape[1]
-    ranges = slices.of(length)
-    context = _keys_and_values(block, ranges, hidden_states, temb, rotary_emb)
+    attend = _SelfAttention(_Tokens(kind, block, hidden_states, temb, rotary_emb), slices)
     text = _text_keys_and_values(block.attn2, encoder_hidden_states)
     output = None
-    for start, stop in ranges:
+    for start, stop in attend.ranges:
         part = hidden_states[:, start:stop]
         modulation = _modulation(block, temb, start, stop)
-        rotary = tuple(each[:, start:stop] for each in rotary_emb)
-        part = _self_attention(block, part, modulation, rotary, context)
+        part = (attend(start, stop, modulation) * modulation[2] + part.float()).type_as(part)
         part = _cross_attention(block, part, text)
-        output = put(output, _feed_forward(block, part, modulation), start, length)
+        part = _feed_forward(block, part, modulation)
+        output = put(output, part, start, hidden_states.shape[1])
         del part
     assert output is not None
     return output
@@ -116,26 +183,39 @@ def _modulated(norm: Any, part: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (norm(part.float()) * (1 + scale) + shift).type_as(part)
 
 
-def _keys_and_values(
-    block: Any,
-    ranges: Sequence[tuple[int, int]],
-    hidden: Tensor,
-    temb: Tensor,
-    rotary_emb: Rotary,
-) -> list[tuple[Tensor, Tensor]]:
-    """Of self-attention, for all tokens, [B, tokens, heads, head_dim]."""
-    attention, length = block.attn1, hidden.shape[1]
-    keys = values = None
+def _normed(tokens: _Tokens, start: int, stop: int, modulation: tuple[Tensor, ...]) -> Tensor:
+    """What self-attention sees of a slice."""
+    shift, scale, *_ = modulation
+    return tokens.kind.modulated(tokens.block.norm1, tokens.hidden[:, start:stop], shift, scale)
+
+
+def _query(tokens: _Tokens, normed: Tensor, start: int, stop: int) -> Tensor:
+    attention, rotary = tokens.block.attn1, tuple(each[:, start:stop] for each in tokens.rotary)
+    return tokens.kind.turned(attention, attention.norm_q(attention.to_q(normed)), rotary)
+
+
+def _key(tokens: _Tokens, normed: Tensor, start: int, stop: int) -> Tensor:
+    attention, rotary = tokens.block.attn1, tuple(each[:, start:stop] for each in tokens.rotary)
+    return tokens.kind.turned(attention, attention.norm_k(attention.to_k(normed)), rotary)
+
+
+def _value(tokens: _Tokens, normed: Tensor, start: int, stop: int) -> Tensor:
+    return _heads(tokens.block.attn1, tokens.block.attn1.to_v(normed))
+
+
+def _of_all(
+    tokens: _Tokens, ranges: Sequence[tuple[int, int]], *wanted: Callable[..., Tensor]
+) -> list[Tensor]:
+    """Queries, keys or values of all tokens, each [B, tokens, heads, head_dim]."""
+    found: dict[Callable[..., Tensor], Tensor] = {}
     for start, stop in ranges:
-        shift, scale, *_ = _modulation(block, temb, start, stop)
-        part = _modulated(block.norm1, hidden[:, start:stop], shift, scale)
-        key = _heads(attention, attention.norm_k(attention.to_k(part)))
-        key = _rotated(key, *(each[:, start:stop] for each in rotary_emb))
-        keys = put(keys, key, start, length)
-        del key
-        values = put(values, _heads(attention, attention.to_v(part)), start, length)
-    assert keys is not None and values is not None
-    return [(keys, values)]
+        modulation = tokens.kind.modulation(tokens.block, tokens.temb, start, stop)
+        normed = _normed(tokens, start, stop, modulation)
+        for each in wanted:
+            heads = each(tokens, normed, start, stop)
+            found[each] = put(found.get(each), heads, start, tokens.hidden.shape[1])
+            del heads
+    return list(found.values())
 
 
 def _text_keys_and_values(attention: Any, text: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -149,16 +229,6 @@ def _text_keys_and_values(attention: Any, text: Tensor) -> list[tuple[Tensor, Te
         key = heads(attention.norm_added_k(attention.add_k_proj(image)))
         pairs.append((key, heads(attention.add_v_proj(image))))
     return pairs
-
-
-def _self_attention(
-    block: Any, part: Tensor, modulation: tuple[Tensor, ...], rotary: Any, context: Any
-) -> Tensor:
-    attention = block.attn1
-    shift, scale, gate, *_ = modulation
-    query = attention.norm_q(attention.to_q(_modulated(block.norm1, part, shift, scale)))
-    query = _rotated(_heads(attention, query), *rotary)
-    return (part.float() + _attend(attention, query, context) * gate).type_as(part)
 
 
 def _cross_attention(block: Any, part: Tensor, text: Any) -> Tensor:
@@ -185,16 +255,22 @@ def _attend(
         dispatch_attention_fn(query, key, value, **options).flatten(2, 3).type_as(query)
         for key, value in pairs
     )
+    return _projected(attention, reduce(torch.add, results))
+
+
+def _projected(attention: Any, result: Tensor) -> Tensor:
     projection, dropout = attention.to_out
-    return dropout(projection(reduce(torch.add, results)))
+    return dropout(projection(result))
 
 
 def _heads(attention: Any, x: Tensor) -> Tensor:
     return x.unflatten(2, (attention.heads, -1))
 
 
-def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary embedding of neighbouring pairs, [B, tokens, heads, head_dim]."""
+def _turned(attention: Any, x: Tensor, rotary: Rotary) -> Tensor:
+    """Queries or keys of a slice [B, tokens, C] with their rotary embedding, of neighbouring pairs:
+    [B, tokens, heads, head_dim]."""
+    x, (cosines, sines) = _heads(attention, x), rotary
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = cosines[..., 0::2], sines[..., 1::2]
     output = torch.empty_like(x)
@@ -207,6 +283,7 @@ def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def _ltx_block(
+    kind: _Kind,
     block: Any,
     slices: Slices,
     hidden_states: Tensor,
@@ -215,27 +292,22 @@ def _ltx_block(
     image_rotary_emb: Rotary,
     encoder_attention_mask: Tensor | None = None,
 ) -> Tensor:
-    for attention in (block.attn1, block.attn2):
-        _check_attention(attention)
-    length = hidden_states.shape[1]
-    ranges = slices.of(length)
-    context = _ltx_keys_and_values(block, ranges, hidden_states, temb, image_rotary_emb)
+    attend = _SelfAttention(_Tokens(kind, block, hidden_states, temb, image_rotary_emb), slices)
     attention = block.attn2
     key = attention.norm_k(attention.to_k(encoder_hidden_states))
     value = attention.to_v(encoder_hidden_states)
     text = [(_heads(attention, key), _heads(attention, value))]
     mask = _ltx_mask(attention, encoder_attention_mask, encoder_hidden_states)
     output = None
-    for start, stop in ranges:
+    for start, stop in attend.ranges:
         part = hidden_states[:, start:stop]
         modulation = _ltx_modulation(block, temb, start, stop)
-        rotary = tuple(each[:, start:stop] for each in image_rotary_emb)
-        part = _ltx_self_attention(block, part, modulation, rotary, context)
+        part = part + attend(start, stop, modulation) * modulation[2]
         query = attention.norm_q(attention.to_q(part))
         part = part + _attend(attention, _heads(attention, query), text, mask)
         *_, shift, scale, gate = modulation
         part = part + block.ff(block.norm2(part) * (1 + scale) + shift) * gate
-        output = put(output, part, start, length)
+        output = put(output, part, start, hidden_states.shape[1])
         del part
     assert output is not None
     return output
@@ -255,32 +327,9 @@ def _ltx_modulation(block: Any, temb: Tensor, start: int, stop: int) -> tuple[Te
     return (block.scale_shift_table[None, None] + part.unflatten(2, (6, -1))).unbind(2)
 
 
-def _ltx_keys_and_values(
-    block: Any,
-    ranges: Sequence[tuple[int, int]],
-    hidden: Tensor,
-    temb: Tensor,
-    rotary_emb: Rotary,
-) -> list[tuple[Tensor, Tensor]]:
-    attention, length = block.attn1, hidden.shape[1]
-    keys = values = None
-    for start, stop in ranges:
-        shift, scale, *_ = _ltx_modulation(block, temb, start, stop)
-        part = block.norm1(hidden[:, start:stop]) * (1 + scale) + shift
-        rotary = tuple(each[:, start:stop] for each in rotary_emb)
-        key = apply_rotary_emb(attention.norm_k(attention.to_k(part)), rotary)
-        keys = put(keys, _heads(attention, key), start, length)
-        del key
-        values = put(values, _heads(attention, attention.to_v(part)), start, length)
-    assert keys is not None and values is not None
-    return [(keys, values)]
+def _ltx_modulated(norm: Any, part: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return norm(part) * (1 + scale) + shift
 
 
-def _ltx_self_attention(
-    block: Any, part: Tensor, modulation: tuple[Tensor, ...], rotary: Any, context: Any
-) -> Tensor:
-    attention = block.attn1
-    shift, scale, gate, *_ = modulation
-    query = attention.norm_q(attention.to_q(block.norm1(part) * (1 + scale) + shift))
-    query = _heads(attention, apply_rotary_emb(query, rotary))
-    return part + _attend(attention, query, context) * gate
+def _ltx_turned(attention: Any, x: Tensor, rotary: Rotary) -> Tensor:
+    return _heads(attention, apply_rotary_emb(x, rotary))

@@ -216,13 +216,13 @@ def _cut(x_BHTRCD: torch.Tensor, box: Box) -> torch.Tensor:
 
 def _mask(queries: Box, keys: Box, geometry: Geometry, device: torch.device) -> torch.Tensor | None:
     """Bool [queries, text + keys], or None where every query sees every key."""
-    near = [
-        (torch.arange(*q, device=device)[:, None] - torch.arange(*k, device=device)).abs() <= reach
-        for q, k, reach in zip(queries, keys, geometry.reach, strict=True)
-    ]
-    if all(bool(axis.all()) for axis in near):
+    axes = list(zip(queries, keys, geometry.reach, strict=True))
+    if all(max(q[1] - k[0], k[1] - q[0]) <= reach + 1 for q, k, reach in axes):
         return None
-    t, r, c = near
+    t, r, c = (
+        (torch.arange(*q, device=device)[:, None] - torch.arange(*k, device=device)).abs() <= reach
+        for q, k, reach in axes
+    )
     box = t[:, None, None, :, None, None] & r[:, None, None, :, None] & c[:, None, None, :]
     mask = box.reshape(box_tokens(queries), box_tokens(keys))
     return F.pad(mask, (geometry.text_tokens, 0), value=True)

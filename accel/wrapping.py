@@ -18,6 +18,23 @@ class LastLayers(partial[torch.Tensor]):
     and so passes by what stands in front of a layer; rehash asks it for the last layer alone."""
 
 
+class LeftToSlices:
+    """An attention's forward in a sliced block. It gives None: the block goes through the attention
+    slice by slice, by itself. A technique that stands in front of it and changes or keeps what the
+    attention gives takes ``whole`` in its place, with the same arguments."""
+
+    def __init__(self, whole: Callable[..., Any]) -> None:
+        self._whole = whole
+
+    def __call__(self, *args: Any) -> None:
+        """None, whatever the arguments."""
+
+    def whole(self, *args: Any) -> Any:
+        """What the attention's own forward gives, of the block's arguments; tensors of a batch and
+        tuples of them."""
+        return self._whole(*args)
+
+
 class Wrapped:
     """A module whose calls go through ``around(forward, *args, **kwargs)``, until removed."""
 

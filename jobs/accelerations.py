@@ -155,9 +155,3 @@ class Accelerations(Part):
             "slicing": {"budget_gb"},
         }
         return self.model_dump(mode="json", exclude_none=True, exclude=asked)
-
-
-#: What cannot be combined yet, and why. Named before any weight loads.
-CONFLICTS: dict[tuple[str, str], str] = {
-    ("slicing", "fast_attention"): "sliced blocks compute their attention themselves",
-}

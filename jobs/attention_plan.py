@@ -174,6 +174,32 @@ class AttentionPlan:
         owners = {owner for branch in branches for owner in FINDS[branch]}
         return frozenset(key for key in self.kept_after(step, may_skip) if key[2] in owners)
 
+    def held_in(
+        self, step: int, branches: Collection[Branch], may_skip: Steps = NONE_SKIPPED
+    ) -> float:
+        """How many residuals and outputs lie with a tile at the end of a step: those that it got,
+        those that it made, and outputs that its conditional branch hands to the other. Of branches
+        as one batch a residual that they share is half of one."""
+        got = self.carried_after(step - 1, branches, may_skip) if step else frozenset()
+        kept = self.carried_after(step, branches, may_skip)
+        made = {
+            (kind, layer, self.owner(step, layer, branch))
+            for kind in get_args(Kind)
+            for layer in range(self.layers)
+            for branch in branches
+            if self.writes(kind, step, layer)
+        }
+        handed = {key for key in made if key[0] == "output" and key[2] == "shared"}
+        held = sum(self._part(step, *key, may_skip) for key in got)
+        return held + sum(self._part(step + 1, *key, may_skip) for key in made & kept | handed)
+
+    def _part(self, step: int, kind: Kind, layer: int, owner: Owner, may_skip: Steps) -> float:
+        """How much of one is what lies there before a step."""
+        if owner != "both" or kind == "output":
+            return 1
+        sources = self.sources(kind, step, layer, may_skip)
+        return 0.5 if all(shares_branches(self.rows[at][layer]) for at in sources) else 1
+
 
 @functools.lru_cache(maxsize=64)
 def _kept_after(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jobs.accelerations import CONFLICTS, Accelerations, Adaptive, Rehash
+from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.spec_errors import Path, Problem
 
 if TYPE_CHECKING:
@@ -17,13 +17,7 @@ def acceleration_problems(
     """An acceleration that was asked for and could not do anything. ``asked`` has the preset's."""
     if not stage_steps:
         return []
-    problems = [
-        Problem(
-            acceleration_place(spec, second), f"does not go with {first} yet: {why}; remove one"
-        )
-        for (first, second), why in CONFLICTS.items()
-        if getattr(asked, first) is not None and getattr(asked, second) is not None
-    ]
+    problems: list[Problem] = []
     if asked.adaptive and (said := adaptive_problem(asked.adaptive, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "adaptive"), said))
     if asked.rehash and asked.rehash.threshold is not None and asked.rehash.key_steps is not None:

@@ -28,9 +28,11 @@ def with_fitted_accelerations(
     problems = [*_misfits(spec, job, model), *_noisy(spec, job, model, scheduler)]
     if problems:
         raise bad_job(problems, spec._places)
+    # before the slices: what plans of attention keep counts against a budget
+    job = replace(job, accelerations=with_calibrations(spec, job, model, scheduler))
     if job.accelerations.slicing and job.accelerations.slicing.slices is None:
         job = replace(job, accelerations=_with_slices(spec, job, model))
-    return replace(job, accelerations=with_calibrations(spec, job, model, scheduler))
+    return job
 
 
 def _with_presets_choice(

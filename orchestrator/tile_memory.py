@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs.attention_plan import branches_of
+from jobs.attention_plan import Branch, branches_of
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import DECODERS, DECODES_BY_FRAME, sliced_bytes
+from jobs.families.slicing_memory import (
+    DECODERS,
+    DECODES_BY_FRAME,
+    sliced_bytes,
+    whole_copies,
+)
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
@@ -17,11 +22,17 @@ from jobs.spec import ResolvedSpec
 SMALL_MODEL_BYTES = 2**30
 
 
-def sliced_tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int) -> int:
+def sliced_tile_bytes(
+    job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int, whole: float = 0
+) -> int:
+    """``whole`` as ``whole_copies`` gives it."""
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
     size = denoised_tile(job, model.geometry)
-    return sliced_bytes(config, size, dtype, slices, text_tokens=job.text_tokens, branches=branches)
+    text_tokens = job.text_tokens
+    return sliced_bytes(
+        config, size, dtype, slices, text_tokens=text_tokens, branches=branches, whole=whole
+    )
 
 
 def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
@@ -69,13 +80,15 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Of a step, with what it gets from the one before it, and what it leaves."""
-    slicing = job.accelerations.slicing
+    slicing, held = job.accelerations.slicing, _held(job, model, dtype)
     if slicing is None or slicing.slices is None:
         size = denoised_tile(job, model.geometry)
         step = model.family.denoise_bytes(model.configs, size, dtype, job.text_tokens)
-    else:
-        step = sliced_tile_bytes(job, model, dtype, slicing.slices)
-    return step + 2 * kept_bytes(job, model, dtype)
+        return step + max(features for _, features in held)
+    return max(
+        sliced_tile_bytes(job, model, dtype, slicing.slices, whole) + features
+        for whole, features in held
+    )
 
 
 def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
@@ -109,22 +122,56 @@ def _vae(model: ModelInfo) -> Config:
 
 
 def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
-    """Estimate of what accelerations keep with a tile from a step to the next: layers' features.
-    Rehash keeps those of the video alone, fast attention those of the text, too."""
-    asked = job.accelerations
-    guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
-    config = model.configs[model.family.denoiser]
-    tile, kept = denoised_tile(job, model.geometry), 0
-    if asked.rehash:
-        kept += (2 if guided else 1) * feature_bytes(config, tile, dtype)
+    """Estimate of what accelerations keep with a tile from a step to the next: layers' features."""
+    asked, branches = job.accelerations, _branches(job, model)
+    kept = _rehashed_bytes(job, model, dtype)
     if asked.fast_attention and (plans := asked.fast_attention.stages):
-        branches = branches_of(guided=guided, batched=model.family.batches_branches)
         each = zip(plans, asked.may_skip(job.stage_steps), strict=True)
         most = max(
             len(plan.carried_after(step, branches, may_skip))
             for plan, may_skip in each
             for step in range(plan.steps)
         )
-        most *= 2 if "both" in branches else 1
-        kept += most * feature_bytes(config, tile, dtype, job.text_tokens)
+        kept += most * _layer_bytes(job, model, dtype)
     return kept
+
+
+def _held(job: ResolvedSpec, model: ModelInfo, dtype: str) -> set[tuple[float, int]]:
+    """Of every kind of step: what its attention of the whole takes, as ``whole_copies`` gives it,
+    and the bytes of features that lie with the tile: those that it got, and those that it makes
+    anew."""
+    asked, branches = job.accelerations, _branches(job, model)
+    rehashed = 2 * _rehashed_bytes(job, model, dtype)
+    plans = (asked.fast_attention.stages if asked.fast_attention else None) or ()
+    if not plans:
+        return {(0.0, rehashed)}
+    layer = _layer_bytes(job, model, dtype)
+    return {
+        (
+            whole_copies(plan, step, branches),
+            rehashed + int(plan.held_in(step, branches, may_skip) * layer),
+        )
+        for plan, may_skip in zip(plans, asked.may_skip(job.stage_steps), strict=True)
+        for step in range(plan.steps)
+    }
+
+
+def _branches(job: ResolvedSpec, model: ModelInfo) -> tuple[Branch, ...]:
+    guided = any(model.geometry.has_two_branches(shot.guidance) for shot in job.shots)
+    return branches_of(guided=guided, batched=model.family.batches_branches)
+
+
+def _rehashed_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """A feature of the video of each branch."""
+    if job.accelerations.rehash is None:
+        return 0
+    branches, tile = _branches(job, model), denoised_tile(job, model.geometry)
+    feature = feature_bytes(model.configs[model.family.denoiser], tile, dtype)
+    return (2 if "both" in branches else len(branches)) * feature
+
+
+def _layer_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """What a layer's attention gives of video and text, of both branches where they are one."""
+    config, tile = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
+    batch = 2 if "both" in _branches(job, model) else 1
+    return batch * feature_bytes(config, tile, dtype, job.text_tokens)

@@ -341,7 +341,7 @@ def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
     of the model's."""
     fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
     is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
-    if not is_cut or asked.fast_attention is not None:  # which slicing does not go with
+    if not is_cut:
         return fixes
     now = (asked.slicing and asked.slicing.slices) or 4
     if now >= MOST_SLICES:

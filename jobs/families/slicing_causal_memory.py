@@ -87,7 +87,7 @@ def _levels(config: Config, latent_size: Size, doubles: list[tuple[bool, bool]])
 
 
 def hunyuan_video_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """One tile in time is decoded at once, beside the pictures of those before."""
     frames, height, width = latent_size
@@ -107,7 +107,7 @@ def hunyuan_video_decoder(
 
 
 def cogvideox_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """A batch of frames is decoded at once, beside the pictures of those before and what every
     convolution keeps for the next batch. In the first batch that gathers; in a later one it takes,

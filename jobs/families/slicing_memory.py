@@ -12,9 +12,10 @@ results, and four or five copies of what stands before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from jobs.attention_plan import AttentionPlan, Branch, is_windowed, shares_branches
 from jobs.errors import CannotRunHere
 from jobs.families.family import DTYPE_BYTES, Config
 from jobs.families.hunyuan_video_memory import refining_bytes
@@ -31,6 +32,18 @@ _PICTURE_DECODER = 6
 _LTX_TOKENS = 11
 _JOINT_TOKENS = 10
 _HALF_TOKENS = 8  # of a transformer over tokens in half precision, if its feed-forward has no more
+
+#: Live copies of a transformer's tokens while fast attention computes a layer's attention of the
+#: whole: the block's input, queries, keys, values and what they give. What it keeps of that counts
+#: with what goes with the tile.
+_WHOLE = 5
+
+#: More of them while it is windowed: blocks of keys and values with their masks, of which fake
+#: tensors count 1.1 to 1.7; FlexAttention's tokens in order of boxes are 3, by its code.
+_WINDOW = 2
+
+#: And where the text has padding: all without it, and what they give.
+_WITHOUT_PADDING = 4
 
 #: What Stable Video Diffusion's transformer holds: input and output, and the features between.
 _TRANSFORMER_WHOLE = 3
@@ -64,7 +77,7 @@ def _levels(config: Config, batch_frames: int, positions: int) -> _Levels:
 
 
 def _unet(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """Skip connections gather on the way down and go on the way up; a block's input lives as long
     as the block."""
@@ -97,7 +110,7 @@ def _unet(
 
 
 def _wan(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """A block holds its input and output, keys and values, the text with its keys and values, and
     every token's rotary embedding. In half precision its slices are computed in float32 between
@@ -115,6 +128,7 @@ def _wan(
     inside = max(_HALF_TOKENS * size, inside) if half else inside
     yield Group(4 * size + rotary + 3 * text, inside, lengths=(tokens,))
     yield _text_keys(3 * size + rotary, text, dtype)
+    yield Group(whole * size + rotary + text, 0)
     if half:
         yield Group(5 * size + rotary + text, 0)
 
@@ -125,7 +139,7 @@ def _text_keys(held: float, text: float, dtype: str) -> Group:
 
 
 def _ltx(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
     frames, height, width = latent_size
@@ -137,10 +151,11 @@ def _ltx(
     lengths = (tokens // branches,)
     yield Group(4 * size + rotary + 3 * text, _LTX_TOKENS * size, lengths=lengths)
     yield _text_keys(3 * size + rotary, text, dtype)
+    yield Group(whole * size + rotary + text, 0)
 
 
 def _cogvideox(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """As Wan's block, of video and text as one sequence. The text is a slice of its own."""
     frames, height, width = latent_size
@@ -148,12 +163,13 @@ def _cogvideox(
     tokens = (frames // patch_frames) * (height // patch) * (width // patch)
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     held = 4 * features * (tokens + config["max_text_seq_length"])
+    yield Group(held / 4 * whole, 0)
     yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
     yield Group(held, _JOINT_TOKENS * features * config["max_text_seq_length"])
 
 
 def _hunyuan_video(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """As CogVideoX's block; a slice's intermediates are those of feed-forward beside attention. The
     rotary embedding of every token is in float32. Before the blocks the text is refined, whole."""
@@ -163,6 +179,8 @@ def _hunyuan_video(
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     rotary = 2 * tokens * config["attention_head_dim"] * (4 / DTYPE_BYTES[dtype])
     held = 4 * features * (tokens + text_tokens) + rotary
+    without_padding = _WITHOUT_PADDING if whole > _WHOLE else 0
+    yield Group((whole + without_padding) * features * (tokens + text_tokens) + rotary, 0)
     inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features
     yield Group(held, inside * tokens, lengths=(tokens,))
     yield Group(held, inside * text_tokens)
@@ -171,7 +189,7 @@ def _hunyuan_video(
 
 
 def _temporal_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """The finest level, after the input that it upsamples."""
     frames, height, width = latent_size
@@ -186,7 +204,7 @@ def _temporal_decoder(
 
 
 def _decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
 ) -> Iterator[Group]:
     """From end to end one group over frames."""
     frames, height, width = latent_size
@@ -198,7 +216,7 @@ def _decoder(
     yield Group(colours, _PICTURE_DECODER / 2 * wide * pixels, lengths=(frames,))
 
 
-_GROUPS: dict[str, Callable[[Config, Size, int, str, int], Iterator[Group]]] = {
+_GROUPS: dict[str, Callable[[Config, Size, int, str, int, float], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLCogVideoX": cogvideox_decoder,
     "AutoencoderKLHunyuanVideo": hunyuan_video_decoder,
@@ -232,20 +250,34 @@ def sliced_bytes(
     text_tokens: int,
     branches: int = 2,
     weights_bytes: int = 0,
+    whole: float = 0,
 ) -> int:
     """Estimate of a model's peak while it runs in ``slices`` (2 or more): its weights and what it
     makes. ``config`` is its config.json, ``latent_size`` (frames, height, width) of a tile;
     ``branches`` go through it as one batch, each with ``text_tokens`` (0: a model without text; how
-    many CogVideoX takes, its config says). Raises CannotRunHere for a model that slicing does not
-    know."""
+    many CogVideoX takes, its config says). ``whole``: as ``whole_copies`` gives it, where there is
+    fast attention; what that keeps is not counted. Raises CannotRunHere for a model that slicing
+    does not know."""
     groups = _GROUPS.get(config["_class_name"])
     if groups is None:
         raise CannotRunHere(
             f"slicing does not know {config['_class_name']}; it knows: {', '.join(sorted(_GROUPS))}"
         )
-    found = groups(config, latent_size, branches, dtype, text_tokens)
+    found = groups(config, latent_size, branches, dtype, text_tokens, whole)
     elements = max(group.elements(slices) for group in found)
     return weights_bytes + int(elements * DTYPE_BYTES[dtype])
+
+
+def whole_copies(plan: AttentionPlan, step: int, branches: Collection[Branch]) -> float:
+    """Live copies of the tokens where a plan's step computes a layer's attention of the whole; 0
+    where all is left to the slices. A full layer counts as whole if the plan changes anything."""
+    strategies = {strategy for row in plan.rows for strategy in row}
+    if strategies == {"full"}:
+        return 0
+    more = _WHOLE - 1 + (_WINDOW if any(map(is_windowed, strategies)) else 0)
+    shares = {strategy: "both" in branches and shares_branches(strategy) for strategy in strategies}
+    row = set(plan.rows[step]) - {"share_steps"}
+    return max((1 + more / (2 if shares[strategy] else 1) for strategy in row), default=0)
 
 
 def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int | None:

@@ -64,14 +64,20 @@ def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"fast_attention": {}, "slicing": {"slices": 4}}, "does not go with slicing yet: sliced"),
-        ({"slicing": {"slices": 2}, "fast_attention": {}}, "attention themselves; remove one"),
         ({"slicing": {"slices": 1}}, "accelerations.slicing.slices: must be at least 2, got 1"),
         ({"slicing": {}}, "accelerations.slicing: needs slices or budget_gb"),
     ],
 )
-def test_what_does_not_go_together(asked, message):
+def test_slicing_that_would_cut_nothing_is_refused(asked, message):
     assert message in refusal(lambda: solved(job(steps=12, accelerations=asked)))
+
+
+def test_all_accelerations_go_together():
+    asked = {
+        "adaptive": {}, "rehash": {"every": 2}, "slicing": {"slices": 4}, "fast_attention": {},
+    }  # fmt: skip
+    on = solved(job(steps=12, accelerations=asked)).accelerations
+    assert all(getattr(on, name) is not None for name in type(on).model_fields)
 
 
 def test_plans_of_attention_do_not_stand_in_a_job():

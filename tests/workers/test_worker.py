@@ -240,7 +240,7 @@ def test_blame_is_told_apart(tiny_wan: Path, monkeypatch, error: Exception, kind
         ("step", "wan", {"slicing": Slicing(slices=6)}, 12),
         ("step", "wan", {"slicing": Slicing(slices=600)}, 1024),
         ("step", "wan", {"slicing": Slicing(slices=1024)}, None),
-        ("step", "wan", {"fast_attention": FastAttention()}, None),
+        ("step", "wan", {"fast_attention": FastAttention()}, 8),
         ("decode", "svd", {}, 8),
         ("decode", "cogvideox", {}, 8),
         ("decode", "hunyuan-video", {}, 8),
