@@ -44,6 +44,7 @@ BENCHMARKS = (
     (attention_step, "--repeats 2"),
     (attention, ""),
     (slicing, ""),
+    (slicing, "--decoders"),
     (rehash_cost, ""),
     # Other prompts than the settings of the presets were chosen on.
     (techniques, "--prompts 3 --seed 7 --plot docs/techniques.png"),

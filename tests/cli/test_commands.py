@@ -362,8 +362,8 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     ran = desk.run("presets")
     assert ran.code == 0
     assert [line.split(":")[0] for line in ran.out.splitlines() if line[0] != " "] == list(PRESETS)
-    assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 53 dB to the" in ran.out
-    assert "x with the pyramid, over none), 32 dB to the full" in ran.out
+    assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 54 dB to the" in ran.out
+    assert "x with the pyramid, over none), 33 dB to the full" in ran.out
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
