@@ -159,7 +159,10 @@ class _Pass:
         self._reached.append(layer)
         self._tile.engaged[f"{NAME}.layers"] += 1
         if self.leaves_alone(layer):
-            return plain()
+            given = plain()
+            if given is not None:  # else its block goes through it slice by slice
+                self._check(layer, _as_tuple(given))
+            return given
         strategy = self._plan.rows[self._step][layer]
         shares = shares_branches(strategy)
         if strategy == "share_steps":
@@ -203,16 +206,26 @@ class _Pass:
             plain = second_half(plain)
         core = self._core(layer)
         with core or nullcontext():
-            outputs = plain()
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        if len(outputs) != self._kind.outputs or (core and core.calls != 1):
-            raise CannotRunHere(
-                f"{self._tile.unit}, layer {layer}: its attention did not go through torch's "
-                f"scaled_dot_product_attention once; set the attention backend 'native'"
-            )
+            outputs = _as_tuple(plain())
+        self._check(layer, outputs, core)
         if isinstance(core, Residual):
             self._leave("residual", layer, (core.residual,))
         return tuple(torch.cat([x, x]) for x in outputs) if half else outputs
+
+    def _check(
+        self, layer: int, outputs: tuple[torch.Tensor, ...], core: Core | None = None
+    ) -> None:
+        where, known = f"{self._tile.unit}, layer {layer}: its attention", self._kind.outputs
+        if len(outputs) != known:
+            raise CannotRunHere(
+                f"{where} gave {len(outputs)} tensors, and fast attention knows {known}; remove "
+                "what else changes it"
+            )
+        if core and core.calls != 1:
+            raise CannotRunHere(
+                f"{where} did not go through torch's scaled_dot_product_attention once; set the "
+                "attention backend 'native'"
+            )
 
     def _core(self, layer: int) -> Core | None:
         """What stands in for the attention between all tokens; None if nothing is to."""
@@ -281,3 +294,7 @@ class _Pass:
 
     def _count(self, what: str) -> None:
         self._tile.engaged[f"{NAME}.{what}"] += 1
+
+
+def _as_tuple(given: Any) -> tuple[torch.Tensor, ...]:
+    return given if isinstance(given, tuple) else (given,)

@@ -75,7 +75,7 @@ def _check_attention(attention: Any) -> None:
         raise CannotRunHere(
             f"slicing: the attention processor is {type(processor).__name__}; it knows "
             "HunyuanVideoAttnProcessor2_0, and does not go together with fused projections or "
-            "techniques that change attention"
+            "what replaces the attention's processor"
         )
     if processor._parallel_config is not None:
         raise CannotRunHere("slicing does not know context parallelism; leave it out")

@@ -49,7 +49,7 @@ def _check_attention(attention: Any) -> None:
         raise CannotRunHere(
             f"slicing: the attention processor is {type(attention.processor).__name__}; it knows "
             "CogVideoXAttnProcessor2_0, and does not go together with fused projections or "
-            "techniques that change attention"
+            "what replaces the attention's processor"
         )
 
 

@@ -97,7 +97,7 @@ def _check_attention(attention: Any) -> None:
         known = ", ".join(sorted(each.__name__ for each in _PROCESSORS))
         raise CannotRunHere(
             f"slicing: the attention processor is {type(processor).__name__}; it knows {known}, "
-            "and does not go together with techniques that change attention"
+            "and does not go together with what replaces the attention's processor"
         )
     if processor._parallel_config is not None or getattr(attention, "fused_projections", False):
         raise CannotRunHere(

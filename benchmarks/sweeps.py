@@ -3,9 +3,12 @@ value that is swept. What others offer is in ``peers.py``."""
 
 from __future__ import annotations
 
+import atexit
+import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +60,17 @@ def rehash_every(job: Job) -> dict[str, Any]:
 
 def rehash_profile(job: Job) -> dict[str, Any]:
     """Key steps that two other prompts' features were found to need."""
-    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
-    _, profile = find_key_steps(_calibrated_on(job), "cpu", PROFILED[0], folder)
+    folder, profile = _profiled(json.dumps(job, sort_keys=True))
     kept = {"profiles": str(folder)}
     return {str(t): {"rehash": {"threshold": t, **kept}} for t in PROFILED if reuses(profile, t)}
+
+
+@cache
+def _profiled(job: str) -> tuple[Path, Sequence[Similarity]]:
+    """A job's profile, made once, and the folder that holds it; the job is JSON."""
+    folder = _new_folder()
+    _, profile = find_key_steps(_calibrated_on(json.loads(job)), "cpu", PROFILED[0], folder)
+    return folder, profile
 
 
 def reuses(profile: Sequence[Similarity], threshold: float) -> bool:
@@ -87,9 +97,16 @@ def adaptive_fast_attention(job: Job) -> dict[str, Any]:
 
 
 def _planned(job: Job, delta: float) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="longtake-bench-"))
+    folder = _new_folder()
     calibrate(_calibrated_on(job), "cpu", delta, folder, lambda said: None)
     return {"fast_attention": {"plans": str(folder)}}
+
+
+def _new_folder() -> Path:
+    """Removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="longtake-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _calibrated_on(job: Job) -> Prepared:

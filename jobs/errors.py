@@ -56,6 +56,10 @@ class StoreError(LongtakeError):
     exit_code = EXIT_CANNOT_RUN_HERE
 
 
+class NoStore(StoreError):
+    """There is no store at the place that was given."""
+
+
 class StoreConflict(StoreError):
     """Another driver owns the job."""
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from jobs.errors import BadJob, DamagedRecord, StoreError
+from jobs.errors import BadJob, DamagedRecord, NoStore, StoreError
 from jobs.faults import fault_point
 from jobs.files import (
     contained,
@@ -111,7 +111,7 @@ class Store:
         ``writable=False`` only reads: it works on a full disk or a read-only mount.
 
         Raises StoreError for a place that cannot hold a store safely, a store of a newer format,
-        or, without ``create``, no store at all; StoreFull if the place cannot be written.
+        StoreFull if the place cannot be written; without ``create``, NoStore if there is none.
         """
         root = _root(uri)
         if root.exists() and not root.is_dir():
@@ -119,7 +119,7 @@ class Store:
         store = cls(root)
         if not store._check_format():
             if not (create and writable):
-                raise StoreError(
+                raise NoStore(
                     f"there is no store at {root}; check the path, or render a film into it"
                 )
             store._create()

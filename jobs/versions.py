@@ -10,7 +10,7 @@ from __future__ import annotations
 PLANNER_VERSION = 6
 
 #: What the accelerations compute with the same settings.
-ACCELERATIONS_VERSION = 1
+ACCELERATIONS_VERSION = 2
 
 #: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
 NOISE_VERSION = 1

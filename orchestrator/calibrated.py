@@ -70,7 +70,7 @@ def command_for(spec: JobSpec, *technique: str) -> str:
     }
     options = [(f"--{name}", str(value)) for name, value in said.items() if name in places.flags]
     if "loras" in places.flags:
-        options += [("--lora", f"{lora.path}={lora.scale:g}") for lora in spec.loras]
+        options += [("--lora", f"{lora.path}={lora.scale}") for lora in spec.loras]
     words = ["longtake", "calibrate", places.source or spec.model]
     return shlex.join([*words, *chain.from_iterable(options), *technique])
 

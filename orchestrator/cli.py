@@ -312,7 +312,7 @@ def _reported_job(given: str, store: str) -> Any:
     """A job of the store. A name that is none may have been meant as a file's, too."""
     try:
         return _open(store, writable=False).job(given)
-    except (errors.BadJob, errors.StoreError) as error:
+    except (errors.BadJob, errors.NoStore) as error:
         raise errors.BadJob(
             f"{given} is no film file here, and no job ({error}); give a film file, or a job: "
             "`longtake ls` lists them"

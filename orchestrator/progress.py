@@ -311,8 +311,10 @@ class RenderProgress:
         note = f"{ready_s:.1f} of {film_s:.1f} s ready"
         if not any(self._tally.left().values()):
             return note
-        eta = self._estimate.eta(self._tally.work_left(), len(self._joined))
-        return note + (", ETA once a step is done" if eta is None else f", ETA {eta}")
+        left = self._tally.work_left()
+        eta = self._estimate.eta(left, len(self._joined))
+        first = "step" if left["step"] else "piece"
+        return note + f", ETA {eta or f'once a {first} is done'}"
 
     def _line(self) -> None:
         share = 100 * self._tally.done.total() / self._tally.total.total()

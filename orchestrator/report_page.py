@@ -17,6 +17,7 @@ from PIL.Image import Image
 
 from orchestrator.engagement import LETTERS
 from orchestrator.report import Pictures
+from orchestrator.sizes import gb
 from workers.parts import whole_or_absent
 from workers.seams import PLAIN_SEAM
 
@@ -103,9 +104,9 @@ colour is that of what more of them did.</p>
 {% if report.memory.workers %}
 <h2>Memory</h2>
 <p>Planned for each worker: {{ report.memory.planned.model_bytes | gb }} for weights,
-{{ report.memory.planned.tile_bytes | gb }} for the window that it works on. On a GPU, what
-it held counts these alone. On a processor it counts all that the process took once it had started,
-with what libraries need while they work: often more than was planned.</p>
+{{ report.memory.planned.tile_bytes | gb }} for the window that it works on. On a GPU,
+'held' counts only these two. On a processor it counts all that the process took once it had
+started, with what libraries need while they work: often more than was planned.</p>
 <table><tr><th>worker</th><th>held at most</th><th>planned</th></tr>
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
 <td>{{ peak | gb }}</td><td>{{ planned | gb }}</td></tr>{% endfor %}
@@ -124,7 +125,7 @@ def write_page(report: dict[str, Any], pictures: Pictures, path: Path) -> None:
 def page(report: dict[str, Any], pictures: Pictures) -> str:
     """The page; whatever a person wrote into prompts is text there, never markup."""
     environment = Environment(autoescape=True)
-    environment.filters |= {"db": _db, "gb": lambda size: f"{size / 1e9:,.2f} GB"}
+    environment.filters |= {"db": _db, "gb": gb}
     return environment.from_string(_PAGE).render(
         title=f"Report of {report['job'] or report['film']}",
         report=report,

@@ -16,6 +16,7 @@ from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
 from orchestrator.events import EndRender
 from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
+from orchestrator.sizes import gb
 
 EXIT_CODES = {
     "done": errors.EXIT_DONE,
@@ -253,12 +254,11 @@ def plan_text(report: dict[str, Any]) -> str:
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
     lines += _settings_lines(report["accelerations"])
-    mib = 2**20
     lines += [
         f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"
         f"{report['model_calls']}",
-        f"memory per worker: {report['memory_model_bytes'] / mib:,.0f} MiB model + "
-        f"{report['memory_tile_bytes'] / mib:,.0f} MiB tile ({report['memory_basis']})",
+        f"memory per worker: {gb(report['memory_model_bytes'])} model + "
+        f"{gb(report['memory_tile_bytes'])} tile ({report['memory_basis']})",
         f"checkpoint every {report['checkpoint_every']} steps",
     ]
     wall = report["wall_s"]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
-from jobs.attention_plan import Branch, branches_of
+from jobs.attention_plan import AttentionPlan, Branch, Steps, branches_of
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
+from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
 from jobs.families.slicing_memory import (
     DECODERS,
     DECODES_BY_FRAME,
     sliced_bytes,
-    whole_copies,
+    whole_attention,
 )
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
+from orchestrator.sizes import gb
 
 #: Models with less weights than this render in float32 unless told otherwise.
 SMALL_MODEL_BYTES = 2**30
 
 
 def sliced_tile_bytes(
-    job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int, whole: float = 0
+    job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int, whole: Whole = NOTHING_WHOLE
 ) -> int:
-    """``whole`` as ``whole_copies`` gives it."""
+    """``whole`` as ``whole_attention`` gives it."""
     branches = 2 if model.family.batches_branches else 1
     config = model.configs[model.family.denoiser]
     size = denoised_tile(job, model.geometry)
@@ -112,7 +115,7 @@ def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         return
     yield (
         f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
-        f"{decode_bytes(job, model) / 2**20:,.0f} MiB, however many slices; a smaller size or "
+        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size or "
         "shorter windows take less"
     )
 
@@ -136,24 +139,33 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     return kept
 
 
-def _held(job: ResolvedSpec, model: ModelInfo, dtype: str) -> set[tuple[float, int]]:
-    """Of every kind of step: what its attention of the whole takes, as ``whole_copies`` gives it,
-    and the bytes of features that lie with the tile: those that it got, and those that it makes
+def _held(job: ResolvedSpec, model: ModelInfo, dtype: str) -> set[tuple[Whole, int]]:
+    """Of every kind of step: what its attention of the whole takes, as ``whole_attention`` gives
+    it, and the bytes of features that lie with the tile: those that it got, and those that it makes
     anew."""
     asked, branches = job.accelerations, _branches(job, model)
     rehashed = 2 * _rehashed_bytes(job, model, dtype)
     plans = (asked.fast_attention.stages if asked.fast_attention else None) or ()
     if not plans:
-        return {(0.0, rehashed)}
+        return {(NOTHING_WHOLE, rehashed)}
     layer = _layer_bytes(job, model, dtype)
     return {
-        (
-            whole_copies(plan, step, branches),
-            rehashed + int(plan.held_in(step, branches, may_skip) * layer),
-        )
+        (whole, rehashed + int(layers * layer))
         for plan, may_skip in zip(plans, asked.may_skip(job.stage_steps), strict=True)
-        for step in range(plan.steps)
+        for whole, layers in _kinds_of_steps(plan, branches, may_skip)
     }
+
+
+@functools.lru_cache(maxsize=64)  # a search for slices asks for each number of them
+def _kinds_of_steps(
+    plan: AttentionPlan, branches: tuple[Branch, ...], may_skip: Steps
+) -> frozenset[tuple[Whole, float]]:
+    """Of a plan's steps: what attention takes of the whole, and how many layers' features lie with
+    the tile."""
+    return frozenset(
+        (whole_attention(plan, step, branches), plan.held_in(step, branches, may_skip))
+        for step in range(plan.steps)
+    )
 
 
 def _branches(job: ResolvedSpec, model: ModelInfo) -> tuple[Branch, ...]:
@@ -171,7 +183,9 @@ def _rehashed_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 
 def _layer_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
-    """What a layer's attention gives of video and text, of both branches where they are one."""
+    """What a layer's attention gives of the video, and of text that attends with it; of both
+    branches where they are one."""
     config, tile = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
     batch = 2 if "both" in _branches(job, model) else 1
-    return batch * feature_bytes(config, tile, dtype, job.text_tokens)
+    text_tokens = job.text_tokens if model.family.joint_text else 0
+    return batch * feature_bytes(config, tile, dtype, text_tokens)

@@ -43,6 +43,7 @@ class AnimateDiff:
     fixed_text = True
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
+    joint_text = False
     defaults = ModelDefaults(
         size=(512, 512),
         fps=8,

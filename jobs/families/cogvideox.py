@@ -46,6 +46,7 @@ class CogVideoX:
     fixed_text = True
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
+    joint_text = True
     defaults = ModelDefaults(
         size=(720, 480),
         fps=8,

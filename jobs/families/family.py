@@ -52,6 +52,7 @@ class FamilyFacts(Protocol):
     fixed_text: bool  # whether prompts are always padded to as many tokens as the encoder takes
     accelerations: tuple[str, ...]  # the names of those that its denoiser takes
     batches_branches: bool  # whether both guidance branches go through the denoiser at once
+    joint_text: bool  # whether its self-attention is of the text's tokens, too
     defaults: ModelDefaults
 
     def refuse(self, index: Config) -> None:

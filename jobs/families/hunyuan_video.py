@@ -50,6 +50,7 @@ class HunyuanVideo:
     fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
+    joint_text = True
     defaults = ModelDefaults(
         size=(1280, 720),
         fps=_FPS,

@@ -56,6 +56,7 @@ class LTX:
     fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
+    joint_text = False
     defaults = ModelDefaults(
         size=(704, 480),
         fps=25,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jobs.families.family import DTYPE_BYTES, Config
-from jobs.families.slicing_groups import IN_AND_OUT, Group, Size
+from jobs.families.slicing_groups import IN_AND_OUT, Group, Size, Whole
 
 #: Frames that a causal convolution sees before the first.
 _PAST_FRAMES = 2
@@ -87,7 +87,7 @@ def _levels(config: Config, latent_size: Size, doubles: list[tuple[bool, bool]])
 
 
 def hunyuan_video_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """One tile in time is decoded at once, beside the pictures of those before."""
     frames, height, width = latent_size
@@ -107,7 +107,7 @@ def hunyuan_video_decoder(
 
 
 def cogvideox_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """A batch of frames is decoded at once, beside the pictures of those before and what every
     convolution keeps for the next batch. In the first batch that gathers; in a later one it takes,

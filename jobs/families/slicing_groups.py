@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Size = tuple[int, int, int]  # latent frames, height, width
 
 #: Tensors of a layer's size that its operators hold whole, where nothing else is: input and output.
 IN_AND_OUT = 2
+
+
+class Whole(NamedTuple):
+    """What a layer's attention takes that is computed of all tokens in one call."""
+
+    copies: float = 0.0  # live copies of the tokens
+    windowed: bool = False
+
+
+#: All attention is left to the slices.
+NOTHING_WHOLE = Whole()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from jobs.errors import CannotRunHere
 from jobs.families.family import DTYPE_BYTES, Config
 from jobs.families.hunyuan_video_memory import refining_bytes
 from jobs.families.slicing_causal_memory import cogvideox_decoder, hunyuan_video_decoder
-from jobs.families.slicing_groups import IN_AND_OUT, Group, Size
+from jobs.families.slicing_groups import IN_AND_OUT, NOTHING_WHOLE, Group, Size, Whole
 from jobs.families.tokens_memory import text_copies
 
 #: Copies of its features that live inside a slice, by what the group computes.
@@ -77,7 +77,7 @@ def _levels(config: Config, batch_frames: int, positions: int) -> _Levels:
 
 
 def _unet(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """Skip connections gather on the way down and go on the way up; a block's input lives as long
     as the block."""
@@ -110,7 +110,7 @@ def _unet(
 
 
 def _wan(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """A block holds its input and output, keys and values, the text with its keys and values, and
     every token's rotary embedding. In half precision its slices are computed in float32 between
@@ -128,7 +128,7 @@ def _wan(
     inside = max(_HALF_TOKENS * size, inside) if half else inside
     yield Group(4 * size + rotary + 3 * text, inside, lengths=(tokens,))
     yield _text_keys(3 * size + rotary, text, dtype)
-    yield Group(whole * size + rotary + text, 0)
+    yield Group(whole.copies * size + rotary + text, 0)
     if half:
         yield Group(5 * size + rotary + text, 0)
 
@@ -139,7 +139,7 @@ def _text_keys(held: float, text: float, dtype: str) -> Group:
 
 
 def _ltx(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
     frames, height, width = latent_size
@@ -151,11 +151,11 @@ def _ltx(
     lengths = (tokens // branches,)
     yield Group(4 * size + rotary + 3 * text, _LTX_TOKENS * size, lengths=lengths)
     yield _text_keys(3 * size + rotary, text, dtype)
-    yield Group(whole * size + rotary + text, 0)
+    yield Group(whole.copies * size + rotary + text, 0)
 
 
 def _cogvideox(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """As Wan's block, of video and text as one sequence. The text is a slice of its own."""
     frames, height, width = latent_size
@@ -163,13 +163,13 @@ def _cogvideox(
     tokens = (frames // patch_frames) * (height // patch) * (width // patch)
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     held = 4 * features * (tokens + config["max_text_seq_length"])
-    yield Group(held / 4 * whole, 0)
+    yield Group(held / 4 * whole.copies, 0)
     yield Group(held, _JOINT_TOKENS * features * tokens, lengths=(tokens,))
     yield Group(held, _JOINT_TOKENS * features * config["max_text_seq_length"])
 
 
 def _hunyuan_video(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """As CogVideoX's block; a slice's intermediates are those of feed-forward beside attention. The
     rotary embedding of every token is in float32. Before the blocks the text is refined, whole."""
@@ -179,8 +179,9 @@ def _hunyuan_video(
     features = branches * config["num_attention_heads"] * config["attention_head_dim"]
     rotary = 2 * tokens * config["attention_head_dim"] * (4 / DTYPE_BYTES[dtype])
     held = 4 * features * (tokens + text_tokens) + rotary
-    without_padding = _WITHOUT_PADDING if whole > _WHOLE else 0
-    yield Group((whole + without_padding) * features * (tokens + text_tokens) + rotary, 0)
+    without_padding = _WITHOUT_PADDING if whole.windowed else 0
+    copies = whole.copies + without_padding
+    yield Group(copies * features * (tokens + text_tokens) + rotary, 0)
     inside = (2 * config.get("mlp_ratio", 4.0) + 2) * features
     yield Group(held, inside * tokens, lengths=(tokens,))
     yield Group(held, inside * text_tokens)
@@ -189,7 +190,7 @@ def _hunyuan_video(
 
 
 def _temporal_decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """The finest level, after the input that it upsamples."""
     frames, height, width = latent_size
@@ -204,7 +205,7 @@ def _temporal_decoder(
 
 
 def _decoder(
-    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: float
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """From end to end one group over frames."""
     frames, height, width = latent_size
@@ -216,7 +217,7 @@ def _decoder(
     yield Group(colours, _PICTURE_DECODER / 2 * wide * pixels, lengths=(frames,))
 
 
-_GROUPS: dict[str, Callable[[Config, Size, int, str, int, float], Iterator[Group]]] = {
+_GROUPS: dict[str, Callable[[Config, Size, int, str, int, Whole], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLCogVideoX": cogvideox_decoder,
     "AutoencoderKLHunyuanVideo": hunyuan_video_decoder,
@@ -250,13 +251,13 @@ def sliced_bytes(
     text_tokens: int,
     branches: int = 2,
     weights_bytes: int = 0,
-    whole: float = 0,
+    whole: Whole = NOTHING_WHOLE,
 ) -> int:
     """Estimate of a model's peak while it runs in ``slices`` (2 or more): its weights and what it
     makes. ``config`` is its config.json, ``latent_size`` (frames, height, width) of a tile;
     ``branches`` go through it as one batch, each with ``text_tokens`` (0: a model without text; how
-    many CogVideoX takes, its config says). ``whole``: as ``whole_copies`` gives it, where there is
-    fast attention; what that keeps is not counted. Raises CannotRunHere for a model that slicing
+    many CogVideoX takes, its config says). ``whole``: as ``whole_attention`` gives it, where there
+    is fast attention; what that keeps is not counted. Raises CannotRunHere for a model that slicing
     does not know."""
     groups = _GROUPS.get(config["_class_name"])
     if groups is None:
@@ -268,16 +269,17 @@ def sliced_bytes(
     return weights_bytes + int(elements * DTYPE_BYTES[dtype])
 
 
-def whole_copies(plan: AttentionPlan, step: int, branches: Collection[Branch]) -> float:
-    """Live copies of the tokens where a plan's step computes a layer's attention of the whole; 0
-    where all is left to the slices. A full layer counts as whole if the plan changes anything."""
+def whole_attention(plan: AttentionPlan, step: int, branches: Collection[Branch]) -> Whole:
+    """Of a plan's step: nothing where all is left to the slices. A full layer counts as whole if
+    the plan changes anything, and as windowed if it has windows: its residual may be kept."""
     strategies = {strategy for row in plan.rows for strategy in row}
-    if strategies == {"full"}:
-        return 0
-    more = _WHOLE - 1 + (_WINDOW if any(map(is_windowed, strategies)) else 0)
-    shares = {strategy: "both" in branches and shares_branches(strategy) for strategy in strategies}
     row = set(plan.rows[step]) - {"share_steps"}
-    return max((1 + more / (2 if shares[strategy] else 1) for strategy in row), default=0)
+    if strategies == {"full"} or not row:
+        return NOTHING_WHOLE
+    windowed = any(map(is_windowed, strategies))
+    more = _WHOLE - 1 + (_WINDOW if windowed else 0)
+    parts = (2 if "both" in branches and shares_branches(strategy) else 1 for strategy in row)
+    return Whole(1 + more / min(parts), windowed)
 
 
 def fewest_slices(peak_bytes: Callable[[int], int], budget_bytes: int) -> int | None:

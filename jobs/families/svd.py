@@ -55,6 +55,7 @@ class SVD:
     fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
+    joint_text = False
     defaults = ModelDefaults(
         size=(1024, 576),
         fps=7,

@@ -23,6 +23,7 @@ class Wan:
     fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
+    joint_text = False
     defaults = ModelDefaults()
 
     def refuse(self, index: Config) -> None:

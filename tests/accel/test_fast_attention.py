@@ -320,6 +320,21 @@ def test_an_attention_that_is_not_torchs_is_refused() -> None:
         apply(model, FastAttention(stages=(plan((F, W)),)))
 
 
+@pytest.mark.parametrize("strategy", [F, W])
+def test_a_layer_that_gives_more_than_is_known_is_refused(strategy: str) -> None:
+    """Whether the plan changes it or leaves it alone."""
+    model = tiny_wan()
+    attention = model.blocks[1].attn1
+    plain = attention.forward
+    attention.forward = lambda *args, **kwargs: (plain(*args, **kwargs),) * 2
+    handle = apply(model, FastAttention(stages=(plan((F, strategy)),)))
+    with (
+        pytest.raises(CannotRunHere, match="layer 1: its attention gave 2 tensors, and fast"),
+        handle.run(tile_at(0, 2), "cond"),
+    ):
+        forward(model, start(), 0, "cond")
+
+
 def test_a_layer_that_was_left_out_is_seen() -> None:
     model = tiny_wan()
     handle = apply(model, FastAttention(stages=(plan((F, F)),)))

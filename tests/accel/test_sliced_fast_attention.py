@@ -20,7 +20,7 @@ from accel.wrapping import LeftToSlices
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.attention_plan import AttentionPlan, Branch, Strategy
 from jobs.families.features import feature_bytes
-from jobs.families.slicing_memory import sliced_bytes, whole_copies
+from jobs.families.slicing_memory import sliced_bytes, whole_attention
 from jobs.units import Unit
 from tests.accel import test_slicing_memory as memory
 from tests.accel.test_attention_models import TINY, Tiny
@@ -199,7 +199,8 @@ def count(
 ) -> tuple[int, int]:
     """The most that a step holds, with what it got from the one before: counted, and planned."""
     model: Any = case.make().eval()
-    layers = len(VIDEO_TRANSFORMERS[type(model).__name__].layers(model))
+    kind = VIDEO_TRANSFORMERS[type(model).__name__]
+    layers = len(kind.layers(model))
     chosen = AttentionPlan(
         tuple((each,) * layers for each in rows), window_of((memory.FRAMES, height, width))
     )
@@ -217,10 +218,11 @@ def count(
     config = dict(model.config) | {"_class_name": type(model).__name__}
     size = memory.latent_size(config, height, width)
     given = {"branches": case.branches, "text_tokens": case.text_tokens}
-    feature = case.branches * feature_bytes(config, size, dtype, case.text_tokens)
+    text = 0 if kind.text == "none" else case.text_tokens
+    feature = case.branches * feature_bytes(config, size, dtype, text)
     planned = (
         sliced_bytes(
-            config, size, dtype, slices, **given, whole=whole_copies(chosen, step, branches)
+            config, size, dtype, slices, **given, whole=whole_attention(chosen, step, branches)
         )
         + int(chosen.held_in(step, branches) * feature)
         for step in range(len(rows))

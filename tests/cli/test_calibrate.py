@@ -266,6 +266,8 @@ def test_the_command_for_a_job_without_a_file_names_its_model(tmp_path: Path) ->
         "longtake calibrate m --prompt x --seconds 1.0 --fps 8 --lora 'a b.safetensors=0.5' "
         "--rehash 0.9"
     )
+    exact = spec_from_flags({"prompt": "x", "seconds": 1, "loras": [lora | {"scale": 0.1234567}]})
+    assert "'a b.safetensors=0.1234567'" in command_for(exact)
     Path(tmp_path / "film.yaml").write_text("prompt: x\nseconds: 1\n")
     spec = load_spec(tmp_path / "film.yaml", {"model": "demo"})
     assert command_for(spec).endswith("film.yaml --model demo")

@@ -94,3 +94,12 @@ def test_what_is_neither_a_file_nor_a_job(desk: Desk) -> None:
 def test_a_job_that_is_not_there(desk: Desk, stored: str) -> None:
     said = refusal(desk.run("report", "gull-1", "--store", desk.store), 2)
     assert f"(no job 'gull-1' in {desk.store}; there are: {stored}); give" in said
+
+
+def test_a_store_that_cannot_be_read_is_not_blamed_on_the_name(desk: Desk, stored: str) -> None:
+    (desk.store / "store.json").write_text("{}")
+    said = refusal(desk.run("report", stored, "--store", desk.store), 6)
+    assert said.startswith(f"{desk.store}/store.json is damaged; ")
+    (desk.store / "store.json").write_text('{"format": 9}')
+    said = refusal(desk.run("report", stored, "--store", desk.store), 6)
+    assert f"{desk.store} has store format 9, and this Longtake reads format 1" in said

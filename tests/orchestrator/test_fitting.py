@@ -1,21 +1,26 @@
-"""A budget in bytes is kept by all that a render does with a tile: it is denoised, and decoded."""
+"""A budget in bytes is kept by all that a render does with a tile: it is denoised, with what plans
+of attention keep, and decoded."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from jobs.attention_plan import AttentionPlan, save
 from jobs.errors import BadJob
-from jobs.model_folder import ModelInfo, inspect_model
-from jobs.spec import resolve
+from jobs.families.family import loaded_bytes
+from jobs.model_folder import ModelInfo, inspect_model, resolve_model
+from jobs.spec import ResolvedSpec, resolve
 from jobs.spec_file import parse_spec
+from orchestrator.calibrated import job_keys
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan
 from orchestrator.prepare import prepare
-from orchestrator.tile_memory import decode_bytes, denoise_bytes, tile_bytes
+from orchestrator.tile_memory import _kinds_of_steps, decode_bytes, denoise_bytes, tile_bytes
 from tests.workers.tiny_ltx import write_tiny_ltx
 from tests.workers.tiny_svd import write_image, write_tiny_svd
 
@@ -117,3 +122,70 @@ def test_what_slices_do_not_cut_is_said(tmp_path: Path) -> None:
     assert planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices == 2
     with pytest.raises(BadJob, match=r"decoding takes .*, which slices make no smaller"):
         planned(folder, budget_gb=0.9 * needed / 1e9)
+
+
+#: Wan-AI/Wan2.1-T2V-14B's transformer, as far as planning asks, with patches of the demo's.
+WIDE = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+WIDE_PARAMETERS = 14_000_000_000
+PLAN = AttentionPlan((("full",) * 4, ("window",) * 4, ("share_steps",) * 4), (3, 3, 3))
+
+
+@pytest.fixture(scope="module")
+def wide() -> ModelInfo:
+    demo = inspect_model(resolve_model("demo"))
+    transformer = demo.configs["transformer"] | WIDE
+    return replace(
+        demo,
+        configs=demo.configs | {"transformer": transformer},
+        parameters=demo.parameters | {"transformer": WIDE_PARAMETERS},
+        parameters_bytes=demo.parameters_bytes | {"transformer": 2 * WIDE_PARAMETERS},
+    )
+
+
+def fitted_wan(model: ModelInfo, **accelerations: dict[str, object]) -> ResolvedSpec:
+    asked = {"pixel_frames": 17, "steps": 3, "size": [480, 320], "accelerations": accelerations}
+    spec = parse_spec({"version": 1, "prompt": "a"} | asked)
+    job = resolve(spec, model.geometry, model.defaults)
+    return with_fitted_accelerations(spec, job, model, "unipc")
+
+
+@pytest.fixture
+def plans(wide: ModelInfo, tmp_path: Path) -> dict[str, object]:
+    """The settings with which a job finds its plan."""
+    for key in job_keys(fitted_wan(wide), wide, "unipc"):
+        save(tmp_path, key, PLAN, {})
+    return {"plans": str(tmp_path)}
+
+
+def test_what_plans_of_attention_keep_counts_against_a_budget(
+    wide: ModelInfo, plans: dict[str, object]
+) -> None:
+    def needed(slices: int) -> int:
+        job = fitted_wan(wide, slicing={"slices": slices}, fast_attention=plans)
+        assert job.accelerations.fast_attention.stages == (PLAN,)
+        assert denoise_bytes(job, wide, "bfloat16") > decode_bytes(job, wide), "or it shows nothing"
+        return weights + tile_bytes(job, wide, "bfloat16")
+
+    weights = loaded_bytes(wide.family, wide.parameters, "bfloat16")
+    budget_gb = (needed(2) + needed(99)) / 2e9
+    budget = {"budget_gb": budget_gb}
+    job = fitted_wan(wide, slicing=budget, fast_attention=plans)
+    slices = job.accelerations.slicing.slices
+    assert slices > fitted_wan(wide, slicing=budget).accelerations.slicing.slices
+    assert weights + tile_bytes(job, wide, "bfloat16") <= budget_gb * 1e9 < needed(slices - 1)
+
+
+def test_a_search_for_slices_looks_at_each_step_of_a_plan_once(
+    wide: ModelInfo, plans: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, plain = Counter[int](), AttentionPlan.held_in
+
+    def counted(plan: AttentionPlan, step: int, *given: object) -> float:
+        seen[step] += 1
+        return plain(plan, step, *given)
+
+    monkeypatch.setattr(AttentionPlan, "held_in", counted)
+    _kinds_of_steps.cache_clear()
+    with pytest.raises(BadJob, match="slicing cannot bring the model under 1 GB"):
+        fitted_wan(wide, slicing={"budget_gb": 1}, fast_attention=plans)
+    assert seen == dict.fromkeys(range(PLAN.steps), 1)

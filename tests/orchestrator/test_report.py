@@ -121,9 +121,9 @@ def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
     planned = {"model_bytes": 2**27, "tile_bytes": 2**26}
     assert said["memory"] == {"planned": planned, "workers": {"w1": 2**27, "w2": 2**26}}
     told = page(said, pictures)
-    assert "Planned for each worker: 0.13 GB for weights,\n0.07 GB for the window" in told
-    for worker, held in (("w1", "0.13"), ("w2", "0.07")):
-        assert f"<td>{worker}</td>\n<td>{held} GB</td><td>0.20 GB</td>" in told
+    assert "Planned for each worker: 0.134 GB for weights,\n0.0671 GB for the window" in told
+    for worker, held in (("w1", "0.134"), ("w2", "0.0671")):
+        assert f"<td>{worker}</td>\n<td>{held} GB</td><td>0.201 GB</td>" in told
 
 
 def test_any_film_has_a_report(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
-"""What ``longtake plan`` says of time, of a film whose steps are not all of the same length."""
+"""What ``longtake plan`` says of time, of a film whose steps are not all of the same length, and of
+memory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from orchestrator.show import plan_report
+from orchestrator.show import plan_report, plan_text
 from tests.orchestrator.plans import make_plan
 
 
@@ -28,3 +30,9 @@ def test_a_long_step_costs_more() -> None:
 def test_a_short_shots_steps_cost_less() -> None:
     both = told(8, 4, whole=False)
     assert "a step of 8 latent frames, others in proportion; start" in both["wall_basis"]
+
+
+def test_memory_is_in_the_reports_unit() -> None:
+    plan = replace(make_plan(8), model_bytes=28_400_000_000, tile_bytes=67_108_864)
+    said = plan_text(plan_report(plan, 1, None))
+    assert "memory per worker: 28.40 GB model + 0.0671 GB tile (estimated" in said

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.accelerations import Accelerations, FastAttention, Rehash
+from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.attention_plan import AttentionPlan
 from jobs.families.features import feature_bytes
+from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
 from jobs.spec import ResolvedSpec, resolve
 from jobs.spec_file import parse_spec
 from orchestrator.tile_memory import (
+    denoise_bytes,
     denoised_frames,
     kept_bytes,
     largest_tile,
@@ -22,7 +24,7 @@ from orchestrator.tile_memory import (
 )
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 
-F, S = "full", "share_steps"
+F, W, S = "full", "window", "share_steps"
 PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
 FAST = Accelerations(fast_attention=FastAttention(stages=(PLAN,)))
 
@@ -32,10 +34,12 @@ def demo() -> ModelInfo:
     return inspect_model(resolve_model("demo"))
 
 
-def job_of(model: ModelInfo, asked: Accelerations, *guidance: float) -> ResolvedSpec:
+def job_of(
+    model: ModelInfo, asked: Accelerations, *guidance: float, steps: int = 2
+) -> ResolvedSpec:
     """With a shot for each guidance."""
     shots = [{"prompt": "a kite", "seconds": 1, "guidance": each} for each in guidance]
-    spec = parse_spec({"version": 1, "steps": 2, "shots": shots})
+    spec = parse_spec({"version": 1, "steps": steps, "shots": shots})
     return replace(resolve(spec, model.geometry, model.defaults), accelerations=asked)
 
 
@@ -49,8 +53,47 @@ def kept(job: ResolvedSpec, model: ModelInfo, text_tokens: int = 0) -> float:
 def test_a_plan_keeps_outputs_of_the_branches_that_run(
     demo: ModelInfo, guidance: tuple[float, ...], layers: int
 ) -> None:
-    job = job_of(demo, FAST, *guidance)
-    assert kept(job, demo, job.text_tokens) == layers
+    assert kept(job_of(demo, FAST, *guidance), demo) == layers
+
+
+@pytest.mark.parametrize(("guidance", "layers"), [((5.0,), 8), ((1.0,), 4)])
+def test_a_plan_keeps_outputs_of_text_that_attends_with_the_video(
+    tmp_path: Path, guidance: tuple[float, ...], layers: int
+) -> None:
+    model = inspect_model(write_tiny_cogvideox(tmp_path / "model"))
+    job = job_of(model, FAST, *guidance)
+    assert job.text_tokens and kept(job, model, job.text_tokens) == layers
+
+
+#: A plan's steps, the steps that adaptive may leave out, what lies with a tile at most, in features
+#: of a layer and branch, and what attention takes of the whole. Of two branches and four layers.
+HELD = {
+    "full": ((F, F, F), set(), 0, NOTHING_WHOLE),
+    "shared": ((F, S, S), set(), 8, Whole(5)),
+    "windows": ((F, F, W), set(), 8, Whole(7, windowed=True)),
+    "windows, a full step may be skipped": ((F, F, W), {1}, 16, Whole(7, windowed=True)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+@pytest.mark.parametrize("slices", [None, 2, 99])
+def test_a_step_holds_what_its_plan_says(demo: ModelInfo, name: str, slices: int | None) -> None:
+    rows, skipped, features, whole = HELD[name]
+    plan = AttentionPlan(tuple((each,) * 4 for each in rows), (3, 3, 3))
+    asked = Accelerations(
+        fast_attention=FastAttention(stages=(plan,)),
+        adaptive=Adaptive(form="spectral", first=1, last=1) if skipped else None,
+        slicing=Slicing(slices=slices) if slices else None,
+    )
+    job = job_of(demo, asked, 5.0, steps=3)
+    assert asked.may_skip(job.stage_steps) == (skipped,)
+    tile = largest_tile(job, demo.geometry)
+    alone = replace(job, accelerations=asked.model_copy(update={"fast_attention": None}))
+    step = denoise_bytes(alone, demo, "float32")
+    if slices:
+        step = sliced_tile_bytes(job, demo, "float32", slices, whole)
+    feature = feature_bytes(demo.configs["transformer"], tile, "float32")
+    assert denoise_bytes(job, demo, "float32") == step + features * feature
 
 
 @pytest.mark.parametrize(("guidance", "features"), [((5.0,), 2), ((1.0,), 1)])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from accel.attention_models import VIDEO_TRANSFORMERS
 from jobs.accelerations import Accelerations, Adaptive, FastAttention
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan, Strategy
@@ -23,6 +24,7 @@ from tests.workers.test_pyramid import ended, run_all, shot_of
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_worker
 from tests.workers.tiny_families import KINDS, tiny_family
 from workers.calibration import CalibrationSample, find_plans, token_grid
+from workers.families import FAMILIES as WORKERS_FAMILIES
 from workers.families import open_family
 from workers.worker import Worker
 
@@ -60,6 +62,12 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_these_families_take_it() -> None:
     names = {KINDS[kind][0] for kind in TAKES_IT}
     assert names == {"wan", "ltx", "cogvideox", "hunyuan-video"}
+
+
+@pytest.mark.parametrize("name", sorted({KINDS[kind][0] for kind in TAKES_IT}))
+def test_planning_knows_whose_text_attends_with_the_video(name: str) -> None:
+    denoiser = WORKERS_FAMILIES[name].denoiser_kind.__name__
+    assert FAMILIES[name].joint_text == (VIDEO_TRANSFORMERS[denoiser].text != "none")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

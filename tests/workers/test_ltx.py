@@ -18,6 +18,7 @@ from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
 from orchestrator.prepare import prepare
+from orchestrator.sizes import gb
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_cogvideox import render
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
@@ -336,7 +337,7 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
     needs = LTX().decode_bytes(model.configs, 32, 32, model.geometry.pixel_frames(21))
     name = "AutoencoderKLLTXVideo"
     assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
-    assert f"about {needs / 2**20:,.0f} MiB, however many slices" in said
+    assert f"about {gb(needs)}, however many slices" in said
     assert warnings(folder, 9) == (said,) and warnings(folder, None) == ()
     asked = {"prompt": "a", "seconds": 1, "accelerations": {"slicing": {"slices": 2}}}
     for demo in ("demo", "demo-animatediff"):
