@@ -311,7 +311,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
     overlap = _or(spec.overlap_latent_frames, min(geometry.overlap_latent_frames, window - 1))
     steps = _or(spec.steps, defaults.steps)
     shares = step_shares(spec, defaults)
-    asked = combined(spec.preset, spec.accelerations)
+    asked = combined(spec.preset, spec.accelerations, geometry.family)
     problems = [
         *pyramid_problems(spec, defaults, steps, shares),
         *size_problems(width, height, geometry.size_multiple),

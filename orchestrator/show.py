@@ -183,6 +183,7 @@ def preset_rows() -> list[dict[str, Any]]:
             "name": preset.name,
             "description": preset.description,
             "accelerations": preset.settings.recipe(),
+            "by_family": {name: each.recipe() for name, each in preset.by_family.items()},
             "with_noise": preset.with_noise.recipe(),
             "measured": {family: asdict(each) for family, each in preset.measured.items()},
             "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
@@ -202,6 +203,11 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines.append(f"{row['name']}: {row['description']}")
         lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
+        lines += [
+            f"  of {family}: {line}"
+            for family, settings in row["by_family"].items()
+            for line in _settings_lines(settings)
+        ]
         lines += [
             f"  with a scheduler that adds noise, not measured: {line}"
             for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])

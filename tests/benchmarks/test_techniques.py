@@ -88,11 +88,11 @@ def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> No
 def test_presets_say_what_was_measured(name: str) -> None:
     """The newest results, without a pyramid and with one."""
     preset = PRESETS[name]
-    adaptive = preset.settings.adaptive
-    assert adaptive is not None and adaptive.form == "spectral"
-    swept = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
     for family, said in preset.measured.items():
-        results, kind = "techniques_cpu_*.json", swept
+        adaptive = preset.settings_of(family).adaptive
+        assert adaptive is not None and adaptive.form == "spectral"
+        kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
+        results = "techniques_cpu_*.json"
         if family == "animatediff":
             results = "techniques_animatediff_cpu_*.json"
         elif "pyramid" in family:

@@ -362,12 +362,13 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     ran = desk.run("presets")
     assert ran.code == 0
     assert [line.split(":")[0] for line in ran.out.splitlines() if line[0] != " "] == list(PRESETS)
+    assert "  of animatediff: adaptive: threshold 0.2" in ran.out
     assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 54 dB to the" in ran.out
     assert "x with the pyramid, over none), 33 dB to the full" in ran.out
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
-        "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
+        "by_family": {}, "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
     }  # fmt: skip
     assert "  cogvideox, hunyuan-video, ltx, svd: the same settings, not measured" in ran.out
     assert "with a scheduler that adds noise, not measured: adaptive: threshold 0.05" in ran.out

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jobs.accelerations import Accelerations, Adaptive, Rehash
 from jobs.presets import PRESETS
-from tests.jobs.test_spec import job, refusal, solved
+from jobs.spec import resolve
+from tests.jobs.test_spec import DEFAULTS, GEOMETRY, job, refusal, solved
 
 
 def test_an_acceleration_that_could_do_nothing_is_refused():
@@ -54,6 +57,13 @@ def test_a_preset_is_settings_and_a_jobs_own_take_their_place():
     added = solved(job(steps=20, preset="fast", accelerations={"rehash": {"every": 2}}))
     assert added.accelerations.adaptive == PRESETS["fast"].settings.adaptive
     assert added.accelerations.rehash == Rehash(every=2)
+
+
+def test_a_preset_is_a_familys_own_where_it_has_one():
+    asked, preset = job(steps=20, preset="fast"), PRESETS["fast"]
+    unet = resolve(asked, replace(GEOMETRY, family="animatediff"), DEFAULTS).accelerations
+    assert unet == preset.by_family["animatediff"] != solved(asked).accelerations
+    assert solved(asked).accelerations == preset.settings
 
 
 def test_a_preset_that_could_do_nothing_is_refused_where_it_stands():
