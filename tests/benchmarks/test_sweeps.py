@@ -29,7 +29,7 @@ def test_kinds_that_ask_for_a_jobs_profile_share_one(
     assert other not in alone
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_folders_go_with_the_process() -> None:
     code = "from benchmarks.sweeps import _new_folder; print(_new_folder(), end='')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -75,6 +75,7 @@ def test_a_mask_is_where_the_body_is() -> None:
     assert not mask_FHW[:, 14:].any(), "it stays in the upper half"
 
 
+@pytest.mark.long
 def test_bodies_weigh_more_at_first_and_not_in_the_end(tmp_path: Path) -> None:
     network = vae.new_vae().eval()
 
