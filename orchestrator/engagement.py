@@ -133,7 +133,7 @@ def idle_message(found: Iterable[Proof]) -> str:
     why = "; ".join(f"{proof.said} ({proof.fix})" for proof in idle)
     return (
         f"{names} did nothing: {why}. The film is finished and stays where it is; change the job's "
-        f"accelerations as said, or remove {names}"
+        f"accelerations as said, or remove {names}; of a preset, take a faster one or exact"
     )
 
 

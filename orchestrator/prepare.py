@@ -115,7 +115,7 @@ def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
     if most > windows:
         yield (
             f"the coarsest stage is one window of {most} latent frames, where windows have "
-            f"{windows}: what weights make of so long a window has not been measured"
+            f"{windows}: if the weights were not trained for so long a one, shapes may suffer"
         )
 
 

@@ -32,6 +32,7 @@ from orchestrator.report_seams import (
     meter_of,
     worst_borders,
 )
+from orchestrator.show import next_command
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
 from workers.fidelity import compare
@@ -52,9 +53,11 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     """All that a finished job's film says of itself, and pictures of it. Raises BadJob."""
     plan = plan_from_json(folder.plan())
     film = inspect_job.film_path(folder)
+    to_write = next_command("resume", folder.id, folder.path.parents[1])
     if film is None or not film.is_file():
-        where = "has no film yet" if film is None else f"has lost its film {film}"
-        raise BadJob(f"job {folder.id} {where}; longtake resume {folder.id} writes it")
+        state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
+        where = f"has lost its film {film}" if state == "done" else f"is {state}, with no film yet"
+        raise BadJob(f"job {folder.id} {where}; {to_write} writes it")
     seams = SeamMeter(borders(plan), interiors(plan))
     rows = [
         Row(shot.render.shows, first, first + shot.render.pixel_frames)
@@ -65,7 +68,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     if colours.frames != plan.pixel_frames:
         raise BadJob(
             f"{film} has {colours.frames} frames, not the {plan.pixel_frames} of job {folder.id}; "
-            f"longtake resume {folder.id} writes it again"
+            f"{to_write} writes it again"
         )
     ratios = seams.ratios()
     shots = []

@@ -372,3 +372,8 @@ def test_a_gpu_beyond_the_last_is_named(
     assert device_of(f"cuda:{count - 1}") == f"cuda:{count - 1}"
     with pytest.raises(CannotRunHere, match=f"finds {found}"):
         device_of(f"cuda:{count}")
+
+
+def test_a_picture_that_cannot_be_is_refused_before_anything_is_measured(desk: Desk) -> None:
+    ran = desk.run("calibrate", "--prompt", "x", "--picture", desk.folder / "none" / "a.png")
+    assert "--picture: " in refusal(ran, 2) and "is no folder" in ran.err

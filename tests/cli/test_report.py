@@ -45,7 +45,7 @@ def test_mistakes(desk: Desk, stored: str) -> None:
     film = write_film(desk, "sea.mp4")
     other = write_film(desk, "short.mp4", frames=12)
     said = refusal(desk.run("report", stored, "--store", desk.store), 2)
-    assert f"job {stored} has no film yet; longtake resume {stored}" in said
+    assert f"job {stored} is planned, with no film yet; longtake resume {stored} --store" in said
     said = refusal(desk.run("report", film, "--reference", other), 2)
     assert "the reference ends after 12 frames" in said
     said = refusal(desk.run("report", stored, "--store", desk.store, "--border", "1"), 2)

@@ -94,7 +94,7 @@ def test_a_coarsest_stage_that_is_a_long_window_is_warned_of(
         assert len(said) == (expected is not None), said
         if said:
             assert f"is one window of {expected} latent frames, where windows have 9:" in said[0]
-            assert "so long a window has not been measured" in said[0]
+            assert "not trained for so long a one" in said[0]
 
 
 def test_a_fetched_model_is_kept_with_its_commit(
