@@ -221,6 +221,13 @@ def test_what_is_found_lies_where_the_job_looks(desk: Desk, tmp_path: Path) -> N
     found = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "0.5", "--device", "cpu")
     assert found.code == 0 and f"a profile in {own}" in found.out, found.err
     assert list(own.iterdir())
+    again = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "0.5", "--device", "cpu")
+    assert "is replaced" not in found.err + again.err, "the same was found"
+    (tmp_path / "film.json").write_text(
+        json.dumps(job | {"prompt": "a red ring", "accelerations": asked})
+    )
+    other = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "0.5", "--device", "cpu")
+    assert "what was found before for this size and number of steps is replaced" in other.err
     useless = desk.run("calibrate", str(tmp_path / "film.json"), "--rehash", "1", "--device", "cpu")
     assert "there is nothing to reuse; try a lower --rehash" in useless.out
 
