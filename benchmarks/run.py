@@ -40,6 +40,7 @@ BENCHMARKS = (
         twins,
         "--pyramid workers/demo_animatediff_pyramid --plain workers/demo_animatediff --prompts 40",
     ),
+    (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only"),
     (twins, "--jumps demo-pyramid --prompts 40"),
     (attention_step, "--repeats 2"),
     (attention, ""),
