@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jobs.errors import BadJob, CannotRunHere
 from jobs.files import replace_file
@@ -55,7 +56,11 @@ class CalibrationKey:
         """The name of a file."""
         text = json.dumps(asdict(self), sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
-        return f"{what.replace(' ', '-')}-{digest}.json"
+        return _name(what, digest)
+
+
+def _name(what: What, digest: str) -> str:
+    return f"{what.replace(' ', '-')}-{digest}.json"
 
 
 def calibration_keys(
@@ -112,6 +117,18 @@ def save(
             f"{path} cannot be written: {error.strerror}; choose another folder"
         ) from error
     return path
+
+
+def found_in(folder: Path) -> dict[str, Any]:
+    """All that was found and lies in a folder, by file, without how it was found. What is only
+    begun, and what cannot be read, is not among it."""
+    told: dict[str, Any] = {}
+    for what in get_args(What):
+        for path in folder.glob(_name(what, "*")):
+            with suppress(OSError, ValueError):
+                record = json.loads(path.read_text())
+                told[path.name] = record | {"how": None} if isinstance(record, dict) else record
+    return told
 
 
 def load(folder: Path, what: What, key: CalibrationKey) -> tuple[dict[str, Any], Path]:

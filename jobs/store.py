@@ -59,6 +59,11 @@ class JobFolder:
     path: Path
     scratch: Path  # for temporary files, on the same file system
 
+    @property
+    def store(self) -> Path:
+        """The folder of the store that it lies in."""
+        return self.path.parents[1]
+
     def spec(self) -> dict[str, Any]:
         """What the person asked for. Raises DamagedRecord."""
         return self._record("spec")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -121,7 +120,7 @@ def calibrate_command(
     shot for each --prompt, and holds for films of that size and number of steps. Interrupted, the
     same command goes on."""
     from jobs.accelerations import Accelerations
-    from jobs.calibration import usual_folder
+    from jobs.calibration import found_in, usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
     _check_device(device)
@@ -139,7 +138,7 @@ def calibrate_command(
     plain = {"accelerations": Accelerations(), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
     folder = plans or _own_folder(spec, rehash is not None) or usual_folder()
-    say, before = partial(print, file=sys.stderr), _found_in(folder)
+    say, before = partial(print, file=sys.stderr), found_in(folder)
     if what is None and model is None:
         say(f"calibrating {spec.model}, for no model is named")
     if rehash is not None:
@@ -151,19 +150,10 @@ def calibrate_command(
         report, plans_found = calibrate(prepared, device, allowed, folder, say)
         if picture is not None:
             draw(plans_found, picture)
-    if any(before[name] != found for name, found in _found_in(folder).items() if name in before):
+    if any(before[name] != found for name, found in found_in(folder).items() if name in before):
         say("what was found before for this size and number of steps is replaced: jobs that use it "
             "and are rendered from now on go by the new one")  # fmt: skip
     print(json.dumps(report) if as_json else as_text(report))
-
-
-def _found_in(folder: Path) -> dict[str, Any]:
-    """What is in a folder of calibrations, without how it was found."""
-    told: dict[str, Any] = {}
-    for path in folder.glob("*.json"):
-        with contextlib.suppress(OSError, ValueError):  # what cannot be read, nobody goes by
-            told[path.name] = json.loads(path.read_text()) | {"how": None}
-    return told
 
 
 def _own_folder(spec: JobSpec, rehash: bool) -> Path | None:

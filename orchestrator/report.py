@@ -53,7 +53,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     """All that a finished job's film says of itself, and pictures of it. Raises BadJob."""
     plan = plan_from_json(folder.plan())
     film = inspect_job.film_path(folder)
-    to_write = next_command("resume", folder.id, folder.path.parents[1])
+    to_write = next_command("resume", folder.id, folder.store)
     if film is None or not film.is_file():
         state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
         where = f"has lost its film {film}" if state == "done" else f"is {state}, with no film yet"

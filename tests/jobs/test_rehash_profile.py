@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.calibration import CalibrationKey
+from jobs.calibration import CalibrationKey, found_in
 from jobs.errors import CannotRunHere
 from jobs.rehash_profile import load, save
 
@@ -52,3 +52,16 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, change: dict, said:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CannotRunHere, match=said):
         load(tmp_path, KEY)
+
+
+def test_only_what_was_found_whole_counts_as_found(tmp_path: Path) -> None:
+    """A search that goes on after a stop writes beside it, and a person may keep files there."""
+    whole = tmp_path / "rehash-profile-0123.json"
+    whole.write_text('{"similarity": [[1]], "how": {"prompts": ["a"]}}')
+    for name, text in {
+        "search-0123.json": "{}", "rehash-part-0123.json": "{}", "mine.json": "[]",
+        "attention-plan-0123.json": "{",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    assert found_in(tmp_path) == {whole.name: {"similarity": [[1]], "how": None}}
+    assert found_in(tmp_path / "none") == {}
