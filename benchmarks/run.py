@@ -49,7 +49,10 @@ BENCHMARKS = (
     (rehash_cost, ""),
     # Other prompts than the settings of the presets were chosen on.
     (techniques, "--prompts 3 --seed 7 --plot docs/techniques.png"),
-    (techniques, "--model demo-animatediff --steps 25 --prompts 2"),
+    (
+        techniques,
+        "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none",
+    ),
 )
 
 
