@@ -303,7 +303,8 @@ def job_text(report: dict[str, Any]) -> str:
     ]
     lines += [f"  shot {n}: {_shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
     if report["state"] == "done":
-        lines.append(f"  film: {report['out']}")
+        lines.append(f"  film: {report['film'] or 'not there'}")
+        lines += _replaced_line(report)
         lines += [f"  {line}" for line in report["accelerations"]]
     elif report["playable"]:
         lines.append(f"  watch the first piece: {report['playable'][0]}")
@@ -312,6 +313,13 @@ def job_text(report: dict[str, Any]) -> str:
     if report["state"] not in ("done", "rendering"):
         lines.append(f"  next: {next_command('resume', report['id'], report['store'])}")
     return "\n".join(lines)
+
+
+def _replaced_line(report: dict[str, Any]) -> list[str]:
+    """Whose film has the name of a job's film, if it is another's."""
+    if not report["replaced_by"]:
+        return []
+    return [f"  {report['out']} is now the film of job {report['replaced_by']}"]
 
 
 def verify_text(report: dict[str, Any]) -> str:
@@ -329,6 +337,8 @@ def verify_text(report: dict[str, Any]) -> str:
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
             f"{worst['frame']})"
         )
+    if report["replaced_by"] and report["film"]:
+        lines += [*_replaced_line(report), f"  the film of this job is kept: {report['film']}"]
     lines += [f"  warning: {said}" for said in report["disagreements"]]
     lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
     if not report["problems"]:
