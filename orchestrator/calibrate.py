@@ -97,8 +97,8 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     from workers.quiet import quiet_libraries
 
     quiet_libraries()  # first: all else of ``workers`` here imports the models
+    from workers.devices import device_of
     from workers.families import open_family
-    from workers.joining import device_of
 
     plan, known = prepared.plan, prepared.model.family
     if technique not in known.accelerations:

@@ -30,7 +30,7 @@ from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import write_tiny_ltx
-from workers.joining import device_of
+from workers.devices import device_of
 
 
 @pytest.mark.slow
