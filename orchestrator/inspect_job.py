@@ -189,7 +189,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
 def engagement_lines(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
     """What each that was asked for did; and that one did nothing."""
     complete = all_counted(records, plan)
-    found = proofs(plan.accelerations, engaged(records), complete=complete)
+    found = proofs(plan, engaged(records), complete=complete)
     said = idle_message(found)
     return [*proof_lines(found), *([said] if said else [])]
 

@@ -54,7 +54,7 @@ class Ending:
         done = self.ended.outcome == "done"
         if not done:
             return []
-        return proofs(self.plan.accelerations, self.engaged, complete=self.all_counted)
+        return proofs(self.plan, self.engaged, complete=self.all_counted)
 
     @property
     def exit_code(self) -> int:
