@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import errors
+from jobs.attention_plan import strategy_shares
 from jobs.families import FAMILIES
-from jobs.presets import PRESETS
+from jobs.presets import PRESETS, chosen_by
 from jobs.units import Unit
 from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
 from orchestrator.events import EndRender
@@ -110,6 +111,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "dtype": plan.dtype,
         "preset": plan.preset,
         "accelerations": plan.accelerations.recipe(),
+        "own_accelerations": _own(plan),
         "model_calls": plan.model_calls,
         "memory_model_bytes": plan.model_bytes,
         "memory_tile_bytes": plan.tile_bytes,
@@ -120,6 +122,12 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "shots": [_shot_report(shot) for shot in plan.shots],
     }
     return report | _time_report(plan, workers, step_s)
+
+
+def _own(plan: Plan) -> list[str]:
+    """The accelerations that the job asks for itself, beside its preset."""
+    chosen = chosen_by(plan.preset, plan.accelerations, plan.geometry.family)
+    return [name for name, each in plan.accelerations if each is not None and name not in chosen]
 
 
 def _shot_report(shot: Any) -> dict[str, Any]:
@@ -225,9 +233,25 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
 
 def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:
     return [
-        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        f"{name}: " + ", ".join(f"{key} {_short(key, value)}" for key, value in settings.items())
         for name, settings in accelerations.items()
     ]
+
+
+def _short(key: str, value: Any) -> str:
+    """A setting; of plans of attention, one a stage, how much each of their strategies does."""
+    if key != "stages":
+        return str(value)
+    shares = [strategy_shares(plan["rows"]) for plan in value]
+    each = (", ".join(f"{name} {part:.0%}" for name, part in s.items() if part) for s in shares)
+    return f"of {' | '.join(each)} of layers and steps (--json has all)"
+
+
+def _asked(report: dict[str, Any]) -> str:
+    """The preset and the job's own accelerations, as far as there are any."""
+    own = ["own accelerations"] if report["own_accelerations"] else []
+    preset = [] if own and report["preset"] == "exact" else [f"preset {report['preset']}"]
+    return ", ".join([*preset, *own])
 
 
 def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
@@ -247,7 +271,7 @@ def plan_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['seconds']:.1f} s, {_count(report['pixel_frames'], 'frame')} of "
         f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
-        f"preset {report['preset']}",
+        f"{_asked(report)}",
     ]
     for number, shot in enumerate(report["shots"], 1):
         windows = shot["stages"][-1]["windows"]
