@@ -38,6 +38,7 @@ from orchestrator.cli_options import (
     StoreOption,
     TimeoutOption,
     WorkersOption,
+    valid_range,
 )
 from orchestrator.cli_planning import (
     calibrate_command,
@@ -379,7 +380,7 @@ def _usage(error: Any) -> str:
         return f"say what to do\n{context.get_help()}"
     said = str(error.format_message()).rstrip(".")
     commands = getattr(context.command, "commands", None) if context else None
-    valid = f"; valid: {', '.join(commands)}" if commands else ""
+    valid = f"; valid: {', '.join(commands)}" if commands else valid_range(error)
     return f"{said}{valid}\nSee: {path} --help"
 
 

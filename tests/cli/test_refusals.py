@@ -77,6 +77,8 @@ BAD_FIELDS = [
     ({"checkpoint_every": "0"}, "checkpoint_every: must be at least 1"),
     ({"window_latent_frames": "0"}, "window_latent_frames: must be at least 1"),
     ({"window_latent_frames": "4", "overlap_latent_frames": "4"}, "must be less than the window"),
+    ({"size": "[60, 64]", "accelerations": "{slicing: {slices: 2, budget_gb: 9}}"},
+     "accelerations.slicing: slices are found for budget_gb; remove one of them"),
     # sizes
     ({"size": "[0, 64]"}, "size[1]: must be at least 16, got 0"),
     ({"size": "[64, -64]"}, "size[2]: must be at least 16, got -64"),
