@@ -48,12 +48,7 @@ from orchestrator.cli_planning import (
     presets_command,
 )
 from orchestrator.export import save_latents as export_latents
-from orchestrator.prepare import (
-    check_same_model,
-    new_job_id,
-    plan_from_json,
-    plan_to_json,
-)
+from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, plan_to_json
 
 app = typer.Typer(
     name="longtake",

@@ -94,6 +94,10 @@ def plan_command(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
         fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
+    if step_seconds is not None and workers is None:
+        from orchestrator.render import workers_here
+
+        workers = workers_here(prepared.plan)
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
 

@@ -144,9 +144,8 @@ def idle_message(found: Iterable[Proof]) -> str:
     own = " and ".join(proof.name for proof in idle if not proof.preset)
     fixes = [f"change the job's accelerations as said, or remove {own}"] if own else []
     fixes += [f"take a faster preset than {each.preset}, or exact" for each in idle if each.preset]
-    return (
-        f"{names} did nothing: {why}. The film is finished and stays where it is; "
-        + "; ".join(dict.fromkeys(fixes))
+    return f"{names} did nothing: {why}. The film is finished and stays where it is; " + "; ".join(
+        dict.fromkeys(fixes)
     )
 
 

@@ -344,6 +344,14 @@ def default_workers(plan: Plan) -> int:
     return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
 
 
+def workers_here(plan: Plan) -> int:
+    """As many as a render on this machine has if nothing is said: one per GPU, or else as
+    ``default_workers``."""
+    from workers.devices import gpu_count
+
+    return gpu_count() or default_workers(plan)
+
+
 def provenance(job_id: str, plan: Plan) -> dict[str, Any]:
     """What the film's metadata says of where it came from."""
     return {

@@ -58,7 +58,8 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     to_write = next_command("resume", folder.id, folder.store)
     if film is None or not film.is_file():
         state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
-        where = f"has lost its film {found.name}" if state == "done" else f"is {state}, with no film yet"
+        lost, none = f"has lost its film {found.name}", f"is {state}, with no film yet"
+        where = lost if state == "done" else none
         raise BadJob(f"job {folder.id} {where}; {to_write} writes it")
     seams = SeamMeter(borders(plan), interiors(plan))
     rows = [

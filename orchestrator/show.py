@@ -168,19 +168,18 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
 
     run = Simulation(plan, Policy(workers=workers), cost=cost).run()
     at = f"{step_s:g} s a step{_lengths(plan)}"
-    basis = f"simulated with {workers} workers at {at}; start-up is not counted"
+    basis = f"simulated with {_count(workers, 'worker')} at {at}; start-up is not counted"
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
 
 
 def _lengths(plan: Plan) -> str:
     """Which steps are meant, if they are not all of the same length."""
     usual = plan.usual_frames
-    longest = {stage.longest for shot in plan.shots for stage in shot.stages}
-    if longest == {usual}:
+    if all(stage.longest == usual for shot in plan.shots for stage in shot.stages):
         return ""
     said = f" of {usual} latent frames, others in proportion"
-    if max(longest) > usual:
-        said += f" (of up to {max(longest)}: attention takes more than that)"
+    if plan.longest_frames > usual:
+        said += f" (of up to {plan.longest_frames}: attention takes more than that)"
     return said
 
 

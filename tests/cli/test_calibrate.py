@@ -262,9 +262,7 @@ def test_the_command_that_is_named_finds_what_is_missing(
     assert ran.code == 0 or "has nothing to reuse" in ran.err, "it was found"
 
 
-def test_all_that_is_missing_is_named_at_once(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_that_is_missing_is_named_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
     asked = {
         "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
