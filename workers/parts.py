@@ -76,7 +76,7 @@ def keep_other(out: Path) -> Path | None:
 def kept_beside(out: Path) -> list[Path]:
     """The files that ``keep_other`` kept of those that stood under the name of ``out``."""
     numbered = re.compile(rf"{re.escape(out.stem)}\.\d+{re.escape(out.suffix)}")
-    return [path for path in out.parent.iterdir() if numbered.fullmatch(path.name)]
+    return [path for path in out.parent.glob(f"*{out.suffix}") if numbered.fullmatch(path.name)]
 
 
 def part_beside(out: Path) -> Path:
