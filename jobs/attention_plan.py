@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -92,6 +92,12 @@ def _writes(strategy: Strategy, kind: Kind) -> bool:
 
 def _reads(strategy: Strategy, kind: Kind) -> bool:
     return is_windowed(strategy) if kind == "residual" else strategy == "share_steps"
+
+
+def strategy_shares(rows: Sequence[Sequence[str]]) -> dict[str, float]:
+    """How much of all layers and steps each strategy has: of a plan's ``rows``."""
+    every = [strategy for row in rows for strategy in row]
+    return {name: every.count(name) / len(every) for name in STRATEGIES}
 
 
 @dataclass(frozen=True)

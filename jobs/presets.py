@@ -91,6 +91,16 @@ PRESETS: dict[str, Preset] = {
 }
 
 
+def chosen_by(preset: str, found: Accelerations, family: str) -> frozenset[str]:
+    """Those of a job's accelerations that are as its preset has them; all others are its own."""
+    chosen = (PRESETS[preset].settings_of(family), PRESETS[preset].with_noise)
+    return frozenset(
+        name
+        for name, each in found
+        if each is not None and each in [getattr(settings, name) for settings in chosen]
+    )
+
+
 def combined(preset: str, own: Accelerations, family: str) -> Accelerations:
     """A preset for a family with a job's own settings, which take the place of the preset's."""
     given = {name: getattr(own, name) for name in type(own).model_fields}

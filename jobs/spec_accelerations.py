@@ -25,6 +25,9 @@ def acceleration_problems(
         problems.append(Problem(("accelerations", "rehash"), said))
     elif asked.rehash and (said := rehash_problem(asked.rehash, stage_steps)):
         problems.append(Problem(acceleration_place(spec, "rehash"), said))
+    if asked.slicing and asked.slicing.slices is not None and asked.slicing.budget_gb is not None:
+        said = "slices are found for budget_gb; remove one of them"
+        problems.append(Problem(("accelerations", "slicing"), said))
     if spec.pyramid_first_stage == "whole":
         problems += _uncalibrated(spec, asked)
     if spec.accelerations.fast_attention and spec.accelerations.fast_attention.stages:

@@ -56,13 +56,15 @@ class Places:
         return next((self.marks[part] for part in around if part in self.marks), (1, 1))
 
     def _written(self, path: Path) -> Path:
-        """Undoes the shorthand: the only shot's prompt may have been written at the top."""
+        """Undoes the shorthand: the only shot's prompt may have been written at the top, and what
+        flags say of a shot, they say of all."""
         if path[:1] == ("output",) and len(path) > 1 and path[1] in self.flags:
             return path[1:]
-        if path[:2] != ("shots", 0) or ("shots",) in self.marks or "shots" in self.flags:
+        if path[:1] != ("shots",) or ("shots",) in self.marks or "shots" in self.flags:
             return path
         short = len(path) > 2 and (path[2:] in self.marks or path[2] in self.flags)
-        return path[2:] if short or self.source or self.flags else path
+        alone = path[:2] == ("shots", 0) and (self.source or self.flags)
+        return path[2:] if short or alone else path
 
 
 def _dotted(path: Path) -> str:
@@ -75,7 +77,8 @@ def _dotted(path: Path) -> str:
 def bad_job(problems: Sequence[Problem], places: Places) -> BadJob:
     """One error that lists all problems, in the order in which they were written."""
     ordered = sorted(problems, key=lambda each: places.mark(each.path))
-    lines = [f"{places.name(each.path)}: {each.message}" for each in ordered]
+    named = (f"{places.name(each.path)}: {each.message}" for each in ordered)
+    lines = list(dict.fromkeys(named))  # a flag that is wrong for one shot is for all
     if len(lines) == 1:
         return BadJob(lines[0])
     shown = [f"  {line}" for line in lines[:_MOST_SHOWN]]

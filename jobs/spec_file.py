@@ -130,7 +130,7 @@ def _unknown_field(path: Path, data: Mapping[str, Any], places: Places) -> str:
     if path[0] == "loras" and len(path) > 2:
         return unknown(name, Lora.model_fields)
     if name in places.flags and "shots" in data:
-        return "belongs to one shot, and this job file has a list of them; change it in the file"
+        return "belongs to a shot, and this job file lists its shots; change it in the file"
     if name in SHORTHAND and "shots" in data:
         return "stands at the top beside shots; move it into a shot, or remove shots"
     return unknown(name, [*JobSpec.model_fields, *SHORTHAND])

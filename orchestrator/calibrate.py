@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from jobs.attention_plan import STRATEGIES, AttentionPlan
+from jobs.attention_plan import STRATEGIES, AttentionPlan, strategy_shares
 from jobs.calibration import usual_folder
 from jobs.errors import BadJob
 from jobs.rehash_profile import Similarity, key_steps
@@ -43,7 +43,10 @@ def calibrate(
     )  # fmt: skip
     plans = [plan for plan, _ in found]
     report = {"folder": str(folder), "layers": plans[0].layers}
-    each = [{"steps": plan.steps, "window": plan.window, "shares": _shares(plan)} for plan in plans]
+    each = [
+        {"steps": plan.steps, "window": plan.window, "shares": strategy_shares(plan.rows)}
+        for plan in plans
+    ]
     return report | {"stages": each}, plans
 
 
@@ -97,8 +100,8 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     from workers.quiet import quiet_libraries
 
     quiet_libraries()  # first: all else of ``workers`` here imports the models
+    from workers.devices import device_of
     from workers.families import open_family
-    from workers.joining import device_of
 
     plan, known = prepared.plan, prepared.model.family
     if technique not in known.accelerations:
@@ -124,12 +127,6 @@ def _window_lengths(shot: ShotPlan) -> list[int]:
 
 def _stage(stage: int, stages: int) -> str:
     return f"stage {stage + 1} of {stages}, " if stages > 1 else ""
-
-
-def _shares(plan: AttentionPlan) -> dict[str, float]:
-    """How much of all layers and steps each strategy has."""
-    rows = [strategy for row in plan.rows for strategy in row]
-    return {name: rows.count(name) / len(rows) for name in STRATEGIES}
 
 
 def draw(plans: Sequence[AttentionPlan], out: Path) -> None:

@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
-from jobs.accelerations import Accelerations
+from jobs.accelerations import Accelerations, FastAttention, Rehash
 from jobs.attention_plan import load as load_plan
 from jobs.calibration import CalibrationKey, calibration_keys, usual_folder
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
 from jobs.model_folder import ModelInfo
 from jobs.rehash_profile import key_steps
 from jobs.rehash_profile import load as load_profile
 from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place, rehash_problem
 from jobs.spec_errors import Problem, bad_job
+from jobs.spec_part import Part
 from orchestrator.tile_memory import dtype_of
 
 
@@ -25,30 +26,48 @@ def with_calibrations(
     spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str
 ) -> Accelerations:
     """The job's accelerations with what is on file for each of its stages: plans of attention, and
-    key steps by a threshold. Raises BadJob."""
+    key steps by a threshold. Raises BadJob, with all that is missing."""
     found, keys = job.accelerations, job_keys(job, model, scheduler)
-    attention, rehash = found.fast_attention, found.rehash
-    if attention is not None:
-        command = command_for(spec)
-        with _named(spec, "fast_attention", command):
-            plans = tuple(load_plan(_folder(attention.plans), key) for key in keys)
-        if all(strategy == "full" for plan in plans for row in plan.rows for strategy in row):
-            how = (
-                "does nothing: the plan that was found for it leaves every layer as it is; "
-                f"`{command}` with a larger --delta changes more, or remove it"
-            )
-            raise bad_job([Problem(acceleration_place(spec, "fast_attention"), how)], spec._places)
-        attention = attention.model_copy(update={"stages": plans})
-        found = found.model_copy(update={"fast_attention": attention})
-    if rehash is not None and rehash.threshold is not None:
-        with _named(spec, "rehash", command_for(spec, "--rehash", f"{rehash.threshold}")):
-            profiles = [load_profile(_folder(rehash.profiles), key) for key in keys]
-        chosen = tuple(key_steps(profile, rehash.threshold) for profile in profiles)
-        rehash = rehash.model_copy(update={"key_steps": chosen})
-        if said := rehash_problem(rehash, job.stage_steps):
-            raise bad_job([Problem(acceleration_place(spec, "rehash"), said)], spec._places)
-        found = found.model_copy(update={"rehash": rehash})
-    return found
+    update: dict[str, Part] = {}
+    problems: list[Problem] = []
+    if (attention := found.fast_attention) is not None:
+        with _named(spec, "fast_attention", problems):
+            update["fast_attention"] = _with_plans(spec, attention, keys)
+    if (rehash := found.rehash) is not None and rehash.threshold is not None:
+        with _named(spec, "rehash", problems):
+            update["rehash"] = _with_key_steps(spec, rehash, keys, job.stage_steps)
+    if problems:
+        raise bad_job(problems, spec._places)
+    return found.model_copy(update=update)
+
+
+def _with_plans(
+    spec: JobSpec, attention: FastAttention, keys: tuple[CalibrationKey, ...]
+) -> FastAttention:
+    """Raises CannotRunHere where a plan is missing, BadJob where none does anything."""
+    command = command_for(spec)
+    with _to_make_it(command):
+        plans = tuple(load_plan(_folder(attention.plans), key) for key in keys)
+    if all(strategy == "full" for plan in plans for row in plan.rows for strategy in row):
+        raise BadJob(
+            "does nothing: the plan that was found for it leaves every layer as it is; "
+            f"`{command}` with a larger --delta changes more, or remove it"
+        )
+    return attention.model_copy(update={"stages": plans})
+
+
+def _with_key_steps(
+    spec: JobSpec, rehash: Rehash, keys: tuple[CalibrationKey, ...], stage_steps: tuple[int, ...]
+) -> Rehash:
+    """Raises CannotRunHere where a profile is missing, BadJob where nothing can be reused."""
+    assert rehash.threshold is not None
+    with _to_make_it(command_for(spec, "--rehash", f"{rehash.threshold}")):
+        profiles = [load_profile(_folder(rehash.profiles), key) for key in keys]
+    chosen = tuple(key_steps(profile, rehash.threshold) for profile in profiles)
+    rehash = rehash.model_copy(update={"key_steps": chosen})
+    if said := rehash_problem(rehash, stage_steps):
+        raise BadJob(said)
+    return rehash
 
 
 def _folder(asked: str | None) -> Path:
@@ -76,13 +95,21 @@ def command_for(spec: JobSpec, *technique: str) -> str:
 
 
 @contextmanager
-def _named(spec: JobSpec, name: str, command: str) -> Iterator[None]:
-    """What is missing is the job's problem, and a command finds it."""
+def _to_make_it(command: str) -> Iterator[None]:
+    """What is missing, a command finds."""
     try:
         yield
     except CannotRunHere as missing:
-        problem = Problem(acceleration_place(spec, name), f"{missing}; to make it: {command}")
-        raise bad_job([problem], spec._places) from None
+        raise CannotRunHere(f"{missing}; to make it: {command}") from None
+
+
+@contextmanager
+def _named(spec: JobSpec, name: str, problems: list[Problem]) -> Iterator[None]:
+    """What an acceleration lacks is the job's problem."""
+    try:
+        yield
+    except (BadJob, CannotRunHere) as lack:
+        problems.append(Problem(acceleration_place(spec, name), str(lack)))
 
 
 def job_keys(job: ResolvedSpec, model: ModelInfo, scheduler: str) -> tuple[CalibrationKey, ...]:

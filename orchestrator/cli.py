@@ -38,6 +38,7 @@ from orchestrator.cli_options import (
     StoreOption,
     TimeoutOption,
     WorkersOption,
+    valid_range,
 )
 from orchestrator.cli_planning import (
     calibrate_command,
@@ -47,12 +48,7 @@ from orchestrator.cli_planning import (
     presets_command,
 )
 from orchestrator.export import save_latents as export_latents
-from orchestrator.prepare import (
-    check_same_model,
-    new_job_id,
-    plan_from_json,
-    plan_to_json,
-)
+from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, plan_to_json
 
 app = typer.Typer(
     name="longtake",
@@ -108,8 +104,7 @@ def render_command(
     as_json: JsonOption = False,
 ) -> None:
     """Render a film from a job file, or from options. What an option says wins over the file."""
-    from jobs.store import Store
-    from orchestrator.render import check_out
+    from orchestrator.render import check_devices, check_out
 
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
@@ -118,7 +113,8 @@ def render_command(
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
     _check_latents_path(save_latents)
-    opened = Store.open(Path(store).expanduser() if "://" not in store else store)
+    check_devices(address, device.value)
+    opened = _open(store, create=True)
     folder = opened.create_job(job_id, prepared.spec.canonical(), plan_to_json(prepared.plan))
     _render(
         opened, folder, prepared.plan, film, as_json, save_latents,
@@ -142,7 +138,7 @@ def resume_command(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a render that was stopped. The film is the same as without the break."""
-    from orchestrator.render import check_out
+    from orchestrator.render import check_devices, check_out
 
     opened = _open(store)
     folder = opened.job(job)
@@ -151,6 +147,7 @@ def resume_command(
     known = inspect_job.film_path(folder)
     film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
     _check_latents_path(save_latents)
+    check_devices(address, device.value)
     _render(
         opened, folder, plan, film, as_json, save_latents,
         workers=workers, address=address, timeout_s=timeout, device=device.value,
@@ -319,11 +316,11 @@ def _reported_job(given: str, store: str) -> Any:
         ) from None
 
 
-def _open(store: str, *, writable: bool = True) -> Any:
+def _open(store: str, *, create: bool = False, writable: bool = True) -> Any:
     from jobs.store import Store
 
     place = store if "://" in store else Path(store).expanduser()
-    return Store.open(place, create=False, writable=writable)
+    return Store.open(place, create=create, writable=writable)
 
 
 def _ending(codec: str) -> str:
@@ -378,7 +375,7 @@ def _usage(error: Any) -> str:
         return f"say what to do\n{context.get_help()}"
     said = str(error.format_message()).rstrip(".")
     commands = getattr(context.command, "commands", None) if context else None
-    valid = f"; valid: {', '.join(commands)}" if commands else ""
+    valid = f"; valid: {', '.join(commands)}" if commands else valid_range(error)
     return f"{said}{valid}\nSee: {path} --help"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,3 +135,12 @@ PromptsOption = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="what to try it on, a shot each; may be repeated"),
 ]
+
+
+def valid_range(error: Any) -> str:
+    """``; valid: 0 to 10`` for an error about an option that takes numbers of a range; else ""."""
+    option = getattr(error, "param", None)
+    low, high = getattr(option, "min", None), getattr(option, "max", None)
+    if low is None:
+        return ""
+    return f"; valid: {low:g} or more" if high is None else f"; valid: {low:g} to {high:g}"

@@ -16,7 +16,7 @@ import typer
 from jobs import errors
 from jobs.model_folder import ModelInfo, inspect_model, is_at_hand, resolve_model
 from jobs.spec import JobSpec
-from jobs.spec_errors import Problem, bad_job
+from jobs.spec_errors import Places, Problem, bad_job
 from orchestrator import show
 from orchestrator.cli_options import (
     DEFAULT_DELTA,
@@ -94,6 +94,10 @@ def plan_command(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
         fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
+    if step_seconds is not None and workers is None:
+        from orchestrator.render import workers_here
+
+        workers = workers_here(prepared.plan)
     report = show.plan_report(prepared.plan, workers or 1, step_seconds)
     print(json.dumps(report) if as_json else show.plan_text(report))
 
@@ -177,7 +181,7 @@ def _calibrated_on(
 ) -> JobSpec:
     """The job whose shots a calibration is tried on: that of a file, or one of a model, with a shot
     for each prompt that fills a window of every stage if no length was given."""
-    from jobs.spec_file import spec_from_flags
+    from jobs.spec_file import parse_spec
 
     if "" in (what, model):
         raise errors.BadJob("a name is empty; give a job file, or a model such as demo")
@@ -202,8 +206,10 @@ def _calibrated_on(
     length = {"seconds": flags.pop("seconds")}
     if length["seconds"] is None:
         length = {"pixel_frames": _window_pixel_frames(info)}
+    given = {"model": named} | {key: value for key, value in flags.items() if value is not None}
     shots = [{"prompt": prompt} | length for prompt in prompts]
-    return spec_from_flags({"model": named, "shots": shots} | flags)
+    places = Places(flags=frozenset({*given, "prompt", "seconds"}))
+    return parse_spec(given | {"shots": shots}, places)
 
 
 def _window_pixel_frames(info: ModelInfo) -> int:

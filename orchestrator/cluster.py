@@ -91,6 +91,21 @@ def open_cluster(address: str | None, cpus: int, output_bytes: int = 0) -> Clust
     return _join(address)
 
 
+def check_address(address: str, device: str) -> None:
+    """Join the Ray at ``address`` and leave it again; warn if anybody could. Raises CannotRunHere
+    if there is none, or if ``device`` is cuda and it has no GPU."""
+    cluster = open_cluster(address, 0)
+    cluster.stop()
+    if device == "cuda" and not cluster.gpus:
+        raise CannotRunHere(f"the Ray at {address} has no GPU; give --device cpu or auto")
+    if not _has_token():
+        print(
+            f"warning: joining the Ray at {address} without a token: whoever can reach it can "
+            "run code there. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node",
+            file=sys.stderr,
+        )
+
+
 def _start(cpus: int, output_bytes: int) -> Cluster:
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -162,12 +177,6 @@ def _join(address: str) -> Cluster:
         raise CannotRunHere(
             f"{address}: a Ray client cannot hold a film's outputs; run longtake on a machine of "
             "the cluster, with --address auto"
-        )
-    if not _has_token():
-        print(
-            f"warning: joining the Ray at {address} without a token: whoever can reach it can "
-            "run code there. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node",
-            file=sys.stderr,
         )
     try:
         with _quiet():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
+from jobs.presets import chosen_by
 from jobs.units import Unit
 from orchestrator.plan import Plan
 
@@ -96,17 +97,26 @@ class Proof:
     said: str  # with counts
     engaged: bool | None  # None: not known, for not all of its steps are counted
     fix: str = ""  # what lets it do more
+    preset: str = ""  # that chose it; "" if the job itself did
+
+    @property
+    def asked(self) -> str:
+        """It by name, after the preset that chose it."""
+        return f"preset {self.preset}: {self.name}" if self.preset else self.name
 
 
-def proofs(asked: Accelerations, counts: Mapping[str, int], *, complete: bool) -> list[Proof]:
+def proofs(plan: Plan, counts: Mapping[str, int], *, complete: bool) -> list[Proof]:
     """One for each acceleration that was asked for. ``complete``: of ``all_counted`` steps; else
     one that did nothing in them may have done something in the others."""
+    asked = plan.accelerations
+    chosen = chosen_by(plan.preset, asked, plan.geometry.family)
     known = {name.partition(".")[0] for name in counts}
     given = {name: config for name in _PROOFS if (config := getattr(asked, name))}
     found = [
         _PROOFS[name](config, counts) if name in known else _unseen(name, complete=complete)
         for name, config in given.items()
     ]
+    found = [replace(each, preset=plan.preset if each.name in chosen else "") for each in found]
     return found if complete else [_in_some_steps(proof) for proof in found]
 
 
@@ -121,7 +131,7 @@ def _in_some_steps(proof: Proof) -> Proof:
     if proof.engaged is not False:
         return proof
     said = f"{proof.said}; whether it did anything is not known, for other renders or a killed "
-    return Proof(proof.name, f"{said}session computed some steps", None)
+    return replace(proof, said=f"{said}session computed some steps", engaged=None)
 
 
 def idle_message(found: Iterable[Proof]) -> str:
@@ -129,11 +139,13 @@ def idle_message(found: Iterable[Proof]) -> str:
     idle = [proof for proof in found if proof.engaged is False]
     if not idle:
         return ""
-    names = " and ".join(proof.name for proof in idle)
+    names = " and ".join(proof.asked for proof in idle)
     why = "; ".join(f"{proof.said} ({proof.fix})" for proof in idle)
-    return (
-        f"{names} did nothing: {why}. The film is finished and stays where it is; change the job's "
-        f"accelerations as said, or remove {names}; of a preset, take a faster one or exact"
+    own = " and ".join(proof.name for proof in idle if not proof.preset)
+    fixes = [f"change the job's accelerations as said, or remove {own}"] if own else []
+    fixes += [f"take a faster preset than {each.preset}, or exact" for each in idle if each.preset]
+    return f"{names} did nothing: {why}. The film is finished and stays where it is; " + "; ".join(
+        dict.fromkeys(fixes)
     )
 
 

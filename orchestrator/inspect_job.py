@@ -157,6 +157,9 @@ def log_rows(log: Path) -> Iterator[dict[str, Any]]:
 
 def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     """All that ``show`` says."""
+    from orchestrator.films import find_film  # reads films, as nothing else here does
+
+    film = find_film(folder)
     plan = plan_from_json(folder.plan())
     records = journal_records(folder)
     pieces = piece_records(plan, folder.id, Results(store))
@@ -175,7 +178,9 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
         "message": last.get("message", ""),
-        "out": str(film_path(folder) or ""),
+        "out": str(film.name or ""),
+        "film": str(film.path or ""),
+        "replaced_by": film.replaced_by,
         "prompts": [shot.render.shows for shot in plan.shots],
         "store": str(store.root),
     }
@@ -184,7 +189,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
 def engagement_lines(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
     """What each that was asked for did; and that one did nothing."""
     complete = all_counted(records, plan)
-    found = proofs(plan.accelerations, engaged(records), complete=complete)
+    found = proofs(plan, engaged(records), complete=complete)
     said = idle_message(found)
     return [*proof_lines(found), *([said] if said else [])]
 

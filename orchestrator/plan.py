@@ -187,6 +187,12 @@ class Plan:
         """Latent frames of the longest window in which a shot is finished."""
         return max(shot.stages[-1].longest for shot in self.shots)
 
+    @cached_property
+    def longest_frames(self) -> int:
+        """Latent frames of the longest window of any stage: more than the usual one's where a
+        coarsest stage is one window."""
+        return max(stage.longest for shot in self.shots for stage in shot.stages)
+
     def length(self, unit: Unit) -> float:
         """Of a step's window, 1 for the usual one: a coarsest stage that is one window may be many
         times as long."""
@@ -324,11 +330,10 @@ class Plan:
         adaptive = self.accelerations.adaptive
         tensors = 5 + (adaptive.kept_latents if adaptive else 0)
         place_bytes = self.geometry.latent_channels * 4 * tensors
-        most = max(stage.longest for shot in self.shots for stage in shot.stages)
 
         def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
             places = stage.longest * render.latent_height * render.latent_width
-            output = places * place_bytes + self.kept_bytes * stage.longest // most
+            output = places * place_bytes + self.kept_bytes * stage.longest // self.longest_frames
             windows = min(len(stage.windows), render.steps)
             return output * windows * min(2 * self.checkpoint_every, stage.steps + 1)
 

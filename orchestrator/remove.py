@@ -16,6 +16,7 @@ from jobs.lease import Lease, locked
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from orchestrator import inspect_job
+from orchestrator.films import find_film
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -64,7 +65,7 @@ def belongings(store: Store, folder: JobFolder) -> Belongings:
         recipes=tuple(sorted(alone)),
         freed_bytes=sum(alone.values()),
         shared=len(mine) - len(alone),
-        film=inspect_job.film_path(folder),
+        film=find_film(folder).path,
         kept_for=tuple(unreadable),
         planned=own.planned,
     )

@@ -35,7 +35,7 @@ from jobs.lease import HEARTBEAT_S, Lease
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from jobs.units import Unit
-from orchestrator.cluster import Cluster, ClusterLost, open_cluster
+from orchestrator.cluster import Cluster, ClusterLost, check_address, open_cluster
 from orchestrator.events import EndRender, Outcome
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
@@ -344,6 +344,14 @@ def default_workers(plan: Plan) -> int:
     return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
 
 
+def workers_here(plan: Plan) -> int:
+    """As many as a render on this machine has if nothing is said: one per GPU, or else as
+    ``default_workers``."""
+    from workers.devices import gpu_count
+
+    return gpu_count() or default_workers(plan)
+
+
 def provenance(job_id: str, plan: Plan) -> dict[str, Any]:
     """What the film's metadata says of where it came from."""
     return {
@@ -354,6 +362,17 @@ def provenance(job_id: str, plan: Plan) -> dict[str, Any]:
         "model_identity": plan.model_identity,
         "longtake": importlib.metadata.version("longtake"),
     }
+
+
+def check_devices(address: str | None, device: str) -> None:
+    """Before a job is made: raises CannotRunHere if there is no Ray at ``address``, or, with
+    ``device`` cuda, no GPU there; None: on this machine."""
+    if address is not None:
+        check_address(address, device)
+    elif device == "cuda":
+        from workers.devices import device_of
+
+        device_of(device)
 
 
 def check_out(path: Path, codec: str) -> Path:

@@ -23,6 +23,7 @@ from jobs.store import JobFolder
 from orchestrator import inspect_job
 from orchestrator.borders import borders, interiors, window_ranges
 from orchestrator.engagement import tile_steps
+from orchestrator.films import find_film
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.report_seams import (
@@ -52,11 +53,13 @@ class Pictures:
 def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any], Pictures]:
     """All that a finished job's film says of itself, and pictures of it. Raises BadJob."""
     plan = plan_from_json(folder.plan())
-    film = inspect_job.film_path(folder)
+    found = find_film(folder)
+    film = found.path
     to_write = next_command("resume", folder.id, folder.store)
     if film is None or not film.is_file():
         state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
-        where = f"has lost its film {film}" if state == "done" else f"is {state}, with no film yet"
+        lost, none = f"has lost its film {found.name}", f"is {state}, with no film yet"
+        where = lost if state == "done" else none
         raise BadJob(f"job {folder.id} {where}; {to_write} writes it")
     seams = SeamMeter(borders(plan), interiors(plan))
     rows = [

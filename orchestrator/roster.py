@@ -144,7 +144,8 @@ class Roster:
             return (
                 f"{tiles} about {_mib(needed)}, {profile.host} has "
                 f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short; "
-                "render it smaller, with fewer workers, or where there is more memory"
+                f"{self._shorter}render it smaller, with fewer workers, or where there is more "
+                "memory"
             )
         digest = profile.numerics.digest()
         if self.plan.numerics == "pinned":
@@ -155,6 +156,13 @@ class Roster:
                     f"({profile.numerics}); render with numerics: any, or on the same machines"
                 )
         return None
+
+    @property
+    def _shorter(self) -> str:
+        """What makes a tile shorter than a coarsest stage that is one window."""
+        if self.plan.longest_frames == self.plan.usual_frames:
+            return ""
+        return "cut its longest shot in two, say pyramid_first_stage: windows, "
 
     # -- who counts as lost
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs import errors
+from jobs.attention_plan import strategy_shares
 from jobs.families import FAMILIES
-from jobs.presets import PRESETS
+from jobs.presets import PRESETS, chosen_by
 from jobs.units import Unit
 from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
 from orchestrator.events import EndRender
@@ -54,7 +55,7 @@ class Ending:
         done = self.ended.outcome == "done"
         if not done:
             return []
-        return proofs(self.plan.accelerations, self.engaged, complete=self.all_counted)
+        return proofs(self.plan, self.engaged, complete=self.all_counted)
 
     @property
     def exit_code(self) -> int:
@@ -110,6 +111,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "dtype": plan.dtype,
         "preset": plan.preset,
         "accelerations": plan.accelerations.recipe(),
+        "own_accelerations": _own(plan),
         "model_calls": plan.model_calls,
         "memory_model_bytes": plan.model_bytes,
         "memory_tile_bytes": plan.tile_bytes,
@@ -120,6 +122,12 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "shots": [_shot_report(shot) for shot in plan.shots],
     }
     return report | _time_report(plan, workers, step_s)
+
+
+def _own(plan: Plan) -> list[str]:
+    """The accelerations that the job asks for itself, beside its preset."""
+    chosen = chosen_by(plan.preset, plan.accelerations, plan.geometry.family)
+    return [name for name, each in plan.accelerations if each is not None and name not in chosen]
 
 
 def _shot_report(shot: Any) -> dict[str, Any]:
@@ -160,19 +168,18 @@ def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, An
 
     run = Simulation(plan, Policy(workers=workers), cost=cost).run()
     at = f"{step_s:g} s a step{_lengths(plan)}"
-    basis = f"simulated with {workers} workers at {at}; start-up is not counted"
+    basis = f"simulated with {_count(workers, 'worker')} at {at}; start-up is not counted"
     return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
 
 
 def _lengths(plan: Plan) -> str:
     """Which steps are meant, if they are not all of the same length."""
     usual = plan.usual_frames
-    longest = {stage.longest for shot in plan.shots for stage in shot.stages}
-    if longest == {usual}:
+    if all(stage.longest == usual for shot in plan.shots for stage in shot.stages):
         return ""
     said = f" of {usual} latent frames, others in proportion"
-    if max(longest) > usual:
-        said += f" (of up to {max(longest)}: attention takes more than that)"
+    if plan.longest_frames > usual:
+        said += f" (of up to {plan.longest_frames}: attention takes more than that)"
     return said
 
 
@@ -225,9 +232,25 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
 
 def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:
     return [
-        f"{name}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        f"{name}: " + ", ".join(f"{key} {_short(key, value)}" for key, value in settings.items())
         for name, settings in accelerations.items()
     ]
+
+
+def _short(key: str, value: Any) -> str:
+    """A setting; of plans of attention, one a stage, how much each of their strategies does."""
+    if key != "stages":
+        return str(value)
+    shares = [strategy_shares(plan["rows"]) for plan in value]
+    each = (", ".join(f"{name} {part:.0%}" for name, part in s.items() if part) for s in shares)
+    return f"of {' | '.join(each)} of layers and steps (--json has all)"
+
+
+def _asked(report: dict[str, Any]) -> str:
+    """The preset and the job's own accelerations, as far as there are any."""
+    own = ["own accelerations"] if report["own_accelerations"] else []
+    preset = [] if own and report["preset"] == "exact" else [f"preset {report['preset']}"]
+    return ", ".join([*preset, *own])
 
 
 def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
@@ -247,7 +270,7 @@ def plan_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['seconds']:.1f} s, {_count(report['pixel_frames'], 'frame')} of "
         f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
-        f"preset {report['preset']}",
+        f"{_asked(report)}",
     ]
     for number, shot in enumerate(report["shots"], 1):
         windows = shot["stages"][-1]["windows"]
@@ -303,7 +326,8 @@ def job_text(report: dict[str, Any]) -> str:
     ]
     lines += [f"  shot {n}: {_shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
     if report["state"] == "done":
-        lines.append(f"  film: {report['out']}")
+        lines.append(f"  film: {report['film'] or 'not there'}")
+        lines += _replaced_line(report)
         lines += [f"  {line}" for line in report["accelerations"]]
     elif report["playable"]:
         lines.append(f"  watch the first piece: {report['playable'][0]}")
@@ -312,6 +336,13 @@ def job_text(report: dict[str, Any]) -> str:
     if report["state"] not in ("done", "rendering"):
         lines.append(f"  next: {next_command('resume', report['id'], report['store'])}")
     return "\n".join(lines)
+
+
+def _replaced_line(report: dict[str, Any]) -> list[str]:
+    """Whose film has the name of a job's film, if it is another's."""
+    if not report["replaced_by"]:
+        return []
+    return [f"  {report['out']} is now the film of job {report['replaced_by']}"]
 
 
 def verify_text(report: dict[str, Any]) -> str:
@@ -329,6 +360,8 @@ def verify_text(report: dict[str, Any]) -> str:
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
             f"{worst['frame']})"
         )
+    if report["replaced_by"] and report["film"]:
+        lines += [*_replaced_line(report), f"  the film of this job is kept: {report['film']}"]
     lines += [f"  warning: {said}" for said in report["disagreements"]]
     lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
     if not report["problems"]:

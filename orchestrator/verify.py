@@ -21,6 +21,7 @@ from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator import inspect_job
 from orchestrator.borders import borders, interiors
+from orchestrator.films import Film, find_film
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -46,14 +47,16 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
     records = _check_results(keys, results, problems)
     numerics = _check_numerics(plan, records, problems)
     pieces = {goal: records.get(goal) for goal in plan.goals()}
-    film = inspect_job.film_path(folder)
+    film = find_film(folder)
     frames, seams = _check_film(plan, film, results, pieces, problems)
-    if not problems and film is not None:
-        _check_bytes(film, journal, problems)
+    if not problems and film.path is not None:
+        _check_bytes(film.path, journal, problems)
     return {
         "id": folder.id,
         "store": str(store.root),
-        "film": str(film),
+        "film": str(film.path or ""),
+        "out": str(film.name or ""),
+        "replaced_by": film.replaced_by,
         "results": len(records),
         "pixel_frames": frames,
         "numerics": {digest: len(parts) for digest, parts in numerics.items()},
@@ -124,14 +127,15 @@ def _check_numerics(
 
 def _check_film(
     plan: Plan,
-    film: Path | None,
+    found: Film,
     results: Results,
     pieces: Pieces,
     problems: list[str],
 ) -> tuple[int, list[dict[str, Any]]]:
     """Decode every frame of the film, once; returns how many there are, and the seams."""
+    film = found.path
     if film is None:
-        problems.append("the journal does not say where the film is; `longtake resume` writes it")
+        problems.append(_no_film(found))
         return 0, []
     if not film.is_file():
         problems.append(f"the film {film} is missing; `longtake resume` writes it again")
@@ -154,6 +158,15 @@ def _check_film(
     if wrong > 1:
         problems.append(f"{film}: {wrong} frames are not what was stored")
     return count, meter.ratios()
+
+
+def _no_film(found: Film) -> str:
+    if found.name is None:
+        return "the journal does not say where the film is; `longtake resume` writes it"
+    return (
+        f"the film {found.name} was replaced by that of job {found.replaced_by}, and is not kept "
+        "beside it; `longtake resume` writes it again, and keeps the other"
+    )
 
 
 def _check_bytes(film: Path, journal: list[dict[str, Any]], problems: list[str]) -> None:

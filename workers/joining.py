@@ -7,12 +7,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from jobs.errors import BadJob, CannotRunHere
 from jobs.images import read_image
 from jobs.loras import with_loras
 from jobs.model_folder import inspect_model, resolve_model
+from workers.devices import device_of
 from workers.machine import host_name
 from workers.setup import WorkerSetup
 from workers.worker import Worker
@@ -40,23 +39,6 @@ def join(setup: WorkerSetup, identity: str) -> Worker:
     return Worker(
         replace(setup, model=str(folder), device=device_of(setup.device), log_dir=_log_dir(setup))
     )
-
-
-def device_of(asked: str) -> str:
-    """The device that torch knows for ``auto``, ``cpu``, ``cuda`` or one by number, ``cuda:1``.
-    Raises CannotRunHere for a GPU that is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "auto":
-        return "cuda:0" if count else "cpu"
-    name, _, number = asked.partition(":")
-    if name == "cuda" and int(number or 0) >= count:
-        few = {0: "no GPU to use", 1: "one GPU, cuda:0"}
-        found = few.get(count, f"{count} GPUs, counted from 0")
-        raise CannotRunHere(
-            f"{host_name()}: torch {torch.__version__} finds {found}; give --device cpu "
-            "or auto, or install a torch that was built for the GPU"
-        )
-    return "cuda:0" if asked == "cuda" else asked
 
 
 def _log_dir(setup: WorkerSetup) -> str | None:

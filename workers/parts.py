@@ -73,6 +73,12 @@ def keep_other(out: Path) -> Path | None:
     return None
 
 
+def kept_beside(out: Path) -> list[Path]:
+    """The files that ``keep_other`` kept of those that stood under the name of ``out``."""
+    numbered = re.compile(rf"{re.escape(out.stem)}\.\d+{re.escape(out.suffix)}")
+    return [path for path in out.parent.glob(f"*{out.suffix}") if numbered.fullmatch(path.name)]
+
+
 def part_beside(out: Path) -> Path:
     """A new name in the folder of ``out`` to write its content under, until it is whole.
 

@@ -30,7 +30,7 @@ from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import write_tiny_ltx
-from workers.joining import device_of
+from workers.devices import device_of
 
 
 @pytest.mark.slow
@@ -262,6 +262,19 @@ def test_the_command_that_is_named_finds_what_is_missing(
     assert ran.code == 0 or "has nothing to reuse" in ran.err, "it was found"
 
 
+def test_all_that_is_missing_is_named_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
+    asked = {
+        "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
+        "accelerations": {"fast_attention": {}, "rehash": {"threshold": 0.5}},
+    }  # fmt: skip
+    desk.job(json.dumps(asked))
+    count, *missing = refusal(desk.run("plan", "film.yaml"), 2).splitlines()
+    assert count == "2 problems in this job:"
+    commands = [line.partition("to make it: ")[2] for line in missing]
+    assert commands == [f"longtake calibrate film.yaml{f}" for f in ("", " --rehash 0.5")]
+
+
 def test_the_command_for_a_job_without_a_file_names_its_model(tmp_path: Path) -> None:
     lora = {"path": "a b.safetensors", "scale": 0.5}
     spec = spec_from_flags({"prompt": "a kite", "seconds": 2, "size": "64x32", "steps": 9})
@@ -329,6 +342,14 @@ def test_what_cannot_be_calibrated_on_is_refused(
         "film.yaml", "--device", "gpu"
     )
     assert "--image goes with a job file" in said(model, "--prompt", "a", "--image", "a.png")
+    assert said(model, *two, "--seconds", "0") == "--seconds: must be more than 0, got 0.0"
+    assert "'--delta': Input should be greater than or equal to 0; valid: 0 to 10\n" in said(
+        "film.yaml", "--delta", "-1"
+    )
+    Path("list.yaml").write_text(f"model: {model}\nshots: [{{prompt: a, seconds: 1}}]\n")
+    assert said("list.yaml", "--prompt", "x").startswith(
+        "--prompt: belongs to a shot, and this job file lists its shots; change it in the file"
+    )
     both = ("--rehash", "0.9", "--delta", "0.1")
     assert said("film.yaml", *both) == (
         "--delta is for fast attention, --rehash for rehash; remove one"

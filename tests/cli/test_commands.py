@@ -250,11 +250,16 @@ def test_plan(desk: Desk, flags: list[str]) -> None:
     assert not desk.store.exists()
 
 
-def test_the_plan_as_text_and_its_time(desk: Desk, flags: list[str]) -> None:
+def test_the_plan_as_text_and_its_time(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as many workers as a render would have."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("orchestrator.render.default_workers", lambda plan: 3)
     said = desk.run("plan", *flags, "--step-seconds", "2")
     assert said.code == 0 and said.err == ""
     assert "1.0 s, 8 frames of 64x64 at 8 fps" in said.out
-    assert re.search(r"time: \d+ s \(simulated with 1 workers at 2 s a step", said.out)
+    assert re.search(r"time: \d+ s \(simulated with 3 workers at 2 s a step", said.out)
     report = desk.run("plan", *flags, "--step-seconds", "2", "--json").json()
     assert report["wall_s"] == pytest.approx(8, rel=0.5)
 

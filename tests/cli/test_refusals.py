@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Desk, refusal
@@ -76,6 +77,8 @@ BAD_FIELDS = [
     ({"checkpoint_every": "0"}, "checkpoint_every: must be at least 1"),
     ({"window_latent_frames": "0"}, "window_latent_frames: must be at least 1"),
     ({"window_latent_frames": "4", "overlap_latent_frames": "4"}, "must be less than the window"),
+    ({"size": "[60, 64]", "accelerations": "{slicing: {slices: 2, budget_gb: 9}}"},
+     "accelerations.slicing: slices are found for budget_gb; remove one of them"),
     # sizes
     ({"size": "[0, 64]"}, "size[1]: must be at least 16, got 0"),
     ({"size": "[64, -64]"}, "size[2]: must be at least 16, got -64"),
@@ -263,6 +266,20 @@ def test_no_permission_to_write(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> 
 def test_latents_that_cannot_be_saved(desk: Desk, latents: str, said: str) -> None:
     (desk.folder / "folder.safetensors").mkdir()
     assert said in desk.refuse(desk.job(whole(desk)), "--save-latents", latents)
+
+
+# -- what it is rendered on
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there(desk: Desk) -> None:
+    said = desk.refuse(desk.job(whole(desk)), "--device", "cuda", code=6)
+    assert "finds no GPU to use; give --device cpu or auto" in said
+
+
+def test_a_ray_that_cannot_be_joined(desk: Desk) -> None:
+    said = desk.refuse(desk.job(whole(desk)), "--address", "ray://here:1", code=6)
+    assert "run longtake on a machine of the cluster, with --address auto" in said
 
 
 # -- models

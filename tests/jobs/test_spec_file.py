@@ -76,7 +76,7 @@ def test_flags_win_over_the_file_and_are_named(load, refusal):
     assert load(text, prompt="a kite", codec="ffv1") == job(output={"codec": "ffv1", "quality": 3})
     assert refusal(text, fps=0).startswith("--fps: must be")
     said = refusal("shots: [{prompt: a, seconds: 1}]", prompt="b")
-    assert said.startswith("--prompt: belongs to one shot")
+    assert said.startswith("--prompt: belongs to a shot, and this job file lists its shots")
 
 
 def test_what_is_only_misspelt_is_not_called_missing(refusal):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
+from jobs.presets import combined
 from jobs.units import Unit
 from orchestrator.engagement import (
     LETTERS,
@@ -39,10 +40,13 @@ def test_a_unit_that_was_computed_again_counts_once() -> None:
     }  # fmt: skip
 
 
-def told(asked: Accelerations, *, complete: bool = True, **counts: int) -> tuple[list[str], str]:
+def told(
+    asked: Accelerations, *, complete: bool = True, preset: str = "exact", **counts: int
+) -> tuple[list[str], str]:
     """What is said of those that engaged, and what is wrong."""
     named = {name.replace("__", "."): count for name, count in counts.items()}
-    found = proofs(asked, named, complete=complete)
+    plan = replace(make_plan(8), accelerations=asked, preset=preset)
+    found = proofs(plan, named, complete=complete)
     return proof_lines(found), idle_message(found)
 
 
@@ -166,5 +170,14 @@ def test_nothing_done_is_counted_too() -> None:
     records = [engagement(Unit("step", 0, step=step), {"slicing": 0}) for step in range(2)]
     counts = engaged(records)
     assert dict(counts) == {"slicing": 0}
-    sliced = Accelerations(slicing=Slicing(slices=2))
+    sliced = replace(make_plan(8), accelerations=Accelerations(slicing=Slicing(slices=2)))
     assert idle_message(proofs(sliced, counts, complete=True)).startswith("slicing did nothing")
+
+
+def test_what_a_preset_chose_is_told_by_the_presets_name() -> None:
+    """But not what the job says itself beside one."""
+    chosen = combined("fast", Accelerations(slicing=Slicing(slices=2)), "wan")
+    wrong = told(chosen, preset="fast", slicing=0)[1]
+    assert wrong.startswith("preset fast: adaptive and slicing did nothing: it was never called")
+    assert wrong.endswith("or remove slicing; take a faster preset than fast, or exact")
+    assert "preset" not in told(ASKED, preset="fast")[1]

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from jobs.accelerations import Accelerations, FastAttention
+from jobs.attention_plan import AttentionPlan
+from jobs.presets import combined
 from orchestrator.show import plan_report, plan_text
 from tests.orchestrator.plans import make_plan
 
@@ -36,3 +39,18 @@ def test_memory_is_in_the_reports_unit() -> None:
     plan = replace(make_plan(8), model_bytes=28_400_000_000, tile_bytes=67_108_864)
     said = plan_text(plan_report(plan, 1, None))
     assert "memory per worker: 28.40 GB model + 0.0671 GB tile (estimated" in said
+
+
+def test_a_plan_of_attention_is_a_line_and_not_of_the_preset() -> None:
+    found = AttentionPlan((("full", "full"), ("window", "full")), (3, 3, 3))
+    own = Accelerations(fast_attention=FastAttention(stages=(found, found)))
+    for preset, said in (("exact", "own accelerations"), ("fast", "preset fast, own acc")):
+        plan = replace(make_plan(8), preset=preset, accelerations=combined(preset, own, "wan"))
+        lines = plan_text(plan_report(plan, 1, None)).splitlines()
+        assert f"float32, {said}" in lines[0]
+        assert (
+            "fast_attention: stages of window 25%, full 75% | window 25%, full 75% of layers and "
+            "steps (--json has all)"
+        ) in lines
+    chosen = replace(plan, accelerations=combined("fast", Accelerations(), "wan"))
+    assert plan_text(plan_report(chosen, 1, None)).splitlines()[0].endswith("preset fast")

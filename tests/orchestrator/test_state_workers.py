@@ -28,6 +28,17 @@ def test_a_worker_that_is_too_small_is_refused_with_numbers() -> None:
     ]
 
 
+def test_a_first_stage_that_is_too_long_is_told_how_to_be_shorter() -> None:
+    for whole in (False, True):
+        plan = make_plan(
+            61, window=8, stage_steps=(2, 2), tile_bytes=2**20, whole_first_stage=whole
+        )
+        bare = Bare(plan)
+        bare.start()
+        (refusal, _) = bare.joins("w1", free_bytes=0)
+        assert ("cut its longest shot in two, say pyramid_first" in refusal.reason) == whole
+
+
 def test_a_small_worker_does_not_end_a_render_while_others_start() -> None:
     plan = make_plan(6, tile_bytes=2**20)
     bare = Bare(plan, workers=2)

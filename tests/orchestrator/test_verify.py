@@ -76,7 +76,8 @@ class Finished:
         journal.append([{"type": "ended", "outcome": "done", "message": ""}])
 
     def join(self, segments: list[bytes]) -> None:
-        stitch(segments, self.film, fps=self.plan.fps, codec=self.plan.codec, metadata={})
+        said = {"job": self.folder.id}
+        stitch(segments, self.film, fps=self.plan.fps, codec=self.plan.codec, metadata=said)
 
     def commit(self, unit: Unit, data: bytes, extra: Any = None, numerics: str = "a" * 12) -> None:
         key = self.recipes.key(unit)
@@ -207,6 +208,26 @@ def test_another_film(tmp_path: Path, codec: str) -> None:
     assert job.problems()
     job.film.unlink()
     assert job.problems() == [f"the film {job.film} is missing; `longtake resume` writes it again"]
+
+
+@pytest.mark.parametrize("codec", ENDINGS)
+def test_a_film_whose_name_another_jobs_film_took(tmp_path: Path, codec: str) -> None:
+    """It is kept, and found; and no damage unless it is gone."""
+    job = finished(tmp_path, codec=codec)
+    other = [job._encode(next(iter(job.plan.goals())))]
+    for name in ("ball-2", "ball-3"):
+        stitch(other, job.film, fps=job.plan.fps, codec=codec, metadata={"job": name})
+    kept = job.film.with_stem("film.1")
+    report = job.verify()
+    assert report["problems"] == []
+    assert (report["film"], report["replaced_by"]) == (str(kept), "ball-3")
+    took = f"{job.film} is now the film of job ball-3"
+    assert took in show.verify_text(report) and f"is kept: {kept}" in show.verify_text(report)
+    said = show.job_text(inspect_job.report(job.store, job.folder))
+    assert f"  film: {kept}\n  {took}" in said
+    kept.unlink()
+    (problem,) = job.problems()
+    assert f"{job.film} was replaced by that of job ball-3, and is not kept beside it" in problem
 
 
 def test_a_file_that_was_touched_though_its_frames_are_right(tmp_path: Path) -> None:

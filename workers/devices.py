@@ -1,0 +1,31 @@
+"""The GPUs of this machine, as torch finds them. Cheap to import beside the rest of a worker."""
+
+from __future__ import annotations
+
+import socket
+
+import torch
+
+from jobs.errors import CannotRunHere
+
+
+def gpu_count() -> int:
+    """How many GPUs torch can use here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def device_of(asked: str) -> str:
+    """The device that torch knows for ``auto``, ``cpu``, ``cuda`` or one by number, ``cuda:1``.
+    Raises CannotRunHere for a GPU that is not there."""
+    count = gpu_count()
+    if asked == "auto":
+        return "cuda:0" if count else "cpu"
+    name, _, number = asked.partition(":")
+    if name == "cuda" and int(number or 0) >= count:
+        few = {0: "no GPU to use", 1: "one GPU, cuda:0"}
+        found = few.get(count, f"{count} GPUs, counted from 0")
+        raise CannotRunHere(
+            f"{socket.gethostname()}: torch {torch.__version__} finds {found}; give --device cpu "
+            "or auto, or install a torch that was built for the GPU"
+        )
+    return "cuda:0" if asked == "cuda" else asked
