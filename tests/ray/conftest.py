@@ -52,7 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_wan(tmp_path_factory.mktemp("model") / "tiny-wan")
+    return write_tiny_wan(
+        tmp_path_factory.mktemp("model") / "tiny-wan", layers=3
+    )  # rehash: 3 or more
 
 
 @pytest.fixture(scope="session")
@@ -70,15 +72,34 @@ def reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="session")
 def pyramid_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same film as a pyramid of two stages, whose steps are skipped where latents change
-    evenly: what a tile remembers goes with it."""
+    """The same film as a pyramid of two stages, in slices, whose steps are skipped where latents
+    change evenly, and reuse features: what a tile remembers goes with it."""
     folder = tmp_path_factory.mktemp("pyramid")
     path = folder / "film.yaml"
     longer = job_file.read_text().replace("steps: 6", "steps: 12")
-    asked = "{adaptive: {threshold: 50.0, most_skips: 1}}"
+    asked = "{adaptive: {threshold: 50.0, most_skips: 1}, rehash: {every: 2}, slicing: {slices: 2}}"
     path.write_text(f"{longer}pyramid: 2\naccelerations: {asked}\n")
     found = uninterrupted(path, folder)
     assert found["engaged"]["adaptive.skipped"] > 10
+    assert found["engaged"]["rehash.reused"] > 10
+    return found
+
+
+@pytest.fixture(scope="session")
+def attention_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same film, its attention windowed and shared as calibration found, in slices, with
+    features that are reused."""
+    folder = tmp_path_factory.mktemp("attention")
+    path, plans = folder / "film.yaml", folder / "plans"
+    path.write_text(job_file.read_text().replace("steps: 6", "steps: 12"))
+    ran = longtake("calibrate", path, "--delta", 0.02, "--plans", plans)
+    assert ran.code == 0, ran.err
+    asked = f"{{fast_attention: {{plans: {plans}}}, rehash: {{every: 3}}, slicing: {{slices: 2}}}}"
+    path.write_text(f"{path.read_text()}accelerations: {asked}\n")
+    found = uninterrupted(path, folder)
+    for name in ("window", "share_steps", "share_branches"):
+        assert found["engaged"][f"fast_attention.{name}"] > 10
+    assert found["engaged"]["rehash.reused"] > 10
     return found
 
 

@@ -36,13 +36,15 @@ from tests.ray.harness import (
 )
 
 VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
-#: What the film is: of one stage, or a pyramid of two.
-KINDS = ("reference", "pyramid_reference")
+#: What the film is: of one stage, or a pyramid of two, or accelerated in other ways than that.
+KINDS = ("reference", "pyramid_reference", "attention_reference")
 #: A raylet dies in the long rounds, and with its node in test_trouble.
 QUICK_ROUNDS = (
     pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too
     (2, "worker", KINDS[1]),
     (4, "everything", KINDS[1]),
+    pytest.param(2, "worker", KINDS[2], marks=pytest.mark.long),
+    pytest.param(4, "everything", KINDS[2], marks=pytest.mark.long),
 )
 LONG_ROUNDS = tuple((seed, VICTIMS[seed % len(VICTIMS)]) for seed in range(6, 62))
 
@@ -163,8 +165,8 @@ def test_fifty_kills_change_nothing(request: pytest.FixtureRequest, tmp_path: Pa
     for seed, victim in LONG_ROUNDS:
         folder = tmp_path / str(seed)
         folder.mkdir()
-        # Every victim is met in both kinds of film.
-        kind = KINDS[seed // len(VICTIMS) % 2]
+        # Every victim is met in each kind of film.
+        kind = KINDS[seed // len(VICTIMS) % len(KINDS)]
         hit = play_round(seed, victim, request.getfixturevalue(kind), folder)
         counted[victim] += hit
         print(f"round {seed}: {victim}, {kind}, {'counts' if hit else 'too late'}", flush=True)
