@@ -30,6 +30,10 @@ EXIT_CODES = {
 }
 
 
+#: Characters of a line of a table, where a part of it can be shortened.
+TABLE_WIDTH = 100
+
+
 def next_command(verb: str, job: str, store: Path | str) -> str:
     """A command to run next, as it must be typed."""
     return shlex.join(["longtake", verb, job, "--store", str(store)])
@@ -279,18 +283,25 @@ def plan_text(report: dict[str, Any]) -> str:
 
 
 def job_table(rows: list[dict[str, Any]]) -> str:
+    """Two lines a job: what it is, and what became of it."""
     if not rows:
         return "no jobs"
     width = max(len(row["id"]) for row in rows)
-    return "\n".join(
-        f"{row['id']:{width}}  {row['state']:11}  {row['created'].replace('T', ' ')[:16]}  "
-        + (
-            f"{row['seconds']:7.1f} s  {_shorten(row['title'])}"
-            if "title" in row
-            else row["problem"]
-        )
-        for row in rows
-    )
+    return "\n".join(line for row in rows for line in _job_lines(row, width))
+
+
+def _job_lines(row: dict[str, Any], width: int) -> list[str]:
+    created = row["created"].replace("T", " ")[:16]
+    begins = f"{row['id']:{width}}  {row['state']:11}  {created}  "
+    if "problem" in row:
+        return [begins + row["problem"]]
+    begins += f"{row['seconds']:7.1f} s  "
+    became = f"film: {row['out']}" if row["state"] == "done" else _shorten(row["message"])
+    about = f"{Path(row['model']).name}, preset {row['preset']}"
+    return [
+        begins + _shorten(row["title"], max(16, TABLE_WIDTH - len(begins))),
+        f"  {about}; {became}" if became else f"  {about}",
+    ]
 
 
 def job_text(report: dict[str, Any]) -> str:
