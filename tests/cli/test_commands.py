@@ -312,6 +312,20 @@ def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
     assert "    stage" not in plain.out
 
 
+@pytest.mark.parametrize(
+    ("first", "frames", "said"), [("whole", 30, True), ("windows", 30, False), ("whole", 60, False)]
+)
+def test_a_whole_first_stage_that_changes_nothing_is_told(
+    desk: Desk, first: str, frames: int, said: bool
+) -> None:
+    asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
+    shot = {"shots": [{"prompt": "kite", "pixel_frames": frames}], "pyramid_first_stage": first}
+    job = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked, **shot}
+    ran = desk.run("plan", desk.job(json.dumps(job)))
+    assert ran.code == 0, ran.err
+    assert ("warning: pyramid_first_stage: whole makes no difference here: " in ran.out) == said
+
+
 def test_a_plan_of_a_bad_job_is_refused_like_its_render(desk: Desk) -> None:
     said = refusal(desk.run("plan", desk.job("prompt: a\nseconds: 0\n")), 2)
     assert "film.yaml:2:1: seconds: must be more than 0" in said
