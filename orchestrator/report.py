@@ -39,7 +39,6 @@ from workers.fidelity import compare
 from workers.seams import SeamMeter
 from workers.video import iter_frames, read_film, why_no_film
 
-
 #: A shot shorter than this has no slope of its colours: a small change would read as a large one.
 LEAST_SLOPE_S = 60.0
 

@@ -86,7 +86,9 @@ def test_kinds_are_drawn_by_the_names_of_the_page() -> None:
     missing = [name for name in of_one if f"| {name} " not in page.replace("`", "")]
     assert missing == ["rehash, every so many steps"], "that is in the picture alone"
     assert label({"kind": "SeaCache", "whose": "a peer's"}) == "peer: SeaCache"
-    assert label({"kind": "pyramid, adaptive", "whose": "ours"}) == "pyramid: adaptive, form: tensor"
+    assert (
+        label({"kind": "pyramid, adaptive", "whose": "ours"}) == "pyramid: adaptive, form: tensor"
+    )
 
 
 def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:

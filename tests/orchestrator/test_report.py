@@ -172,7 +172,11 @@ def test_cuts_of_any_film_are_told_and_not_counted(tmp_path: Path) -> None:
     assert [cut["frame"] for cut in said["changes"]["cuts"]] == [20, 45]
     assert said["changes"]["outliers"] == []
     assert [at["what"] for at in said["worst_borders"]] == ["border as given"]
-    assert [(shot["start"], shot["stop"]) for shot in said["shots"]] == [(0, 20), (20, 45), (45, 60)]
+    assert [(shot["start"], shot["stop"]) for shot in said["shots"]] == [
+        (0, 20),
+        (20, 45),
+        (45, 60),
+    ]
     assert [len(shot["seams"]) for shot in said["shots"]] == [1, 0, 0]
     assert all(shot["colours"]["first_to_last"] < 1 for shot in said["shots"])
     assert said["shots"][1]["colours"]["mean_per_minute"] is None
