@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 import torch
 
-from accel.attention_models import video_transformer
 from accel.fast_attention import FastAttention, apply
 from accel.handle import Branch, TileStep
+from accel.video_transformers import video_transformer
 from jobs.attention_plan import (
     STRATEGIES,
     AttentionPlan,

@@ -26,8 +26,8 @@ from typing import Any, get_args
 import torch
 
 from accel.attention_core import Core, Residual, Windowed, second_half
-from accel.attention_models import VideoTransformer, check_layers, video_transformer
 from accel.handle import Branch, LostState, TileStep
+from accel.video_transformers import VideoTransformer, check_layers, video_transformer
 from accel.windowed import Geometry
 from accel.wrapping import LeftToSlices, Wrapped
 from jobs.attention_plan import (

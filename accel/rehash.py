@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from accel.attention_models import VIDEO_TRANSFORMERS
 from accel.handle import Branch, LostState, TileStep
+from accel.video_transformers import VIDEO_TRANSFORMERS
 from accel.wrapping import LastLayers, Wrapped
 from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere

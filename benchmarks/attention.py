@@ -28,9 +28,9 @@ import torch.nn.functional as F
 
 from accel import fast_attention
 from accel.attention_cost import Attention, full_flops, kept_bytes, plan_flops
-from accel.attention_models import video_transformer
 from accel.fast_attention import FastAttention
 from accel.handle import TileStep
+from accel.video_transformers import video_transformer
 from accel.windowed import Geometry, block_size, dense_flops, window_flops, window_of, windowed
 from benchmarks.common import write_result
 from jobs.attention_plan import AttentionPlan, Extent

@@ -2,6 +2,7 @@
 instead, each against the full computation.
 
     python -m benchmarks.techniques --prompts 6 --plot docs/techniques.png
+    python -m benchmarks.techniques --results OLD.json --plot docs/techniques.png   # draw alone
 
 Every setting renders the same held-out prompts, one window each, from the same noise as the full
 render. A point is a setting: how much of the full render's time, passes and operations it took, and
@@ -16,6 +17,7 @@ twin's full render.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -165,6 +167,11 @@ def _tables(rows: Sequence[Row], axes: Sequence[str]) -> dict[str, Any]:
     return tables
 
 
+def kept_rows(result: Path) -> list[Row]:
+    """The rows that a result's file holds."""
+    return list(json.loads(result.read_text(encoding="utf-8"))["rows"])
+
+
 def plot(rows: Sequence[Row], out: Path) -> None:
     """Fidelity over what is saved, of the mean prompt and of the worst one, without a pyramid and
     with one. By operations, which no other work on the machine disturbs. Ours are solid."""
@@ -187,6 +194,29 @@ def plot(rows: Sequence[Row], out: Path) -> None:
     figure.savefig(out, dpi=110)
 
 
+#: What the pages call our kinds. Peers are named as they name themselves.
+LABELS = {
+    "adaptive": "adaptive, form: tensor",
+    "adaptive scalar": "adaptive, form: scalar",
+    "adaptive spectral": "adaptive, form: spectral",
+    "adaptive spectral, forecast": "adaptive, form: spectral, forecast",
+    "every so many steps": "a stride that looks at nothing",
+    "rehash every": "rehash, every so many steps",
+    "rehash profile": "rehash, key steps found",
+    "adaptive scalar, rehash": "adaptive, form: scalar; rehash",
+    "fast attention": "fast_attention",
+    "adaptive spectral, forecast, fast attention": "form: spectral, forecast; fast_attention",
+}
+
+
+def label(row: Row) -> str:
+    """A row's kind, in the words of ``docs/figures.md``."""
+    if row["whose"] != "ours":
+        return f"peer: {row['kind']}"
+    kind = row["kind"].removeprefix("pyramid, ")
+    return ("pyramid: " if kind != row["kind"] else "") + LABELS.get(kind, kind)
+
+
 _MARKERS = "os^vDPX*<>phd8H"
 
 
@@ -199,7 +229,7 @@ def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
         solid = mine[0]["whose"] == "ours"
         axes.scatter(*zip(*points, strict=True), color=colour, marker=mark, s=12, alpha=0.4)
         axes.plot(
-            *zip(*front(points), strict=True), label=kind, color=colour, marker=mark,
+            *zip(*front(points), strict=True), label=label(mine[0]), color=colour, marker=mark,
             linestyle="-" if solid else "--", linewidth=2 if solid else 1,
             markersize=6 if solid else 4, alpha=1 if solid else 0.75,
         )  # fmt: skip
@@ -219,9 +249,17 @@ def main() -> None:
         help="none at all: the pyramid alone; default: all that fit the model's family",
     )  # fmt: skip
     parser.add_argument("--plot", type=Path, help="a picture of fidelity over speed")
+    parser.add_argument(
+        "--results", nargs="+", type=Path, help="only draw --plot, of these results' rows"
+    )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
+    if options.results:
+        if options.plot is None:
+            parser.error("--results are drawn: name a --plot")
+        plot([row for each in options.results for row in kept_rows(each)], options.plot)
+        return
     family = inspect_model(resolve_model(options.model)).family
     if options.kinds is None:
         options.kinds = fitting(family)

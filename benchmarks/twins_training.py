@@ -72,21 +72,25 @@ def share_of_training(pyramid: Rows, plain: Rows) -> dict[str, float | None]:
 
 
 def plot(runs: dict[str, Rows], out: Path) -> None:
-    """Quality against training, a panel a property, and one of their mean."""
+    """What is shown right against training, a panel a property, and one of their mean. In percent:
+    of the twin's steps, or of the longest training where there is no "plain" one."""
     from matplotlib.figure import Figure
 
+    whose, whole = ("the twin's", ["plain"]) if "plain" in runs else ("the longest", [*runs])
+    most = max(row["steps"] for kind in whole for row in runs[kind]) or 1
     figure = Figure(figsize=(12, 5), layout="constrained")
     axes = figure.subplots(2, 4, sharex=True, sharey=True)
     for axis, name in zip(axes.flat, (*MEASURES, "mean"), strict=False):
         for kind, rows in runs.items():
             shares = [row["mean"] if name == "mean" else row["share"][name] for row in rows]
-            axis.plot([row["steps"] for row in rows], shares, marker="o", label=kind)
-        axis.set(title=name.replace("_", " "), ylim=(0, 1))
+            trained = [100 * row["steps"] / most for row in rows]
+            axis.plot(trained, [100 * share for share in shares], marker="o", label=kind)
+        axis.set(title="mean of all" if name == "mean" else name.replace("_", " "), ylim=(0, 103))
         axis.grid(alpha=0.3)
     axes[1, 3].axis("off")
     axes[1, 3].legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
-    figure.supxlabel("training steps of as many tokens, from the same weights")
-    figure.supylabel("share of prompts rendered right")
+    figure.supxlabel(f"share of {whose} training, %")
+    figure.supylabel("properties shown right, %")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 

@@ -5,6 +5,7 @@ Reads configs, file headers and hashes only: no torch, no diffusers, no weight i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -17,6 +18,7 @@ from typing import Any
 
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families import family_of
+from jobs.families.animatediff import HOW_TO_SAVE
 from jobs.families.family import FamilyFacts, ModelDefaults, Shapes
 from jobs.families.tensors import check_tensors
 from jobs.geometry import ModelGeometry
@@ -110,8 +112,9 @@ def pinned_name(name: str, folder: Path) -> str:
 
 
 def _download(repository: str, revision: str | None) -> Path:
-    """Fetches the index first, so that a model of another family costs no weights."""
-    folder = _snapshot(repository, revision, ["model_index.json"])
+    """Fetches the index first, so that a model of another family costs no weights; or what tells
+    what else it is."""
+    folder = _snapshot(repository, revision, ["model_index.json", "config.json"])
     family = family_of(_read_json(folder, "model_index.json"))
     return _snapshot(repository, revision, download_patterns(family))
 
@@ -182,13 +185,21 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        fix = "it must be a folder in diffusers format" if name == "model_index.json" else "copy it"
+        fix = _fix(folder) if name == "model_index.json" else "copy it"
         raise CannotRunHere(f"model {folder}: {name} is missing; {fix}") from None
     except (OSError, ValueError) as error:
         raise CannotRunHere(f"model {folder}: {name} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise CannotRunHere(f"model {folder}: {name} must hold a JSON object")
     return value
+
+
+def _fix(folder: Path) -> str:
+    """What to do about a folder that is no pipeline's."""
+    with contextlib.suppress(OSError, ValueError):
+        if '"MotionAdapter"' in (folder / "config.json").read_text("utf-8"):
+            return f"a motion adapter alone is no model: {HOW_TO_SAVE}"
+    return "it must be a folder in diffusers format"
 
 
 def tokenizers(family: FamilyFacts) -> dict[str, str]:

@@ -44,6 +44,9 @@ from jobs.files import (
 
 FORMAT = 1
 
+#: How many jobs are named where one is not found.
+SHOWN_IDS = 3
+
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FOLDERS = ("jobs", "results", "damaged", "tmp")
 
@@ -156,7 +159,8 @@ class Store:
         folder = self._folder(job_id)
         if not _is_job(folder):
             ids = self.jobs()
-            known = ", ".join(ids[:10]) + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+            known, more = ", ".join(ids[:SHOWN_IDS]), len(ids) - SHOWN_IDS
+            known += f" and {more} more; `longtake ls` lists them" if more > 0 else ""
             raise BadJob(f"no job {job_id!r} in {self.root}; there are: {known or 'none'}")
         return JobFolder(job_id, folder, self.scratch)
 

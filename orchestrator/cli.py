@@ -311,8 +311,7 @@ def _reported_job(given: str, store: str) -> Any:
         return _open(store, writable=False).job(given)
     except (errors.BadJob, errors.NoStore) as error:
         raise errors.BadJob(
-            f"{given} is no film file here, and no job ({error}); give a film file, or a job: "
-            "`longtake ls` lists them"
+            f"{given} is no film file here, and no job ({error}); give a film file, or a job's id"
         ) from None
 
 

@@ -17,7 +17,7 @@ from jobs import errors
 from jobs.model_folder import ModelInfo, inspect_model, is_at_hand, resolve_model
 from jobs.spec import JobSpec
 from jobs.spec_errors import Places, Problem, bad_job
-from orchestrator import show
+from orchestrator import show_plan
 from orchestrator.cli_options import (
     DEFAULT_DELTA,
     CalibrateDeviceOption,
@@ -98,8 +98,8 @@ def plan_command(
         from orchestrator.render import workers_here
 
         workers = workers_here(prepared.plan)
-    report = show.plan_report(prepared.plan, workers or 1, step_seconds)
-    print(json.dumps(report) if as_json else show.plan_text(report))
+    report = show_plan.plan_report(prepared.plan, workers or 1, step_seconds)
+    print(json.dumps(report) if as_json else show_plan.plan_text(report))
 
 
 def calibrate_command(
@@ -223,5 +223,5 @@ def _window_pixel_frames(info: ModelInfo) -> int:
 
 def presets_command(as_json: JsonOption = False) -> None:
     """List the presets for faster renders. What each does, and how far the film then differs."""
-    rows = show.preset_rows()
-    print(json.dumps(rows) if as_json else show.preset_table(rows))
+    rows = show_plan.preset_rows()
+    print(json.dumps(rows) if as_json else show_plan.preset_table(rows))

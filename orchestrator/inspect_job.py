@@ -54,6 +54,13 @@ def _last_turn(records: list[dict[str, Any]]) -> dict[str, Any]:
     return turns[-1] if turns else {}
 
 
+def _why(last: dict[str, Any]) -> str:
+    """In words, why a job is in its state; "" if it was never rendered."""
+    if last.get("type") == "epoch":
+        return "its process ended without a word"
+    return str(last.get("message", ""))
+
+
 def engaged_in(folder: JobFolder, plan: Plan) -> tuple[Counter[str], bool]:
     """What accelerations did in a job, and whether that is of all its steps; nothing if its
     journal cannot be read."""
@@ -69,8 +76,12 @@ def stored_units(folder: JobFolder) -> dict[str, str]:
 
 def film_path(folder: JobFolder) -> Path | None:
     """Where the film was last to be written."""
-    paths = [r["path"] for r in _readable(folder) if r["type"] == "out"]
-    return Path(paths[-1]) if paths else None
+    path = _out(_readable(folder))
+    return Path(path) if path else None
+
+
+def _out(records: list[dict[str, Any]]) -> str:
+    return next((str(r["path"]) for r in records[::-1] if r["type"] == "out"), "")
 
 
 def kept_path(folder: JobFolder) -> str:
@@ -97,7 +108,8 @@ def summary(folder: JobFolder) -> dict[str, Any]:
 def _about(folder: JobFolder) -> dict[str, Any]:
     try:
         plan = plan_from_json(folder.plan())
-        state = job_state(folder, journal_records(folder))
+        records = journal_records(folder)
+        state = job_state(folder, records)
     except DamagedRecord as damage:
         return {"id": folder.id, "state": "damaged", "problem": str(damage)}
     except (StoreError, OSError) as error:
@@ -107,6 +119,10 @@ def _about(folder: JobFolder) -> dict[str, Any]:
     return {
         "id": folder.id,
         "state": state,
+        "message": "" if state == "rendering" else _why(_last_turn(records)),
+        "out": _out(records),
+        "model": plan.model,
+        "preset": plan.preset,
         "title": plan.title or plan.shots[0].render.shows,
         "seconds": plan.pixel_frames / plan.fps,
         "size": [plan.width_px, plan.height_px],
@@ -164,9 +180,7 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     records = journal_records(folder)
     pieces = piece_records(plan, folder.id, Results(store))
     counts = computed_units(folder)
-    last = _last_turn(records)
     return summary(folder) | {
-        "model": plan.model,
         "fps": plan.fps,
         "steps": plan.shots[0].render.steps,
         "pieces": len(pieces),
@@ -177,8 +191,6 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
-        "message": last.get("message", ""),
-        "out": str(film.name or ""),
         "film": str(film.path or ""),
         "replaced_by": film.replaced_by,
         "prompts": [shot.render.shows for shot in plan.shots],

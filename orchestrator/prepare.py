@@ -110,12 +110,17 @@ def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
 
 
 def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
-    """Weights meet a window of this length nowhere else."""
+    """Weights meet a window that is longer than others nowhere else; or there is none."""
     windows, most = job.window_latent_frames, denoised_frames(job, model.geometry)
     if most > windows:
         yield (
             f"the coarsest stage is one window of {most} latent frames, where windows have "
             f"{windows}: if the weights were not trained for so long a one, shapes may suffer"
+        )
+    elif job.first_stage == "whole":
+        yield (
+            "pyramid_first_stage: whole makes no difference here: each shot's coarsest stage fits "
+            f"into one window of {windows} latent frames as it is"
         )
 
 

@@ -35,8 +35,9 @@ from orchestrator.events import (
 from orchestrator.plan import Plan
 from orchestrator.state import RenderState
 
-#: Seconds between two lines where there is no terminal.
+#: Seconds between two lines where there is no terminal; more if nothing has changed in between.
 LINE_EVERY_S = 10.0
+SAME_LINE_EVERY_S = 300.0
 
 #: How often the bars are drawn; what happens between two drawings costs no output.
 DRAWS_PER_S = 4
@@ -192,7 +193,7 @@ class RenderProgress:
         self._quiet = quiet
         self._tally = Tally(plan)
         self._estimate = Estimate()
-        self._said_s = float("-inf")
+        self._said, self._said_s = "", float("-inf")  # the last line about the film
         self._rows: dict[str, TaskID] = {}  # of every worker that is there
         self._joined: set[str] = set()
         self._bars = Progress(
@@ -265,8 +266,7 @@ class RenderProgress:
                 for unit in event.lost:
                     self._spoiled(unit, event.message)
         if not self._live and event.at_s - self._said_s >= LINE_EVERY_S:
-            self._said_s = event.at_s
-            self._line()
+            self._line(event.at_s)
 
     def _spoiled(self, unit: Unit, message: str) -> None:
         self.say(f"{unit}: {message}; it is set aside, and computed again")
@@ -284,6 +284,11 @@ class RenderProgress:
         for worker in list(self._rows):
             self._remove(worker)
         self._tally.begin(state.book.durable)
+        if found := len(state.book.durable):
+            said = f"found in the store: {found} {'result' if found == 1 else 'results'}"
+            rest = "; only what is missing is computed"
+            whole = ", all that the film needs; no step is computed"
+            self.say(said + (rest if state.goals_left else whole))
         self._show_film()
 
     def _finished(self, event: UnitFinished, state: RenderState) -> None:
@@ -311,14 +316,20 @@ class RenderProgress:
         note = f"{ready_s:.1f} of {film_s:.1f} s ready"
         if not any(self._tally.left().values()):
             return note
+        if not self._joined:
+            return f"{note}, loading the model"
         left = self._tally.work_left()
         eta = self._estimate.eta(left, len(self._joined))
         first = "step" if left["step"] else "piece"
         return note + f", ETA {eta or f'once a {first} is done'}"
 
-    def _line(self) -> None:
+    def _line(self, now_s: float) -> None:
         share = 100 * self._tally.done.total() / self._tally.total.total()
-        self.say(f"[{time.strftime('%H:%M:%S')}] {share:3.0f} %  {self._film_note()}")
+        line = f"{share:3.0f} %  {self._film_note()}"
+        if line == self._said and now_s - self._said_s < SAME_LINE_EVERY_S:
+            return
+        self._said, self._said_s = line, now_s
+        self.say(f"[{time.strftime('%H:%M:%S')}] {line}")
 
     # -- the workers
 

@@ -40,6 +40,9 @@ from workers.fidelity import compare
 from workers.seams import SeamMeter
 from workers.video import iter_frames, read_film, why_no_film
 
+#: A shot shorter than this has no slope of its colours: a small change would read as a large one.
+LEAST_SLOPE_S = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
@@ -78,7 +81,8 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     for number, row in enumerate(rows):
         mine = [ratio for ratio in ratios if ratio["shot"] == number]
         drift = colours.drift(window_ranges(plan, number), plan.fps)
-        shots.append(_shot(row, drift, mine) | {"stages": len(plan.shots[number].stages)})
+        stages = len(plan.shots[number].stages)
+        shots.append(_shot(row, drift, mine, plan.fps) | {"stages": stages})
     records = inspect_job.journal_records(folder)
     said: dict[str, Any] = {
         "job": folder.id,
@@ -99,32 +103,36 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
 def report_file(
     film: Path, reference: Path | None, borders_s: Sequence[float] = ()
 ) -> tuple[dict[str, Any], Pictures]:
-    """Of a video file that no job of ours made: its colours, second by second, how much every frame
-    changes, and how much those at ``borders_s``. Raises BadJob for a file that is no film, or for
-    a border that is not in it, DamagedRecord for a film that cannot be read to its end."""
+    """Of a video file that no job of ours made: its shots, as far as cuts are plain, their colours,
+    second by second, how much every frame changes, and how much those at ``borders_s``. Raises
+    BadJob for a file that is no film, or for a border that is not in it, DamagedRecord for a film
+    that cannot be read to its end."""
     if why := why_no_film(film):
         raise BadJob(f"{film} {why}; give a film file, or a job: `longtake ls` lists them")
     facts = read_film(film)
     fps = float(facts.fps)
-    row = Row(film.name, 0, facts.pixel_frames)
     seams = meter_of(border_frames(borders_s, film, fps, facts.pixel_frames), facts.pixel_frames)
-    colours, sheet = _watch(film, [row], [seams])
-    ratios = seams.ratios()
-    drift = colours.drift(_seconds(facts.pixel_frames, fps), fps)
+    colours, sheet = _watch(film, [Row(film.name, 0, facts.pixel_frames)], [seams])
+    ratios, cuts, shots = seams.ratios(), seams.cuts(), []
+    rows = _rows_between(cuts, film.name, facts.pixel_frames)
+    for number, row in enumerate(rows):
+        mine = [r | {"shot": number} for r in ratios if row.start <= r["frame"] < row.stop]
+        drift = colours.drift(_seconds(row.start, row.stop, fps), fps)
+        shots.append(_shot(row, drift, mine, fps) | {"stages": None})
     said: dict[str, Any] = {
         "job": None,
         "film": str(film),
         "fps": fps,
         "pixel_frames": facts.pixel_frames,
         "seam_median": _median(ratios),
-        "changes": changes(seams, fps),
-        "shots": [_shot(row, drift, ratios) | {"stages": None}],
+        "changes": changes(seams, cuts, fps),
+        "shots": shots,
         "time": {},
         "memory": {},
         "accelerations": [],
         "tiles": [],
     }
-    return _with_pictures(said, film, reference, [row], sheet)
+    return _with_pictures(said, film, reference, rows, sheet)
 
 
 def _with_pictures(
@@ -137,7 +145,20 @@ def _with_pictures(
     return said | {"worst_borders": shown} | fidelity, pictures
 
 
-def _shot(row: Row, drift: dict[str, Any], seams: list[dict[str, Any]]) -> dict[str, Any]:
+def _rows_between(cuts: Sequence[int], name: str, pixel_frames: int) -> list[Row]:
+    """The shots that these cuts make of a film."""
+    ranges = list(pairwise([0, *cuts, pixel_frames]))
+    return [
+        Row(f"{name}, shot {n}" if cuts else name, start, stop)
+        for n, (start, stop) in enumerate(ranges, 1)
+    ]
+
+
+def _shot(
+    row: Row, drift: dict[str, Any], seams: list[dict[str, Any]], fps: float
+) -> dict[str, Any]:
+    if row.stop - row.start < LEAST_SLOPE_S * fps:
+        drift = drift | {"mean_per_minute": None, "spread_per_minute": None}
     return {
         "prompt": row.caption,
         "start": row.start,
@@ -166,8 +187,10 @@ def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter,
     return colours, sheet
 
 
-def _seconds(pixel_frames: int, fps: float) -> list[tuple[int, int]]:
-    edges = [round(n * fps) for n in range(max(1, int(pixel_frames / fps)))] + [pixel_frames]
+def _seconds(start: int, stop: int, fps: float) -> list[tuple[int, int]]:
+    """The whole seconds of a shot, the last with what is left over, as ranges of frames."""
+    whole = max(1, int((stop - start) / fps))
+    edges = [start + round(n * fps) for n in range(whole)] + [stop]
     return [(a, b) for a, b in pairwise(edges) if b > a]
 
 

@@ -65,7 +65,11 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 {% if report.changes %}
 <h2>Changes</h2>
 <p>Every frame's change over the usual one near by. {{ report.changes.outliers | length }} of
-{{ report.pixel_frames }} frames stand out: cuts, jumps, or borders of windows.</p>
+{{ report.pixel_frames }} frames stand out: jumps, borders of windows, or cuts between shots that
+are alike.
+{% if report.changes.cuts %}Where the change is far larger it is taken as a cut between shots, and
+not counted: at {% for cut in report.changes.cuts %}{{ "%.2f" | format(cut.second) }}
+{{- ", " if not loop.last }}{% endfor %} s. A shot is what lies between cuts.{% endif %}</p>
 <img src="{{ changes }}" alt="ratio of each frame">
 {% endif %}
 {% if report.worst_borders %}
@@ -78,13 +82,18 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 <img src="{{ borders }}" alt="frames before and after the worst borders">
 {% endif %}
 <h2>Colours</h2>
-<p>Mean and spread of the windows in CIE Lab. A difference of 2 is just seen side by side.</p>
-<img src="{{ colours }}" alt="colours of each window">
-<table><tr><th>shot</th><th>L / min</th><th>a / min</th><th>b / min</th>
-<th>first to last window</th></tr>
+<p>Mean and spread of the {{ parts }}s in CIE Lab. A difference of 2 is just seen side by side.</p>
+<img src="{{ colours }}" alt="colours of each {{ parts }}">
+<p>From a shot's first {{ parts }} to its last{% if slopes %}, and of shots of a minute or more the
+slope of the straight line through all{% endif %}.</p>
+<table><tr><th>shot</th><th>L</th><th>a</th><th>b</th><th>distance</th>
+{% if slopes %}<th>L / min</th><th>a / min</th><th>b / min</th>{% endif %}</tr>
 {% for shot in report.shots %}<tr><td>{{ shot.prompt }}</td>
-{% for axis in "Lab" %}<td>{{ "%+.2f" | format(shot.colours.mean_per_minute[axis].slope) }}</td>
-{% endfor %}<td>{{ "%.2f" | format(shot.colours.first_to_last) }}</td></tr>{% endfor %}</table>
+{% for axis in "Lab" %}<td>{{ "%+.2f" | format(shot.colours.mean_change[axis]) }}</td>
+{% endfor %}<td>{{ "%.2f" | format(shot.colours.first_to_last) }}</td>
+{% if slopes %}{% for axis in "Lab" %}<td>{% if shot.colours.mean_per_minute -%}
+{{ "%+.2f" | format(shot.colours.mean_per_minute[axis].slope) }}{% endif %}</td>
+{% endfor %}{% endif %}</tr>{% endfor %}</table>
 {% if tiles %}
 <h2>Steps</h2>
 <p>Each row is a window of a shot's stage. Where layers shared attention and others windowed it, the
@@ -129,6 +138,8 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
     return environment.from_string(_PAGE).render(
         title=f"Report of {report['job'] or report['film']}",
         report=report,
+        parts="window" if report["job"] else "second",
+        slopes=any(shot["colours"]["mean_per_minute"] for shot in report["shots"]),
         sheet=_as_source(pictures.sheet),
         worst=_as_source(pictures.worst),
         borders=_as_source(pictures.borders),

@@ -46,16 +46,19 @@ def border_frames(seconds: Sequence[float], film: Path, fps: float, pixel_frames
     return sorted({round(second * fps) for second in seconds})
 
 
-def changes(meter: SeamMeter, fps: float) -> dict[str, Any]:
-    """Every frame's change over the usual one near by, and the frames where it is plain to see:
-    cuts, jumps and seams alike."""
+def changes(meter: SeamMeter, cuts: Sequence[int], fps: float) -> dict[str, Any]:
+    """Every frame's change over the usual one near by; that at ``cuts`` between shots; and the
+    other frames where it is plain to see: jumps and seams alike."""
     ratios = meter.changes()
-    plain = [(n, ratio) for n, ratio in enumerate(ratios, 1) if ratio > PLAIN_SEAM]
+    plain = [
+        {"frame": frame, "second": frame / fps, "ratio": ratio}
+        for frame, ratio in enumerate(ratios, 1)
+        if ratio > PLAIN_SEAM
+    ]
     return {
         "ratio_of": ratios,  # from the second frame on
-        "outliers": [
-            {"frame": frame, "second": frame / fps, "ratio": ratio} for frame, ratio in plain
-        ],
+        "cuts": [each for each in plain if each["frame"] in cuts],
+        "outliers": [each for each in plain if each["frame"] not in cuts],
     }
 
 

@@ -15,6 +15,7 @@ from jobs.units import Unit
 from orchestrator.events import Command, Outcome, StartWorker
 from orchestrator.placement import Seat, fits
 from orchestrator.plan import Plan
+from orchestrator.sizes import gb
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +143,8 @@ class Roster:
             short = needed - profile.free_bytes
             tiles = f"{1 + beside} tiles, one a worker, need" if beside else "a tile needs"
             return (
-                f"{tiles} about {_mib(needed)}, {profile.host} has "
-                f"{_mib(profile.free_bytes)} free after loading the model: {_mib(short)} short; "
+                f"{tiles} about {gb(needed)}, {profile.host} has "
+                f"{gb(profile.free_bytes)} free after loading the model: {gb(short)} short; "
                 f"{self._shorter}render it smaller, with fewer workers, or where there is more "
                 "memory"
             )
@@ -269,7 +270,3 @@ class Roster:
             assert len(worker.queue) <= self.policy.depth, worker
             assert free == (worker.worker in self.seats), worker
         assert self.seats.keys() <= self.workers.keys()
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{size_bytes / 2**20:,.0f} MiB"

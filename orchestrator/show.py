@@ -1,23 +1,18 @@
-"""Plain data made into text for a person: plans, jobs, endings."""
+"""Plain data made into text for a person: jobs and endings. Plans are in ``show_plan``."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jobs import errors
-from jobs.attention_plan import strategy_shares
-from jobs.families import FAMILIES
-from jobs.presets import PRESETS, chosen_by
-from jobs.units import Unit
 from orchestrator.engagement import Proof, idle_message, proof_lines, proofs
 from orchestrator.events import EndRender
 from orchestrator.inspect_job import STATES
 from orchestrator.plan import Plan
-from orchestrator.sizes import gb
 
 EXIT_CODES = {
     "done": errors.EXIT_DONE,
@@ -29,6 +24,10 @@ EXIT_CODES = {
     "cancelled": errors.EXIT_CANCELLED,
     "timeout": errors.EXIT_TIMEOUT,
 }
+
+
+#: Characters of a line of a table, where a part of it can be shortened.
+TABLE_WIDTH = 100
 
 
 def next_command(verb: str, job: str, store: Path | str) -> str:
@@ -98,233 +97,37 @@ class Ending:
         )
 
 
-def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any]:
-    """What ``longtake plan`` says. Time is simulated if a step's seconds are known."""
-    report: dict[str, Any] = {
-        "title": plan.title,
-        "model": plan.model,
-        "loras": [asdict(lora) for lora in plan.loras],
-        "size": [plan.width_px, plan.height_px],
-        "fps": plan.fps,
-        "pixel_frames": plan.pixel_frames,
-        "seconds": plan.pixel_frames / plan.fps,
-        "dtype": plan.dtype,
-        "preset": plan.preset,
-        "accelerations": plan.accelerations.recipe(),
-        "own_accelerations": _own(plan),
-        "model_calls": plan.model_calls,
-        "memory_model_bytes": plan.model_bytes,
-        "memory_tile_bytes": plan.tile_bytes,
-        "memory_basis": "estimated from the model's configuration",
-        "checkpoint_every": plan.checkpoint_every,
-        "workers": workers,
-        "warnings": list(plan.warnings),
-        "shots": [_shot_report(shot) for shot in plan.shots],
-    }
-    return report | _time_report(plan, workers, step_s)
-
-
-def _own(plan: Plan) -> list[str]:
-    """The accelerations that the job asks for itself, beside its preset."""
-    chosen = chosen_by(plan.preset, plan.accelerations, plan.geometry.family)
-    return [name for name, each in plan.accelerations if each is not None and name not in chosen]
-
-
-def _shot_report(shot: Any) -> dict[str, Any]:
-    render = shot.render
-    return {
-        "prompt": render.prompt,
-        "image": None if render.image is None else render.image.path,
-        "shows": render.shows,
-        "seed": render.seed,
-        "seconds": render.pixel_frames / render.fps,
-        "pixel_frames": render.pixel_frames,
-        "latent_frames": render.latent_frames,
-        "steps": render.steps,
-        "stages": [
-            {
-                "stride": stage.stride,
-                "steps": stage.steps,
-                "windows": [[w.start, w.stop] for w in stage.windows],
-            }
-            for stage in shot.stages
-        ],
-        "regions": 1,
-        "pieces": len(shot.pieces),
-    }
-
-
-def _time_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any]:
-    if step_s is None:
-        basis = "unknown until a step was measured; give --step-seconds for an estimate"
-        return {"wall_s": None, "wall_basis": basis}
-    from orchestrator.roster import Policy
-    from orchestrator.simulator import Simulation
-
-    def cost(unit: Unit) -> float:
-        small = unit.kind != "step" or plan.is_last_step(unit)
-        whole_s = step_s * plan.length(unit)
-        return whole_s * (0.3 if unit.kind == "decode" else 0.02) if small else whole_s
-
-    run = Simulation(plan, Policy(workers=workers), cost=cost).run()
-    at = f"{step_s:g} s a step{_lengths(plan)}"
-    basis = f"simulated with {_count(workers, 'worker')} at {at}; start-up is not counted"
-    return {"wall_s": run.wall_s, "first_piece_s": run.first_piece_s, "wall_basis": basis}
-
-
-def _lengths(plan: Plan) -> str:
-    """Which steps are meant, if they are not all of the same length."""
-    usual = plan.usual_frames
-    if all(stage.longest == usual for shot in plan.shots for stage in shot.stages):
-        return ""
-    said = f" of {usual} latent frames, others in proportion"
-    if plan.longest_frames > usual:
-        said += f" (of up to {plan.longest_frames}: attention takes more than that)"
-    return said
-
-
-def preset_rows() -> list[dict[str, Any]]:
-    """What ``longtake presets`` says."""
-    return [
-        {
-            "name": preset.name,
-            "description": preset.description,
-            "accelerations": preset.settings.recipe(),
-            "by_family": {name: each.recipe() for name, each in preset.by_family.items()},
-            "with_noise": preset.with_noise.recipe(),
-            "measured": {family: asdict(each) for family, each in preset.measured.items()},
-            "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
-        }
-        for preset in PRESETS.values()
-    ]
-
-
-def _over_plain(measured: dict[str, Any]) -> str:
-    """A pyramid saves work too: both together are held against a render with neither."""
-    speed = measured["over_plain"]
-    return "" if speed is None else f" ({speed:.3g}x with the pyramid, over none)"
-
-
-def preset_table(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        lines.append(f"{row['name']}: {row['description']}")
-        lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
-        lines += [
-            f"  of {family}: {line}"
-            for family, settings in row["by_family"].items()
-            for line in _settings_lines(settings)
-        ]
-        lines += [
-            f"  with a scheduler that adds noise, not measured: {line}"
-            for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])
-        ]
-        lines += [
-            f"  {family}: {each['speed']:.3g}x less to compute{_over_plain(each)}, "
-            f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
-            f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
-            for family, each in row["measured"].items()
-        ]
-        if row["accelerations"] and row["not_measured"]:
-            lines.append(f"  {', '.join(row['not_measured'])}: the same settings, not measured")
-    return "\n".join(lines)
-
-
-def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:
-    return [
-        f"{name}: " + ", ".join(f"{key} {_short(key, value)}" for key, value in settings.items())
-        for name, settings in accelerations.items()
-    ]
-
-
-def _short(key: str, value: Any) -> str:
-    """A setting; of plans of attention, one a stage, how much each of their strategies does."""
-    if key != "stages":
-        return str(value)
-    shares = [strategy_shares(plan["rows"]) for plan in value]
-    each = (", ".join(f"{name} {part:.0%}" for name, part in s.items() if part) for s in shares)
-    return f"of {' | '.join(each)} of layers and steps (--json has all)"
-
-
-def _asked(report: dict[str, Any]) -> str:
-    """The preset and the job's own accelerations, as far as there are any."""
-    own = ["own accelerations"] if report["own_accelerations"] else []
-    preset = [] if own and report["preset"] == "exact" else [f"preset {report['preset']}"]
-    return ", ".join([*preset, *own])
-
-
-def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
-    """The stages of a shot, if it has several: how much of it a window holds in each."""
-    if len(shot["stages"]) == 1:
-        return []
-    return [
-        f"    stage {number}: every {stage['stride']} latent frames one, "
-        f"{_count(len(stage['windows']), 'window')} of "
-        f"{stage['windows'][0][1] - stage['windows'][0][0]}, {_count(stage['steps'], 'step')}"
-        for number, stage in enumerate(shot["stages"], 1)
-    ]
-
-
-def plan_text(report: dict[str, Any]) -> str:
-    width, height = report["size"]
-    lines = [
-        f"{report['seconds']:.1f} s, {_count(report['pixel_frames'], 'frame')} of "
-        f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
-        f"{_asked(report)}",
-    ]
-    for number, shot in enumerate(report["shots"], 1):
-        windows = shot["stages"][-1]["windows"]
-        lines.append(
-            f"  shot {number}: {shot['seconds']:.1f} s, "
-            f"{_count(shot['latent_frames'], 'latent frame')} in {_count(len(windows), 'window')} "
-            f"of {windows[0][1] - windows[0][0]}, {_count(shot['steps'], 'step')}, "
-            f"{_count(shot['pieces'], 'piece')}, seed {shot['seed']}: {_shorten(shot['shows'])}"
-        )
-        lines += _pyramid_lines(shot)
-    lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]
-    lines += _settings_lines(report["accelerations"])
-    lines += [
-        f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"
-        f"{report['model_calls']}",
-        f"memory per worker: {gb(report['memory_model_bytes'])} model + "
-        f"{gb(report['memory_tile_bytes'])} tile ({report['memory_basis']})",
-        f"checkpoint every {report['checkpoint_every']} steps",
-    ]
-    wall = report["wall_s"]
-    lines.append(
-        f"time: {report['wall_basis']}"
-        if wall is None
-        else f"time: {wall:.0f} s "
-        f"({report['wall_basis']}); first seconds after {report['first_piece_s']:.0f} s"
-    )
-    lines += [f"warning: {said}" for said in report["warnings"]]
-    return "\n".join(lines)
-
-
 def job_table(rows: list[dict[str, Any]]) -> str:
+    """Two lines a job: what it is, and what became of it."""
     if not rows:
         return "no jobs"
     width = max(len(row["id"]) for row in rows)
-    return "\n".join(
-        f"{row['id']:{width}}  {row['state']:11}  {row['created'].replace('T', ' ')[:16]}  "
-        + (
-            f"{row['seconds']:7.1f} s  {_shorten(row['title'])}"
-            if "title" in row
-            else row["problem"]
-        )
-        for row in rows
-    )
+    return "\n".join(line for row in rows for line in _job_lines(row, width))
+
+
+def _job_lines(row: dict[str, Any], width: int) -> list[str]:
+    created = row["created"].replace("T", " ")[:16]
+    begins = f"{row['id']:{width}}  {row['state']:11}  {created}  "
+    if "problem" in row:
+        return [begins + row["problem"]]
+    begins += f"{row['seconds']:7.1f} s  "
+    became = f"film: {row['out']}" if row["state"] == "done" else shorten(row["message"])
+    about = f"{Path(row['model']).name}, preset {row['preset']}"
+    return [
+        begins + shorten(row["title"], max(16, TABLE_WIDTH - len(begins))),
+        f"  {about}; {became}" if became else f"  {about}",
+    ]
 
 
 def job_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['id']}: {report['state']}",
-        f"  {report['seconds']:.1f} s, {_count(report['shots'], 'shot')}, model {report['model']}",
-        f"  {report['pieces_done']} of {_count(report['pieces'], 'piece')} finished, "
-        f"{_count(report['units_computed'], 'unit')} computed, {report['units_repeated']} of them "
+        f"  {report['seconds']:.1f} s, {counted(report['shots'], 'shot')}, model {report['model']}",
+        f"  {report['pieces_done']} of {counted(report['pieces'], 'piece')} finished, "
+        f"{counted(report['units_computed'], 'unit')} computed, {report['units_repeated']} of them "
         "again",
     ]
-    lines += [f"  shot {n}: {_shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
+    lines += [f"  shot {n}: {shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
     if report["state"] == "done":
         lines.append(f"  film: {report['film'] or 'not there'}")
         lines += _replaced_line(report)
@@ -347,8 +150,8 @@ def _replaced_line(report: dict[str, Any]) -> list[str]:
 
 def verify_text(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['id']}: {_count(report['results'], 'result')} read, "
-        f"{_count(report['pixel_frames'], 'frame')} decoded, numerics "
+        f"{report['id']}: {counted(report['results'], 'result')} read, "
+        f"{counted(report['pixel_frames'], 'frame')} decoded, numerics "
         f"{', '.join(report['numerics']) or 'unknown'}",
     ]
     for digest, parts in report["numerics_parts"].items():
@@ -356,7 +159,7 @@ def verify_text(report: dict[str, Any]) -> str:
     if report["seams"]:
         worst = max(report["seams"], key=lambda seam: seam["ratio"])
         lines.append(
-            f"  {_count(len(report['seams']), 'window border')}, seam ratio "
+            f"  {counted(len(report['seams']), 'window border')}, seam ratio "
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
             f"{worst['frame']})"
         )
@@ -373,7 +176,7 @@ def verify_text(report: dict[str, Any]) -> str:
 def removal_text(report: dict[str, Any]) -> str:
     """What leaves the store with a job, or has left."""
     lines = [
-        f"{report['id']}: {_count(report['results'], 'result')} of its own, "
+        f"{report['id']}: {counted(report['results'], 'result')} of its own, "
         f"{report['bytes'] / 2**20:,.1f} MiB"
     ]
     if not report["plan_readable"]:
@@ -384,15 +187,15 @@ def removal_text(report: dict[str, Any]) -> str:
         whose = "other jobs share"
         if report["unreadable_jobs"]:
             whose = f"jobs that cannot be read may share ({', '.join(report['unreadable_jobs'])})"
-        lines.append(f"  left there: {_count(report['results_shared'], 'result')} that {whose}")
+        lines.append(f"  left there: {counted(report['results_shared'], 'result')} that {whose}")
     if report["film"]:
         lines.append(f"  the film stays, if it is there: {report['film']}")
     return "\n".join(lines)
 
 
-def _count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _shorten(text: str, limit: int = 60) -> str:
+def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from accel.attention_models import video_transformer
 from accel.attention_search import Found, Progress, Search, SearchFile, search
 from accel.handle import Branch
+from accel.video_transformers import video_transformer
 from accel.windowed import window_of
 from jobs.attention_plan import AttentionPlan, Extent, save
 from jobs.calibration import CalibrationKey, calibration_keys

@@ -38,8 +38,8 @@ class ColourMeter:
     def drift(self, windows: Sequence[tuple[int, int]], fps: float) -> dict[str, Any]:
         """``windows`` are pixel frames ``[start, stop)`` of one shot. Per axis of Lab the straight
         line through the windows' means, and through their spreads (deviations over a frame's
-        pixels), as change per minute with its standard error, 0 where there is one window; and
-        how far the last window's mean lies from the first's."""
+        pixels), as change per minute with its standard error, 0 where there is one window; how
+        much the last window's mean is above the first's; and how far it lies from it."""
         middles_min = [(start + stop) / 2 / fps / 60 for start, stop in windows]
         mean_W3 = self._over(self._mean_F3, windows)
         spread_W3 = self._over(self._spread_F3, windows)
@@ -50,6 +50,7 @@ class ColourMeter:
             ],
             "mean_per_minute": _slopes(middles_min, mean_W3),
             "spread_per_minute": _slopes(middles_min, spread_W3),
+            "mean_change": dict(zip(AXES, (mean_W3[-1] - mean_W3[0]).tolist(), strict=True)),
             "first_to_last": float(np.linalg.norm(mean_W3[-1] - mean_W3[0])),
             "farthest_from_first": float(np.linalg.norm(mean_W3 - mean_W3[0], axis=1).max()),
         }

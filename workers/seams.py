@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ NEIGHBOURS = 8
 
 #: A border is plain to see if the change across it is so much more than usual.
 PLAIN_SEAM = 2.0
+
+#: So much more than usual, and at least so many levels of 255, is taken as a cut between shots.
+CUT_RATIO = 8.0
+CUT_LEVELS = 8.0
 
 #: In levels of 255. Differences below it count as this much: nobody sees them, and a film that
 #: stands still has ratios of 1.0, not of rounding errors.
@@ -64,6 +69,18 @@ class SeamMeter:
             usual = np.median([self._difference(place) for place in near]) if near else np.nan
             found.append(self._difference(frame) / float(usual) if near else 1.0)
         return found
+
+    def cuts(self) -> list[int]:
+        """The frames at which a cut seems to be: where the film changes far more than near by, and
+        at no border that is known. Two close together are a flash, and none."""
+        borders = {border["frame"] for border in self._borders}
+        jumps = [
+            frame
+            for frame, ratio in enumerate(self.changes(), 1)
+            if ratio >= CUT_RATIO and self._difference(frame) >= CUT_LEVELS
+        ]
+        close = {n for a, b in pairwise(jumps) if b - a <= NEIGHBOURS for n in (a, b)}
+        return [frame for frame in jumps if frame not in borders | close]
 
     def _difference(self, frame: int) -> float:
         """Between a frame and the one before; a film that is too short is still from there on."""

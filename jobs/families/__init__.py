@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jobs.errors import CannotRunHere
-from jobs.families.animatediff import AnimateDiff
+from jobs.families.animatediff import HOW_TO_SAVE, AnimateDiff
 from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
 from jobs.families.hunyuan_video import HunyuanVideo
@@ -24,9 +24,5 @@ def family_of(index: Config) -> FamilyFacts:
             family.refuse(index)
             return family
     built = ", ".join(family.pipeline for family in FAMILIES.values())
-    hint = (
-        "; save it as an AnimateDiffPipeline with its motion adapter"
-        if found.startswith("StableDiffusionPipeline")
-        else ""
-    )
-    raise CannotRunHere(f"model_index.json: pipeline {found!r} is not built{hint}; built: {built}")
+    hint = f"\n{HOW_TO_SAVE}" if found.startswith("StableDiffusionPipeline") else ""
+    raise CannotRunHere(f"model_index.json: pipeline {found!r} is not built; built: {built}{hint}")

@@ -27,6 +27,14 @@ _DECODER_COPIES = 4
 _PIXEL_BYTES = 16
 
 
+#: How a folder comes about of the two that AnimateDiff is published as.
+HOW_TO_SAVE = (
+    "diffusers makes one folder of a Stable Diffusion folder (BASE) and a motion adapter: "
+    "AnimateDiffPipeline.from_pretrained(BASE, motion_adapter=MotionAdapter.from_pretrained("
+    "ADAPTER)).save_pretrained(FOLDER); README.md has it in full"
+)
+
+
 class AnimateDiff:
     """`AnimateDiffPipeline` as diffusers saves it: a `UNetMotionModel`, an autoencoder of single
     pictures, CLIP. Every latent frame is one pixel frame."""
@@ -58,8 +66,7 @@ class AnimateDiff:
         kind = (index.get("unet") or (None, None))[1]
         if kind != "UNetMotionModel":
             raise CannotRunHere(
-                f"model_index.json: unet is {kind}; it must be a UNetMotionModel: save the "
-                "pipeline again with diffusers, which puts the motion adapter into it"
+                f"model_index.json: unet is {kind}; it must be a UNetMotionModel: {HOW_TO_SAVE}"
             )
         if any(index.get("image_encoder") or ()):
             raise CannotRunHere("model_index.json: image_encoder (IP-Adapter) is not built yet")

@@ -17,8 +17,8 @@ from jobs.accelerations import Rehash
 from jobs.errors import CannotRunHere
 from jobs.rehash_profile import key_steps
 from jobs.units import Unit
-from tests.accel.test_attention_models import TINY
 from tests.accel.test_compose import structure
+from tests.accel.test_video_transformers import TINY
 from tests.accel.tiny_models import random_
 from tests.workers.tiny_animatediff import tiny_unet
 

@@ -18,7 +18,7 @@ from jobs.errors import CannotRunHere
 from jobs.units import Unit
 from orchestrator.engagement import proofs
 from tests.accel.fast_attention_helpers import LAYERS, WINDOW, Run, forward, start, tiny_wan
-from tests.accel.test_attention_models import TINY, Tiny
+from tests.accel.test_video_transformers import TINY, Tiny
 from workers.bundles import to_bundle, to_tensors
 
 STEPS = 7

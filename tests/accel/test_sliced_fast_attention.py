@@ -12,9 +12,9 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from accel import compose
-from accel.attention_models import VIDEO_TRANSFORMERS
 from accel.handle import TileStep
 from accel.memory import TensorAccounting
+from accel.video_transformers import VIDEO_TRANSFORMERS
 from accel.windowed import window_of
 from accel.wrapping import LeftToSlices
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
@@ -23,8 +23,8 @@ from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import sliced_bytes, whole_attention
 from jobs.units import Unit
 from tests.accel import test_slicing_memory as memory
-from tests.accel.test_attention_models import TINY, Tiny
 from tests.accel.test_slicing import structure
+from tests.accel.test_video_transformers import TINY, Tiny
 
 F: Strategy = "full"
 W: Strategy = "window"

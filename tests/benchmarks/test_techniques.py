@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks.common import RESULTS
-from benchmarks.sweeps import reuses
-from benchmarks.techniques import compared, engaged, plot, summaries
+from benchmarks.sweeps import KINDS, reuses
+from benchmarks.techniques import LABELS, compared, engaged, label, plot, summaries
 from jobs.presets import PRESETS
 
 
@@ -77,6 +77,18 @@ def test_a_pyramid_has_tables_of_its_own(rows: list[dict[str, Any]]) -> None:
     once, twice = (own[f"pyramid: {axis} at psnr_db"] for axis in ("speed", "over_plain"))
     assert twice["pyramid, cache"][36.0] == pytest.approx(2 * once["pyramid, cache"][36.0])
     assert once["pyramid, cache"][36.0] == tables["speed at psnr_db"]["cache"][36.0]
+
+
+def test_kinds_are_drawn_by_the_names_of_the_page() -> None:
+    page = (RESULTS.parents[1] / "docs/figures.md").read_text(encoding="utf-8")
+    assert LABELS.keys() == KINDS.keys()
+    of_one = [name for name in LABELS.values() if ";" not in name]
+    missing = [name for name in of_one if f"| {name} " not in page.replace("`", "")]
+    assert missing == ["rehash, every so many steps"], "that is in the picture alone"
+    assert label({"kind": "SeaCache", "whose": "a peer's"}) == "peer: SeaCache"
+    assert (
+        label({"kind": "pyramid, adaptive", "whose": "ours"}) == "pyramid: adaptive, form: tensor"
+    )
 
 
 def test_the_plot_is_a_picture(rows: list[dict[str, Any]], tmp_path: Path) -> None:

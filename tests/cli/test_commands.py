@@ -15,6 +15,7 @@ from jobs.families import FAMILIES
 from jobs.files import seal
 from jobs.presets import PRESETS
 from jobs.store import Store
+from orchestrator.events import EndRender
 from orchestrator.prepare import plan_to_json, prepare
 from tests.cli.conftest import Desk, refusal
 from tests.ray.harness import LONGTAKE, Ran, environment
@@ -164,8 +165,29 @@ def test_ls(desk: Desk, stored: str) -> None:
     assert rows[0]["seconds"] == 2.0 and rows[0]["size"] == [64, 64]
     table = command(desk, "ls")
     today = rows[0]["created"][:10]
-    assert re.fullmatch(rf"kite-1 +planned +{today} \d\d:\d\d +2\.0 s +a red kite\n", table.out)
+    line = rf"kite-1 +planned +{today} \d\d:\d\d +2\.0 s +a red kite\n"
+    assert re.fullmatch(line + "  tiny-wan, preset exact\n", table.out)
     assert table.err == ""
+
+
+def test_ls_says_why_a_job_is_not_done_and_where_its_film_is(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for outcome, message in (("timeout", "the time limit has passed"), ("done", "")):
+        ended = EndRender(outcome, message)
+        monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self, e=ended: e)
+        desk.render(*flags, "--prompt", "kite " * 30, "--out", f"{outcome}.mp4")
+    rows = command(desk, "ls", "--json").json()
+    done, late = sorted(rows, key=lambda row: row["state"])
+    assert (late["state"], late["message"]) == ("interrupted", "the time limit has passed")
+    assert (done["model"], done["preset"]) == (str(desk.model), "exact")
+    assert done["out"] == str(desk.folder / "done.mp4")
+    lines = command(desk, "ls").out.splitlines()
+    assert sorted(lines[1::2]) == [
+        f"  tiny-wan, preset exact; film: {desk.folder / 'done.mp4'}",
+        "  tiny-wan, preset exact; the time limit has passed",
+    ]
+    assert all(len(line) == 100 and line.endswith("…") for line in lines[::2])
 
 
 def test_ls_of_an_empty_store(desk: Desk) -> None:
@@ -293,6 +315,20 @@ def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
         said | {"pyramid": "off", "shots": [{"prompt": "kite", "pixel_frames": 60}]}
     )))  # fmt: skip
     assert "    stage" not in plain.out
+
+
+@pytest.mark.parametrize(
+    ("first", "frames", "said"), [("whole", 30, True), ("windows", 30, False), ("whole", 60, False)]
+)
+def test_a_whole_first_stage_that_changes_nothing_is_told(
+    desk: Desk, first: str, frames: int, said: bool
+) -> None:
+    asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
+    shot = {"shots": [{"prompt": "kite", "pixel_frames": frames}], "pyramid_first_stage": first}
+    job = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked, **shot}
+    ran = desk.run("plan", desk.job(json.dumps(job)))
+    assert ran.code == 0, ran.err
+    assert ("warning: pyramid_first_stage: whole makes no difference here: " in ran.out) == said
 
 
 def test_a_plan_of_a_bad_job_is_refused_like_its_render(desk: Desk) -> None:

@@ -88,7 +88,7 @@ def test_what_is_neither_a_file_nor_a_job(desk: Desk) -> None:
     """Whether there is a store or not."""
     said = refusal(desk.run("report", "sea.mp4", "--store", desk.store), 2)
     assert said.startswith("sea.mp4 is no film file here, and no job (there is no store at ")
-    assert said.endswith("); give a film file, or a job: `longtake ls` lists them")
+    assert said.endswith("); give a film file, or a job's id")
 
 
 def test_a_job_that_is_not_there(desk: Desk, stored: str) -> None:

@@ -125,7 +125,7 @@ def test_an_id_is_fetched_without_code_and_only_if_built(model, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert resolve_model("org/name-1.3B@v1") == model
-    assert asked[0] == ("org/name-1.3B", "v1", ["model_index.json"])
+    assert asked[0] == ("org/name-1.3B", "v1", ["model_index.json", "config.json"])
     assert asked[1] == ("org/name-1.3B", "v1", download_patterns(Wan()))
     assert all(each.endswith((".json", ".safetensors", ".txt", ".model")) for each in asked[1][2])
     edit(model, "model_index.json", _class_name="MochiPipeline")

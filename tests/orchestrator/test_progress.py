@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.plan import Plan
-from orchestrator.progress import LINE_EVERY_S, RenderProgress, _clock
+from orchestrator.progress import LINE_EVERY_S, SAME_LINE_EVERY_S, RenderProgress, _clock
 from tests.orchestrator.bare import ENCODE, Bare, piece, step
 from tests.orchestrator.plans import frames_for, make_plan
 
@@ -57,9 +57,9 @@ class Screen:
         return self.written.getvalue().splitlines()
 
     def last(self, render: Watched) -> str:
-        """What is said the next time that a line is due."""
+        """What was said last of the film, the next time that a line is due."""
         render.passes(LINE_EVERY_S)
-        return self.lines()[-1]
+        return [line for line in self.lines() if line.startswith("[")][-1]
 
 
 def share(line: str) -> int:
@@ -71,11 +71,15 @@ def share(line: str) -> int:
 
 def test_lines_from_the_first_event_to_the_last_piece() -> None:
     screen = Screen(make_plan(6, steps=4))
-    render = screen.session().ready()
+    render = screen.session()
+    render.start()
     assert re.fullmatch(
-        rf"\[\d\d:\d\d:\d\d\]   0 %  0.0 of {FILM_S:.1f} s ready, ETA once a step is done",
+        rf"\[\d\d:\d\d:\d\d\]   0 %  0.0 of {FILM_S:.1f} s ready, loading the model",
         screen.lines()[0],
     )
+    assert "loading the model" in screen.last(render)
+    render.joins()
+    assert "ETA once a step is done" in screen.last(render)
     render.computes(ENCODE)
     assert "ETA once a step is done" in screen.last(render)
     render.computes(*(step(0, number) for number in range(5)))
@@ -161,12 +165,17 @@ def test_the_eta_knows_that_long_windows_take_longer() -> None:
     assert f"ETA about {_clock(left_s)} (from 2 steps)" in screen.last(render)
 
 
-def test_a_line_now_and_then_only() -> None:
-    screen = Screen(make_plan(6, steps=4))
+def test_a_line_now_and_then_only_and_the_same_one_hardly_ever() -> None:
+    screen = Screen(make_plan(6, steps=40, checkpoint_every=40))
     render = screen.session().ready()
     for _ in range(100):
-        render.passes(LINE_EVERY_S / 10)
-    assert 10 <= len(screen.lines()) <= 12
+        render.passes(SAME_LINE_EVERY_S / 50)
+    assert len(screen.lines()) == 3, "before the worker was ready, and twice after"
+    render.computes(ENCODE)
+    for number in range(40):
+        render.passes(LINE_EVERY_S / 4)
+        render.finishes(step(0, number))
+    assert 12 <= len(screen.lines()) <= 14
 
 
 def test_a_lost_worker_is_told_once() -> None:
@@ -222,7 +231,7 @@ def test_a_new_session_counts_from_what_is_stored() -> None:
     assert share(screen.last(again)) == round(100 * 9 / 13)
     assert "(from 10 steps)" in screen.last(again), "what was measured before still holds"
     again.dies("w1")
-    assert screen.lines()[-1] == "worker w1 was lost: killed", "a name of the first session too"
+    assert "worker w1 was lost: killed" in screen.lines(), "a name of the first session too"
 
 
 def test_a_resumed_render_begins_where_it_stopped() -> None:
@@ -232,9 +241,21 @@ def test_a_resumed_render_begins_where_it_stopped() -> None:
     screen = Screen(plan)
     render = screen.session(durable=[ENCODE, *last, piece(0)])
     render.start()
-    line = screen.lines()[0]
+    found, line = screen.lines()
+    assert found == "found in the store: 5 results; only what is missing is computed"
     assert share(line) == round(100 * (1 + 3 * 5 + 1) / (1 + 3 * 5 + 3))
     assert f"{(high - low) / plan.fps:.1f} of " in line
+
+
+def test_a_render_whose_results_are_all_stored_says_that_nothing_is_computed() -> None:
+    """As if the job before had been this one."""
+    plan = make_plan(6, steps=4)
+    screen = Screen(plan)
+    screen.session(durable=filter(plan.is_durable, plan.units())).start()
+    assert screen.lines()[0] == (
+        "found in the store: 4 results, all that the film needs; no step is computed"
+    )
+    assert screen.lines()[1].endswith(f"100 %  {FILM_S:.1f} of {FILM_S:.1f} s ready")
 
 
 def test_the_running_count_is_the_count_of_all_pieces() -> None:
@@ -253,7 +274,7 @@ def test_damage_takes_back_what_was_done() -> None:
     plan = make_plan(frames_for(2), steps=4)
     screen = Screen(plan)
     render = screen.session(durable=plan.units()).ready()
-    assert share(screen.lines()[0]) == 100
+    assert share(screen.lines()[1]) == 100
     lost = (piece(0),)
     render.happens(e.StitchFailed, message="it is damaged", lost=lost)
     said = screen.lines()

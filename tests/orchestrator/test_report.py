@@ -136,12 +136,12 @@ def test_any_film_has_a_report(tmp_path: Path) -> None:
     assert "Window borders" not in page(said, pictures)
 
 
-def moving(frames: int, *jumps: int) -> np.ndarray:
+def moving(frames: int, *jumps: int, by: int = 20) -> np.ndarray:
     """A ramp that moves evenly, and gets brighter by a step at each jump."""
     x, t = np.arange(64)[None, None, :, None], np.arange(frames)[:, None, None, None]
     film = np.broadcast_to(60 + np.abs((2 * x + 3 * t) % 120 - 60), (frames, 48, 64, 3)).copy()
     for jump in jumps:
-        film[jump:] += 40
+        film[jump:] += by
     return film.astype(np.uint8)
 
 
@@ -163,6 +163,43 @@ def test_frames_of_any_film_that_stand_out_are_listed(tmp_path: Path) -> None:
     told = page(said, pictures)
     assert "2 of\n60 frames stand out" in told and "<td>3.75</td>" in told
     assert told.count("frames before and after the worst borders") == 1
+
+
+def test_cuts_of_any_film_are_told_and_not_counted(tmp_path: Path) -> None:
+    """A shot between cuts is measured by itself, and a short one has no slope."""
+    film = written(tmp_path / "a.mp4", moving(60, 20, 45, by=60))
+    said, pictures = report_file(film, film, [0.5])
+    assert [cut["frame"] for cut in said["changes"]["cuts"]] == [20, 45]
+    assert said["changes"]["outliers"] == []
+    assert [at["what"] for at in said["worst_borders"]] == ["border as given"]
+    assert [(shot["start"], shot["stop"]) for shot in said["shots"]] == [
+        (0, 20),
+        (20, 45),
+        (45, 60),
+    ]
+    assert [len(shot["seams"]) for shot in said["shots"]] == [1, 0, 0]
+    assert all(shot["colours"]["first_to_last"] < 1 for shot in said["shots"])
+    assert said["shots"][1]["colours"]["mean_per_minute"] is None
+    told = page(said, pictures)
+    assert "taken as a cut between shots, and\nnot counted: at 1.67, 3.75 s." in told
+    assert "a.mp4, shot 2" in told and "/ min" not in told and "From a shot's first second" in told
+    said, _ = report_file(film, None, [20 / 12])
+    assert [cut["frame"] for cut in said["changes"]["cuts"]] == [45], "a border that is known"
+
+
+def test_a_flash_is_no_cut(tmp_path: Path) -> None:
+    film = moving(60)
+    film[30] = 255 - film[30]
+    said, _ = report_file(written(tmp_path / "a.mp4", film), None)
+    assert said["changes"]["cuts"] == [] and len(said["shots"]) == 1
+    assert [each["frame"] for each in said["changes"]["outliers"]] == [30, 31]
+
+
+def test_a_shot_of_a_minute_has_a_slope(tmp_path: Path) -> None:
+    film = written(tmp_path / "a.mp4", moving(60 * 12))
+    said, pictures = report_file(film, None)
+    assert abs(said["shots"][0]["colours"]["mean_per_minute"]["L"]["slope"]) < 1
+    assert "<th>L / min</th>" in page(said, pictures)
 
 
 def test_known_borders_of_any_film(tmp_path: Path) -> None:

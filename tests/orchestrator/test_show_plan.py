@@ -11,7 +11,7 @@ import pytest
 from jobs.accelerations import Accelerations, FastAttention
 from jobs.attention_plan import AttentionPlan
 from jobs.presets import combined
-from orchestrator.show import plan_report, plan_text
+from orchestrator.show_plan import plan_report, plan_text
 from tests.orchestrator.plans import make_plan
 
 

@@ -15,14 +15,14 @@ THREE = make_plan(frames_for(3), steps=2, checkpoint_every=2, decode_context=0)
 
 
 def test_a_worker_that_is_too_small_is_refused_with_numbers() -> None:
-    plan = make_plan(6, tile_bytes=900 * 2**20)
+    plan = make_plan(6, tile_bytes=9 * 10**9)
     bare = Bare(plan)
     bare.start()
     message = (
-        "a tile needs about 900 MiB, w1 has 200 MiB free after loading the model: 700 MiB short; "
+        "a tile needs about 9.00 GB, w1 has 2.00 GB free after loading the model: 7.00 GB short; "
         "render it smaller, with fewer workers, or where there is more memory"
     )
-    assert bare.joins("w1", free_bytes=200 * 2**20) == [
+    assert bare.joins("w1", free_bytes=2 * 10**9) == [
         e.StopWorker("w1", message),
         e.EndRender("cannot_run", message),
     ]
@@ -64,13 +64,13 @@ def test_after_a_loss_a_refused_device_is_tried_again() -> None:
 
 
 def test_workers_on_one_hosts_processors_share_its_memory() -> None:
-    bare = Bare(make_plan(frames_for(3), tile_bytes=2**20, steps=1), workers=4)
+    bare = Bare(make_plan(frames_for(3), tile_bytes=10**9, steps=1), workers=4)
     bare.start()
-    room = {"free_bytes": 2 * 2**20}
+    room = {"free_bytes": 2 * 10**9}
     assert not only(bare.joins("w1", device="cpu: x", host="one", **room), e.StopWorker)
     assert not only(bare.joins("w2", device="cpu: x", host="one", **room), e.StopWorker)
     refusal = only(bare.joins("w3", device="cpu: x", host="one", **room), e.StopWorker)[0].reason
-    assert "3 tiles, one a worker, need about 3 MiB, one has 2 MiB" in refusal
+    assert "3 tiles, one a worker, need about 3.00 GB, one has 2.00 GB" in refusal
     assert not only(bare.joins("w4", device="cpu: x", host="two", **room), e.StopWorker)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from tests.workers.tiny_animatediff import (
     SCALE_PX,
     TEXT_TOKENS,
     animatediff_shot,
+    write_as_published,
     write_tiny_animatediff,
 )
 from workers.bundles import to_tensor
@@ -210,6 +213,23 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
 def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: str) -> None:
     with pytest.raises(BadJob, match=says):
         prepare(parse_spec(job(folder, **changes)))
+
+
+def test_what_is_published_becomes_a_folder_as_the_readme_says(tmp_path: Path) -> None:
+    """Neither of the two parts is taken for a model."""
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_as_published(base, adapter)
+    for part, says in ((base, "'StableDiffusionPipeline' is not"), (adapter, "adapter alone")):
+        with pytest.raises(CannotRunHere, match=rf"(?s){says}.*motion_adapter=MotionAdapter\."):
+            inspect_model(part)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```python\n(  from diffusers .*?)```", readme, re.DOTALL)
+    for name, place in (("BASE", base), ("ADAPTER", adapter), ("FOLDER", tmp_path / "made")):
+        lines = lines.replace(f'"{name}"', repr(str(place)))
+    exec(textwrap.dedent(lines), {})
+    shot = animatediff_shot()
+    ours = finished(render_windows(worker_of(tmp_path / "made"), shot, [Window(0, 0, 9)]), shot)
+    assert torch.equal(ours, run_pipeline(tmp_path / "made", shot))
 
 
 def spoiled(folder: Path, tmp_path: Path, file: str, **changes: object) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel.attention_models import VIDEO_TRANSFORMERS
+from accel.video_transformers import VIDEO_TRANSFORMERS
 from jobs.accelerations import Accelerations, Adaptive, FastAttention
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan, Strategy

@@ -80,6 +80,8 @@ def test_a_film_that_brightens_has_a_slope_in_lightness_alone() -> None:
     assert abs(drift["mean_per_minute"]["a"]["slope"]) < 0.01 * slope
     assert drift["spread_per_minute"]["L"]["slope"] == pytest.approx(0, abs=1e-6)
     assert drift["first_to_last"] == pytest.approx(36 * 0.384, rel=0.05)
+    assert drift["mean_change"]["L"] == pytest.approx(drift["first_to_last"], rel=1e-3)
+    assert gray_film([130, 120]).drift([(0, 1), (1, 2)], fps=1)["mean_change"]["L"] < -3
 
 
 def test_colours_that_come_back_do_not_drift() -> None:

@@ -25,7 +25,7 @@ from jobs.units import DecodeTask, ShotRender, Unit, Window
 from orchestrator.plan import Plan
 from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, plan_to_json, prepare
 from orchestrator.recipes import film_key
-from orchestrator.show import plan_report, plan_text
+from orchestrator.show_plan import plan_report, plan_text
 from tests.workers.test_animatediff import spoiled
 from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
 from tests.workers.tiny_svd import FRAMES, SCALE_PX, WIDTH, svd_shot, write_image, write_tiny_svd

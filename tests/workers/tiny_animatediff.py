@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AnimateDiffPipeline, AutoencoderKL, DDIMScheduler, UNetMotionModel
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    DDIMScheduler,
+    MotionAdapter,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from jobs.units import ShotRender
@@ -76,6 +85,43 @@ def write_tiny_animatediff(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_as_published(base: Path, adapter: Path) -> None:
+    """The same model's two parts: a Stable Diffusion folder, and a motion adapter."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = TEXT_TOKENS
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+    StableDiffusionPipeline(
+        vae=tiny_vae(),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(base)
+    MotionAdapter(
+        block_out_channels=(8, 16),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=2,
+        motion_norm_num_groups=4,
+        motion_max_seq_length=16,
+    ).save_pretrained(adapter)
 
 
 def animatediff_shot(**changes: object) -> ShotRender:

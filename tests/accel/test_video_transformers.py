@@ -15,9 +15,9 @@ from diffusers import (
 )
 
 from accel import attention_core
-from accel.attention_models import VIDEO_TRANSFORMERS, video_transformer
 from accel.fast_attention import FastAttention, apply
 from accel.handle import TileStep
+from accel.video_transformers import VIDEO_TRANSFORMERS, video_transformer
 from accel.windowed import dense_windowed
 from jobs.attention_plan import AttentionPlan
 from jobs.errors import CannotRunHere
