@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from jobs.units import Unit
 from orchestrator.engagement import proofs
 from tests.accel.fast_attention_helpers import LAYERS, WINDOW, Run, forward, start, tiny_wan
 from tests.accel.test_video_transformers import TINY, Tiny
+from tests.orchestrator.plans import make_plan
 from workers.bundles import to_bundle, to_tensors
 
 STEPS = 7
@@ -173,7 +175,8 @@ def test_a_plan_that_only_changes_what_is_left_out_did_nothing() -> None:
     counts = Counter[str]()
     for tile in run(accelerations).tiles:
         counts.update(tile.engaged)
-    engaged = {proof.name: proof.engaged for proof in proofs(accelerations, counts, complete=True)}
+    plan = replace(make_plan(8), accelerations=accelerations)
+    engaged = {proof.name: proof.engaged for proof in proofs(plan, counts, complete=True)}
     assert engaged == {"rehash": True, "fast_attention": False}
 
 
