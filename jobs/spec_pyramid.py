@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jobs.spec import JobSpec
 
 
-def _pyramid(value: Any) -> Any:
-    """One message for a field that takes words and numbers."""
+def checked_pyramid(value: Any) -> Any:
+    """One message for a field that takes words and numbers. Raises ValueError."""
     if value is False:  # YAML reads a bare `off` as false
         return "off"
     if value not in ("auto", "off") and not (type(value) is int and 2 <= value <= MOST_STAGES):
@@ -35,7 +35,8 @@ def _shares(value: Any) -> Any:
 
 #: How many levels of frame rate a film is made in; auto: as many as the weights were trained for.
 Pyramid = Annotated[
-    Literal["auto", "off"] | Annotated[int, Field(ge=2, le=MOST_STAGES)], BeforeValidator(_pyramid)
+    Literal["auto", "off"] | Annotated[int, Field(ge=2, le=MOST_STAGES)],
+    BeforeValidator(checked_pyramid),
 ]
 
 #: Whether the coarsest stage has windows as all others have, or one that holds the whole shot.
@@ -65,15 +66,16 @@ UNTRAINED: dict[tuple[str, int, int], Untrained] = {
 }
 
 
-def _stages(spec: JobSpec, defaults: ModelDefaults) -> int:
-    if spec.pyramid == "off":
-        return 1
-    return max(1, len(defaults.pyramid_steps)) if spec.pyramid == "auto" else spec.pyramid
+def stage_count(pyramid: int | str, defaults: ModelDefaults) -> int:
+    """Stages that a job's ``pyramid`` means with a model; one without a pyramid."""
+    if isinstance(pyramid, int):
+        return pyramid
+    return 1 if pyramid == "off" else max(1, len(defaults.pyramid_steps))
 
 
 def step_shares(spec: JobSpec, defaults: ModelDefaults) -> tuple[int, ...]:
     """The shares of the stages; a single one without a pyramid."""
-    trained, stages = defaults.pyramid_steps, _stages(spec, defaults)
+    trained, stages = defaults.pyramid_steps, stage_count(spec.pyramid, defaults)
     if spec.pyramid_steps is not None and stages != 1:
         return spec.pyramid_steps
     return trained if len(trained) == stages else (1,) * stages
@@ -83,7 +85,7 @@ def pyramid_problems(
     spec: JobSpec, defaults: ModelDefaults, steps: int, shares: tuple[int, ...]
 ) -> list[Problem]:
     problems: list[Problem] = []
-    given, stages = spec.pyramid_steps, _stages(spec, defaults)
+    given, stages = spec.pyramid_steps, stage_count(spec.pyramid, defaults)
     if given is not None and stages == 1:
         why = "it is off" if spec.pyramid == "off" else "these weights were trained for none"
         fix = f"say pyramid: {len(given)}, or remove it"

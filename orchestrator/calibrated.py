@@ -86,8 +86,11 @@ def command_for(spec: JobSpec, *technique: str) -> str:
         "size": spec.size and "x".join(map(str, spec.size)),
         "fps": spec.fps,
         "steps": spec.steps,
+        "pyramid": spec.pyramid,
+        "pyramid_first_stage": spec.pyramid_first_stage,
     }
-    options = [(f"--{name}", str(value)) for name, value in said.items() if name in places.flags]
+    given = {name: value for name, value in said.items() if name in places.flags}
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items()]
     if "loras" in places.flags:
         options += [("--lora", f"{lora.path}={lora.scale}") for lora in spec.loras]
     words = ["longtake", "calibrate", places.source or spec.model]

@@ -20,6 +20,7 @@ from orchestrator.cli_options import (
     Device,
     DeviceOption,
     FileArgument,
+    FirstStageOption,
     FpsOption,
     ImageOption,
     JobArgument,
@@ -31,6 +32,7 @@ from orchestrator.cli_options import (
     OutOption,
     PresetOption,
     PromptOption,
+    PyramidOption,
     SecondsOption,
     SeedOption,
     SizeOption,
@@ -47,6 +49,7 @@ from orchestrator.cli_planning import (
     prepared_job,
     presets_command,
 )
+from orchestrator.export import check_latents_path
 from orchestrator.export import save_latents as export_latents
 from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, plan_to_json
 
@@ -91,6 +94,8 @@ def render_command(
     fps: FpsOption = None,
     seed: SeedOption = None,
     steps: StepsOption = None,
+    pyramid: PyramidOption = None,
+    pyramid_first_stage: FirstStageOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
     preset: PresetOption = None,
@@ -108,11 +113,12 @@ def render_command(
 
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
-        fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
+        fps=fps, seed=seed, steps=steps, pyramid=pyramid, pyramid_first_stage=pyramid_first_stage,
+        model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
-    _check_latents_path(save_latents)
+    check_latents_path(save_latents)
     check_devices(address, device.value)
     opened = _open(store, create=True)
     folder = opened.create_job(job_id, prepared.spec.canonical(), plan_to_json(prepared.plan))
@@ -146,7 +152,7 @@ def resume_command(
     check_same_model(plan)
     known = inspect_job.film_path(folder)
     film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
-    _check_latents_path(save_latents)
+    check_latents_path(save_latents)
     check_devices(address, device.value)
     _render(
         opened, folder, plan, film, as_json, save_latents,
@@ -324,17 +330,6 @@ def _open(store: str, *, create: bool = False, writable: bool = True) -> Any:
 
 def _ending(codec: str) -> str:
     return ".mkv" if codec == "ffv1" else ".mp4"
-
-
-def _check_latents_path(path: Path | None) -> None:
-    if path is None:
-        return
-    if path.suffix != ".safetensors":
-        raise errors.BadJob(f"--save-latents {path}: the file's name must end in .safetensors")
-    if path.expanduser().is_dir():
-        raise errors.BadJob(f"--save-latents {path}: is a folder; give a file name")
-    if not path.expanduser().absolute().parent.is_dir():
-        raise errors.BadJob(f"--save-latents {path}: the folder does not exist; create it first")
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.spec_pyramid import checked_pyramid
+
 DEFAULT_STORE = "~/.longtake"
 
 
@@ -69,6 +71,35 @@ SeedOption = Annotated[
 ]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", help="denoising steps; more take longer")
+]
+
+
+def _pyramid(text: str) -> Any:
+    """A word, or a number of stages, as a job file would have it."""
+    try:
+        return checked_pyramid(int(text) if text.isdecimal() else text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+PyramidOption = Annotated[
+    Any,
+    typer.Option(
+        "--pyramid",
+        metavar="auto|off|K",
+        parser=_pyramid,
+        help="K stages, each at twice the frame rate of the one before; auto (the default): as "
+        "the weights were trained",
+    ),
+]
+FirstStageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--pyramid-first-stage",
+        metavar="windows|whole",
+        help="whole: the coarsest stage is one window over the whole shot, so that a long film "
+        "keeps its look; default: windows",
+    ),
 ]
 ModelOption = Annotated[
     str | None,

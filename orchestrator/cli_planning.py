@@ -17,12 +17,14 @@ from jobs import errors
 from jobs.model_folder import ModelInfo, inspect_model, is_at_hand, resolve_model
 from jobs.spec import JobSpec
 from jobs.spec_errors import Places, Problem, bad_job
+from jobs.spec_pyramid import stage_count
 from orchestrator import show_plan
 from orchestrator.cli_options import (
     DEFAULT_DELTA,
     CalibrateDeviceOption,
     DeltaOption,
     FileArgument,
+    FirstStageOption,
     FpsOption,
     ImageOption,
     JobOrModelArgument,
@@ -35,6 +37,7 @@ from orchestrator.cli_options import (
     PresetOption,
     PromptOption,
     PromptsOption,
+    PyramidOption,
     RehashOption,
     SecondsOption,
     SeedOption,
@@ -79,6 +82,8 @@ def plan_command(
     fps: FpsOption = None,
     seed: SeedOption = None,
     steps: StepsOption = None,
+    pyramid: PyramidOption = None,
+    pyramid_first_stage: FirstStageOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
     preset: PresetOption = None,
@@ -92,7 +97,8 @@ def plan_command(
     """Show how a film would be rendered. Nothing is rendered."""
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
-        fps=fps, seed=seed, steps=steps, model=model, loras=loras_given(lora), preset=preset,
+        fps=fps, seed=seed, steps=steps, pyramid=pyramid, pyramid_first_stage=pyramid_first_stage,
+        model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
     if step_seconds is not None and workers is None:
         from orchestrator.render import workers_here
@@ -110,6 +116,8 @@ def calibrate_command(
     size: SizeOption = None,
     fps: FpsOption = None,
     steps: StepsOption = None,
+    pyramid: PyramidOption = None,
+    pyramid_first_stage: FirstStageOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
     delta: DeltaOption = None,
@@ -134,7 +142,7 @@ def calibrate_command(
         raise errors.BadJob("--delta is for fast attention, --rehash for rehash; remove one")
     spec = _calibrated_on(
         what, model, prompt or [], image=image, seconds=seconds, size=size, fps=fps, steps=steps,
-        loras=loras_given(lora),
+        pyramid=pyramid, pyramid_first_stage=pyramid_first_stage, loras=loras_given(lora),
     )  # fmt: skip
     if spec.pyramid_first_stage == "whole":
         said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
@@ -205,17 +213,17 @@ def _calibrated_on(
         raise errors.BadJob(f"--image goes with a job file; films of {named} start from prompts")
     length = {"seconds": flags.pop("seconds")}
     if length["seconds"] is None:
-        length = {"pixel_frames": _window_pixel_frames(info)}
+        length = {"pixel_frames": _window_pixel_frames(info, flags.get("pyramid") or "auto")}
     given = {"model": named} | {key: value for key, value in flags.items() if value is not None}
     shots = [{"prompt": prompt} | length for prompt in prompts]
     places = Places(flags=frozenset({*given, "prompt", "seconds"}))
     return parse_spec(given | {"shots": shots}, places)
 
 
-def _window_pixel_frames(info: ModelInfo) -> int:
+def _window_pixel_frames(info: ModelInfo, pyramid: int | str) -> int:
     """Of the shortest shot whose coarsest stage has as many frames as a window of the model: with
     it all stages have whole windows, as those of any longer film have."""
-    geometry, stages = info.geometry, max(1, len(info.defaults.pyramid_steps))
+    geometry, stages = info.geometry, stage_count(pyramid, info.defaults)
     alone = int(geometry.first_alone)
     coarsest = geometry.window_latent_frames - alone
     return geometry.pixel_frames(alone + coarsest * 2 ** (stages - 1))

@@ -5,11 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.arrays import decode_bundle
+from jobs.errors import BadJob
 from jobs.results import Results
 from jobs.store import Store
 from jobs.units import Unit
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes
+
+
+def check_latents_path(path: Path | None) -> None:
+    """Raises BadJob for a path that could not be written after a render of hours."""
+    if path is None:
+        return
+    if path.suffix != ".safetensors":
+        raise BadJob(f"--save-latents {path}: the file's name must end in .safetensors")
+    if path.expanduser().is_dir():
+        raise BadJob(f"--save-latents {path}: is a folder; give a file name")
+    if not path.expanduser().absolute().parent.is_dir():
+        raise BadJob(f"--save-latents {path}: the folder does not exist; create it first")
 
 
 def save_latents(store: Store, plan: Plan, job: str, path: Path) -> None:

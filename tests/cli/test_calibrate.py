@@ -289,8 +289,11 @@ def test_the_command_for_a_job_without_a_file_names_its_model(tmp_path: Path) ->
     exact = spec_from_flags({"prompt": "x", "seconds": 1, "loras": [lora | {"scale": 0.1234567}]})
     assert "'a b.safetensors=0.1234567'" in command_for(exact)
     Path(tmp_path / "film.yaml").write_text("prompt: x\nseconds: 1\n")
-    spec = load_spec(tmp_path / "film.yaml", {"model": "demo"})
-    assert command_for(spec).endswith("film.yaml --model demo")
+    beside = {"model": "demo", "pyramid": 2, "pyramid_first_stage": "windows"}
+    spec = load_spec(tmp_path / "film.yaml", beside)
+    assert command_for(spec).endswith(
+        "film.yaml --model demo --pyramid 2 --pyramid-first-stage windows"
+    )
 
 
 @pytest.mark.slow
@@ -312,15 +315,22 @@ def keys_of(spec: JobSpec) -> tuple[CalibrationKey, ...]:
 
 
 @pytest.mark.parametrize(
-    ("model", "frames"),
-    [("demo-pyramid", [9, 9, 9]), ("demo", [9]), ("demo-animatediff-pyramid", [16] * 3)],
+    ("model", "pyramid", "frames"),
+    [
+        ("demo-pyramid", None, [9, 9, 9]),
+        ("demo-pyramid", "off", [9]),
+        ("demo", None, [9]),
+        ("demo", 2, [9, 9]),
+        ("demo-animatediff-pyramid", None, [16] * 3),
+    ],
 )
-def test_films_look_for_what_was_calibrated_on_prompts(model: str, frames: list[int]) -> None:
+def test_films_look_for_what_was_calibrated_on_prompts(
+    model: str, pyramid: int | str | None, frames: list[int]
+) -> None:
     """In every stage of a pyramid, too: the coarsest has as many frames as a window."""
-    calibrated = keys_of(
-        _calibrated_on(model, None, ["a red ball"], seconds=None, size=None, steps=None)
-    )
-    film = spec_from_flags({"model": model, "prompt": "a blue kite", "seconds": 20})
+    asked = {"size": None, "steps": None, "pyramid": pyramid}
+    calibrated = keys_of(_calibrated_on(model, None, ["a red ball"], seconds=None, **asked))
+    film = spec_from_flags({"model": model, "prompt": "a kite", "seconds": 20, "pyramid": pyramid})
     assert calibrated == keys_of(film)
     assert [key.latent_size[0] for key in calibrated] == frames
 
@@ -382,6 +392,8 @@ def test_a_first_stage_that_is_whole_is_not_calibrated(desk: Desk) -> None:
     for flags in ((), ("--rehash", "0.9")):
         said = refusal(desk.run("calibrate", "film.yaml", *flags), 2)
         assert "pyramid_first_stage: what is calibrated is calibrated on windows; say" in said
+    said = refusal(desk.run("calibrate", "film.yaml", "--pyramid-first-stage", "whole"), 2)
+    assert said.startswith("--pyramid-first-stage: what is calibrated")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

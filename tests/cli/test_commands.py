@@ -18,7 +18,7 @@ from jobs.store import Store
 from orchestrator.events import EndRender
 from orchestrator.prepare import plan_to_json, prepare
 from tests.cli.conftest import Desk, refusal
-from tests.ray.harness import LONGTAKE, Ran, environment
+from tests.ray.harness import LONGTAKE, ROOT, Ran, environment
 from tests.ray.harness import longtake as console
 
 COMMANDS = (
@@ -36,11 +36,14 @@ def command(desk: Desk, name: str, *args: object) -> Ran:
 def test_help_of_every_command_lists_its_flags(desk: Desk) -> None:
     needed = {
         "render": "[file] --prompt --negative --image --seconds --size --fps --seed --steps "
-        "--model --preset --workers --store --out --save-latents --address --timeout --json",
+        "--pyramid auto|off|K --pyramid-first-stage windows|whole --model "
+        "--preset --workers --store --out --save-latents --address --timeout --json",
         "resume": "job --store --take-over --out --workers --save-latents --timeout --json",
-        "plan": "[file] --prompt --image --seconds --size --steps --model --workers --json",
-        "calibrate": "[job|model] --prompt --image --seconds --size --fps --steps --model --lora "
-        "--delta --rehash --plans --picture --device auto|cpu|cuda|cuda:N --json",
+        "plan": "[file] --prompt --image --seconds --size --steps --pyramid --pyramid-first-stage "
+        "--model --workers --json",
+        "calibrate": "[job|model] --prompt --image --seconds --size --fps --steps --pyramid "
+        "--pyramid-first-stage --model --lora --delta --rehash --plans "
+        "--picture --device auto|cpu|cuda|cuda:N --json",
         "presets": "--json",
         "ls": "--store --json",
         "show": "job --store --json",
@@ -329,6 +332,45 @@ def test_a_whole_first_stage_that_changes_nothing_is_told(
     ran = desk.run("plan", desk.job(json.dumps(job)))
     assert ran.code == 0, ran.err
     assert ("warning: pyramid_first_stage: whole makes no difference here: " in ran.out) == said
+
+
+def test_a_pyramid_is_asked_for_beside_the_file_and_without_one(
+    desk: Desk, flags: list[str]
+) -> None:
+    asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
+    shot = {"shots": [{"prompt": "kite", "pixel_frames": 60}], "pyramid_first_stage": "whole"}
+    job = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked, **shot}
+    file = desk.job(json.dumps(job))
+
+    def windows(*args: object) -> list[int]:
+        stages = desk.run("plan", *args, "--json").json()["shots"][0]["stages"]
+        return [len(stage["windows"]) for stage in stages]
+
+    assert windows(file) == [1, 5]
+    assert windows(file, "--pyramid", 3) == [1, 3, 5]
+    assert windows(file, "--pyramid-first-stage", "windows") == [3, 5]
+    assert windows(file, "--pyramid", "off", "--pyramid-first-stage", "windows") == [5]
+    for stages in ("5", "on"):
+        said = refusal(desk.run("plan", file, "--pyramid", stages), 2)
+        assert "'--pyramid': must be off, auto or a whole number from 2 to 4, got" in said
+    said = refusal(desk.run("plan", file, "--pyramid-first-stage", "hole"), 2)
+    assert "--pyramid-first-stage: unknown value 'hole'; did you mean 'whole'?" in said
+    asked = ("--pyramid", 3, "--steps", 2)
+    assert "--steps: 2 steps are too few for a pyramid of 3" in desk.refuse(*flags, *asked)
+    assert "--pyramid-first-stage: there is no pyramid" in desk.refuse(
+        *flags, "--pyramid-first-stage", "whole"
+    )
+
+
+def test_the_example_of_a_long_film(desk: Desk) -> None:
+    asked = ("--model", "demo-pyramid", "--pyramid-first-stage", "whole", "--seconds", 120)
+    beside = ("--seed", 7, "--prompt", "a red circle bounces on a blue background")
+    by_file, by_options = (
+        desk.run("plan", *args, "--json").json()["shots"]
+        for args in ([f"{ROOT}/examples/long.yaml"], [*asked, *beside])
+    )
+    assert by_file == by_options
+    assert [len(stage["windows"]) for stage in by_file[0]["stages"]] == [1, 60, 120]
 
 
 def test_a_plan_of_a_bad_job_is_refused_like_its_render(desk: Desk) -> None:
