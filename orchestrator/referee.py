@@ -50,6 +50,7 @@ class Referee:
         self.damaged = False  # a durable result was; then anything may be computed again
         self._this_life: set[Unit] = set()  # finished, and known to the driver, since it began
         self._lost: set[Unit] = set()  # outputs that vanished since they were made
+        self._deleted: set[Unit] = set()  # checkpoints that had been stored
         self._allowed_redo: set[Unit] = set()
         self._attempts: set[Key] = set()
         self._struck: dict[str, Counter[Unit]] = {}  # by kind of fault, in this life
@@ -158,6 +159,7 @@ class Referee:
         for index in self._near(unit, self._hops_back(unit)):
             if self._line(unit, index) <= unit.step:
                 raise Violation(f"deleted {unit}, to which window {index + 1} may go back")
+        self._deleted.add(unit)
 
     # -- redone work
 
@@ -198,7 +200,7 @@ class Referee:
         tile = Unit("step", unit.shot, unit.stage, unit.index)
         if (tile, 0) not in lines:
             near = self._near(unit, self.plan.checkpoint_every)
-            lines[tile, 0] = min(self._line(unit, index) for index in near)
+            lines[tile, 0] = min(self._line(unit, index, gaps=True) for index in near)
         return unit.step > lines[tile, 0] or lines[tile, 0] == 0
 
     def _hops_back(self, unit: Unit) -> int:
@@ -217,12 +219,23 @@ class Referee:
                 high += 1
         return set(range(low, high + 1))
 
-    def _line(self, unit: Unit, index: int) -> int:
-        """The last durable step of a tile of the same stage."""
-        for step in range(self.plan.steps(unit), 0, -1):
-            if Unit("step", unit.shot, unit.stage, index, unit.region, step) in self.results:
-                return step
-        return 0
+    def _line(self, unit: Unit, index: int, *, gaps: bool = False) -> int:
+        """The last durable step of a tile of the same stage; with ``gaps``, the last before a
+        state that was to be stored and never was: the write of a later one had overtaken its own
+        when all was lost."""
+        line = 0
+        for step in range(1, self.plan.steps(unit) + 1):
+            state = Unit("step", unit.shot, unit.stage, index, unit.region, step)
+            if state in self.results:
+                line = step
+            elif gaps and self._never_stored(state):
+                return line
+        return line
+
+    def _never_stored(self, state: Unit) -> bool:
+        """Whether a tile's state was made and to be stored, and was not in time."""
+        is_line = state.step % self.plan.checkpoint_every == 0
+        return is_line and self.completed[state] > 0 and state not in self._deleted
 
     # -- the end
 

@@ -119,6 +119,11 @@ def test_thousands_of_random_renders_end_as_they_must(first: int) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
+def test_a_state_whose_write_was_overtaken_is_made_again_after_a_loss() -> None:
+    """The cluster is lost between the write of a later state and its own: of this seed."""
+    run(4098)
+
+
 def test_without_faults_nothing_is_computed_twice() -> None:
     for seed in range(20):
         rng = random.Random(seed)
