@@ -15,6 +15,10 @@ from typing import Any
 
 import psutil
 
+from jobs.store import Store
+from orchestrator.plan import Plan
+from orchestrator.prepare import plan_from_json
+
 LONGTAKE = Path(sys.executable).parent / "longtake"
 RUN_LIMIT_S = 300
 ROOT = str(Path(__file__).parents[2])
@@ -126,6 +130,12 @@ def busy_workers(store: Path) -> set[str]:
 def job_ids(store: Path) -> list[str]:
     folder = store / "jobs"
     return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+
+
+def load_plan(store: Path) -> Plan:
+    """Of the store's first job."""
+    opened = Store.open(store, create=False, writable=False)
+    return plan_from_json(opened.job(job_ids(store)[0]).plan())
 
 
 def units_logged(store: Path) -> list[dict[str, Any]]:

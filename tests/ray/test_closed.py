@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.ray.harness import environment
+from tests.ray.harness import ROOT, environment
+
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+OPEN = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
 
 #: Starts a Ray as a render does, tells of it, and keeps it until its input is closed.
 HOST = """
@@ -31,6 +35,21 @@ sys.stdin.read()
 cluster.stop()
 """
 
+#: The same, but a Ray that anybody on this machine may come into.
+OPEN_HOST = """
+import json, sys, ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(json.dumps({"address": ray.get_runtime_context().gcs_address}), flush=True)
+sys.stdin.read()
+"""
+
+#: Joins the Ray at an address as a render does, first of all.
+JOINING = """
+import sys
+from orchestrator.cluster import check_address
+check_address(sys.argv[1], "cpu")
+"""
+
 #: Asks the Ray at an address for its processors.
 GUEST = """
 import sys, ray
@@ -43,14 +62,13 @@ def command(script: str, *args: str) -> list[str]:
     return [sys.executable, "-c", script, *args]
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], int]]:
-    """What a local Ray told of itself, and the process that started it."""
-    root = str(Path(__file__).parents[2])
+@contextmanager
+def started(script: str, folder: Path, **env: str) -> Iterator[tuple[dict[str, Any], int]]:
+    """What a Ray told of itself, and the process that started it."""
     process = subprocess.Popen(
-        command(HOST),
-        env=environment(PYTHONPATH=root),
-        cwd=tmp_path_factory.mktemp("host"),
+        command(script),
+        env=environment(PYTHONPATH=ROOT, **env),
+        cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,10 +81,18 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, A
         process.wait(60)
 
 
-def guest(address: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Any], int]]:
+    with started(HOST, tmp_path_factory.mktemp("host")) as told:
+        yield told
+
+
+def guest(
+    address: str, home: Path, script: str = GUEST, **env: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(GUEST, address),
-        env=environment(HOME=str(home), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", **env),
+        command(script, address),
+        env=environment(HOME=str(home), PYTHONPATH=ROOT, **LOOPBACK, **env),
         capture_output=True,
         text=True,
         timeout=120,
@@ -85,6 +111,15 @@ def test_only_those_with_the_token_come_in(
     assert "inside" in friend.stdout, friend.stderr
     for other in (guesser, stranger):
         assert other.returncode != 0 and "inside" not in other.stdout
+
+
+@pytest.mark.long
+def test_joining_an_open_ray_is_warned_of(tmp_path: Path) -> None:
+    with started(OPEN_HOST, tmp_path, **OPEN) as (told, _):
+        ran = guest(told["address"], tmp_path, JOINING)
+    assert ran.returncode == 0, ran.stderr
+    warning = f"warning: joining the Ray at {told['address']} without a token: whoever can reach it"
+    assert ran.stderr.count(warning) == 1 and "Set RAY_AUTH_MODE=token" in ran.stderr, ran.stderr
 
 
 def is_loopback(ip: str) -> bool:

@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.ray.clusters import cluster_of_nodes
-from tests.ray.harness import job_ids, longtake
-from tests.ray.test_kills import load_plan
+from tests.ray.harness import job_ids, load_plan, longtake
 from tests.workers.test_animatediff import run_pipeline as run_animatediff
 from tests.workers.test_conformance import (
     load_pipeline,

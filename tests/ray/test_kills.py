@@ -19,15 +19,14 @@ import psutil
 import pytest
 
 from jobs.faults import FAULT_POINTS, FILM_POINTS
-from jobs.store import Store
 from jobs.units import Unit
 from orchestrator.plan import Plan
-from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
 from tests.ray.harness import (
     RUN_LIMIT_S,
     Running,
     job_ids,
+    load_plan,
     longtake,
     show,
     units_logged,
@@ -36,8 +35,9 @@ from tests.ray.harness import (
 )
 
 VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
-#: What the film is: of one stage, or a pyramid of two, or accelerated in other ways than that.
-KINDS = ("reference", "pyramid_reference", "attention_reference")
+#: What the film is: of one stage, or a pyramid of two, or accelerated in other ways than that, or a
+#: pyramid whose first stage is whole.
+KINDS = ("reference", "pyramid_reference", "attention_reference", "whole_reference")
 #: A raylet dies in the long rounds, and with its node in test_trouble.
 QUICK_ROUNDS = (
     pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too
@@ -45,6 +45,7 @@ QUICK_ROUNDS = (
     (4, "everything", KINDS[1]),
     pytest.param(2, "worker", KINDS[2], marks=pytest.mark.long),
     pytest.param(4, "everything", KINDS[2], marks=pytest.mark.long),
+    pytest.param(6, "everything", KINDS[3], marks=pytest.mark.long),  # in its first stage
 )
 LONG_ROUNDS = tuple((seed, VICTIMS[seed % len(VICTIMS)]) for seed in range(6, 62))
 
@@ -56,11 +57,6 @@ RENDER_POINTS = tuple(
     if point.split(".")[0] in ("data", "result", "journal", "lease", "film")
     and "quarantine" not in point
 )
-
-
-def load_plan(store: Path) -> Plan:
-    opened = Store.open(store, create=False, writable=False)
-    return plan_from_json(opened.job(job_ids(store)[0]).plan())
 
 
 def stored_units(store: Path, plan: Plan) -> set[Unit]:

@@ -102,6 +102,7 @@ def test_a_lost_node_is_nobodys_fault(
     assert len(busy) == 2, "both nodes took part"
     assert sum(line.startswith("worker w") for line in said.splitlines()) == 1, said
     assert " failed on " not in said and "Unhandled error" not in said, said
+    assert "without a token" not in said, said
     report = show(store, job_ids(store)[0])
     assert report["state"] == "done"
     assert report["units_repeated"] > 0, "nothing was lost: the test shows nothing"

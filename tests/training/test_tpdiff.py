@@ -312,25 +312,34 @@ def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Pat
     assert {drawn.frames for drawn in few if drawn.stage == 0} == {5}, "as long as a video allows"
 
 
+ADAPTER = ("--lora-rank", "2", "--merge", "--rate", "0.02", "--warmup-steps", "1")
+
+
 @pytest.mark.long
-def test_two_processes(model: Path, data: Path, tmp_path: Path) -> None:
-    """Each draws its own; a step of both is one process's of twice as much. What there is to go on
-    from is said when all have written theirs."""
+@pytest.mark.parametrize("more", [(), ADAPTER], ids=["all weights", "adapter"])
+def test_two_processes(model: Path, data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Each draws its own; a step of both is one process's of twice as much, and they go on after a
+    stop. What there is to go on from is said when all have written theirs."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "--module", "tests.training.late_rank", "--model", str(model), "--data", str(data), "--out",
-        str(tmp_path / "out"), "--stages", "2", "--steps", "3", "--rate", "1e-3", "--batch", "1",
+        str(tmp_path / "out"), "--stages", "2", "--rate", "1e-3", "--batch", "1", *more,
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    ran = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stderr.count("render with it") == 1, "one process speaks"
+    for steps, resumed in (("2", 0), ("3", 1)):
+        ran = subprocess.run(
+            [*command, "--steps", steps], capture_output=True, text=True, env=env, cwd=ROOT
+        )
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        said = [line for line in ran.stderr.splitlines() if "render with it" in line]
+        assert said and len(set(said)) == len(said), "one process speaks"
+        assert ran.stderr.count("going on from step 2") == resumed
     kept = tmp_path / "out" / "tpdiff.json"
     assert json.loads(kept.read_text())["origin"]["processes"] == 2
     late = tmp_path / "out" / "state" / "3" / "random_states_1.pkl"
     assert late.stat().st_mtime <= kept.stat().st_mtime
     alone = run(model, data, tmp_path / "alone", "--steps", "3", "--batch", "1",
-                "--accumulate", "2")  # fmt: skip
+                "--accumulate", "2", *more)  # fmt: skip
     before = weights(model)
     both, one = (weights(each / "model") for each in (tmp_path / "out", alone))
     apart = sum((both[name] - one[name]).square().sum() for name in one).sqrt()

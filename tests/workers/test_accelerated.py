@@ -17,8 +17,10 @@ from jobs.units import Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker, write_tiny_wan
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
+from tests.workers.tiny_families import TinyFamily
 from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import ltx_shot, write_tiny_ltx
+from tests.workers.tiny_svd import svd_shot, write_image, write_tiny_svd
 from workers.bundles import to_tensor
 from workers.carrying import apart, with_memory
 from workers.worker import Worker
@@ -86,56 +88,51 @@ FITS += [
     for name in ("slicing and rehash", "rehash and fast_attention")
 ]
 FITS += [("animatediff", name) for name in ASKED if "fast" not in name]
-FITS += [("cogvideox", "adaptive"), ("hunyuan-video", "slicing")]
-SHOTS = {
-    "wan": WAN,
-    "deep wan": WAN,
-    "animatediff": UNET,
-    "cogvideox": NOISY,
-    "hunyuan-video": JOINT,
-    "deep ltx": LTX,
-    "deep cogvideox": NOISY,
-    "deep hunyuan-video": JOINT,
-}
+FITS += [("svd", name) for name in ("slicing", "slicing and rehash", "adaptive and rehash")]
+FITS += [(kind, "adaptive") for kind in ("deep ltx", "cogvideox", "hunyuan-video")]
+FITS += [("hunyuan-video", "slicing")]
 
 
 @pytest.fixture(scope="module")
-def folders(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    animatediff = write_tiny_animatediff(tmp_path_factory.mktemp("tiny") / "animatediff")
-    cogvideox = write_tiny_cogvideox(tmp_path_factory.mktemp("tiny") / "cogvideox")
-    hunyuan = write_tiny_hunyuan_video(tmp_path_factory.mktemp("tiny") / "hunyuan-video")
-    deep = tmp_path_factory.mktemp("deep")
-    return {
-        "wan": tiny_wan,
-        "deep wan": write_tiny_wan(deep / "wan", layers=3),
-        "animatediff": animatediff,
-        "cogvideox": cogvideox,
-        "hunyuan-video": hunyuan,
-        "deep ltx": write_tiny_ltx(deep / "ltx", layers=3),
-        "deep cogvideox": write_tiny_cogvideox(deep / "cogvideox", rotary=True, layers=3),
-        "deep hunyuan-video": write_tiny_hunyuan_video(
-            deep / "hunyuan-video", guidance_embeds=False, layers=3
-        ),
+def tiny(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyFamily]:
+    thin, deep = (tmp_path_factory.mktemp(name) for name in ("thin", "deep"))
+    joint = write_tiny_hunyuan_video(deep / "hunyuan-video", guidance_embeds=False, layers=3)
+    rotary = write_tiny_cogvideox(deep / "cogvideox", rotary=True, layers=3)
+    image = write_image(thin / "start.png")
+    small = svd_shot(image, stage_steps=(STEPS,), latent_height=8, latent_width=8)
+    made = {
+        "wan": (tiny_wan, WAN),
+        "deep wan": (write_tiny_wan(deep / "wan", layers=3), WAN),
+        "animatediff": (write_tiny_animatediff(thin / "animatediff"), UNET),
+        "svd": (write_tiny_svd(thin / "svd"), small),
+        "cogvideox": (write_tiny_cogvideox(thin / "cogvideox"), NOISY),
+        "hunyuan-video": (write_tiny_hunyuan_video(thin / "hunyuan-video"), JOINT),
+        "deep ltx": (write_tiny_ltx(deep / "ltx", layers=3), LTX),
+        "deep cogvideox": (rotary, NOISY),
+        "deep hunyuan-video": (joint, JOINT),
     }
+    return {kind: TinyFamily(kind.split()[-1], *each) for kind, each in made.items()}
 
 
-def workers(folders: dict[str, Path], kind: str, asked: Accelerations, count: int) -> list[Worker]:
-    return [
-        tiny_worker(folders[kind], family=kind.split()[-1], accelerations=asked)
-        for _ in range(count)
-    ]
+def worker_of(tiny: TinyFamily, asked: Accelerations) -> Worker:
+    return tiny_worker(tiny.folder, family=tiny.name, accelerations=asked)
 
 
-def render(some: list[Worker], kind: str) -> tuple[list[torch.Tensor], dict[str, int]]:
+def render(
+    tiny: TinyFamily, asked: Accelerations, workers: int = 1
+) -> tuple[list[torch.Tensor], dict[str, int]]:
     """Finished latents of the windows, each unit by the next of the workers, from stored bytes,
     and of what tiles remember with its own tile's alone."""
-    shot, engaged = SHOTS[kind], {}
+    some = [worker_of(tiny, asked) for _ in range(workers)]
+    shot, engaged = tiny.shot, {}
+    # Stable Video Diffusion makes a shot as one window.
+    windows = [window for window in WINDOWS if window.stop <= shot.latent_frames]
     embeddings = encode(some[0], shot)
     done: dict[tuple[int, int], Bundle] = {}
     memories: dict[tuple[int, int], Bundle | None] = {}
     for step in range(STEPS + 1):
-        for window in WINDOWS:
-            task = step_task(shot, WINDOWS, window.index, step)
+        for window in windows:
+            task = step_task(shot, windows, window.index, step)
             before = [done[w.index, step - 1] for w in task.covering] if step else []
             inputs = [embeddings, *before] if step < STEPS else before
             worker = some[(step + window.index) % len(some)]
@@ -146,16 +143,16 @@ def render(some: list[Worker], kind: str) -> tuple[list[torch.Tensor], dict[str,
             )
             for name, count in report.engaged.items():
                 engaged[name] = engaged.get(name, 0) + count
-    return [to_tensor(done[w.index, STEPS], "latents") for w in WINDOWS], engaged
+    return [to_tensor(done[w.index, STEPS], "latents") for w in windows], engaged
 
 
 @pytest.mark.parametrize(("kind", "name"), FITS)
 def test_whoever_computes_it_has_the_same_bits(
-    folders: dict[str, Path], kind: str, name: str
+    tiny: dict[str, TinyFamily], kind: str, name: str
 ) -> None:
     asked = ASKED[name]
-    alone, engaged = render(workers(folders, kind, asked, 1), kind)
-    together, _ = render(workers(folders, kind, asked, 2), kind)
+    alone, engaged = render(tiny[kind], asked)
+    together, _ = render(tiny[kind], asked, workers=2)
     for ours, theirs in zip(alone, together, strict=True):
         assert torch.equal(ours, theirs)
     for part in name.split(" and "):
@@ -165,20 +162,19 @@ def test_whoever_computes_it_has_the_same_bits(
 
 @pytest.mark.parametrize(("kind", "name"), [each for each in FITS if each[1] == "slicing"])
 def test_slicing_changes_no_more_than_rounding(
-    folders: dict[str, Path], kind: str, name: str
+    tiny: dict[str, TinyFamily], kind: str, name: str
 ) -> None:
-    sliced, _ = render(workers(folders, kind, ASKED[name], 1), kind)
-    plain, engaged = render(workers(folders, kind, Accelerations(), 1), kind)
+    sliced, _ = render(tiny[kind], ASKED[name])
+    plain, engaged = render(tiny[kind], Accelerations())
     assert not engaged
     for ours, theirs in zip(sliced, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_a_tile_looks_at_its_latents_without_the_noise(
-    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, TinyFamily], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the very frames and steps: what is left of a change has nothing of the noise."""
-    (worker,) = workers(folders, "cogvideox", ASKED["adaptive"], 1)
     seen: list[tuple[float, float]] = []
 
     def look(config: Adaptive, latents: list[torch.Tensor], added: list[adaptive.Noise]) -> bool:
@@ -190,16 +186,14 @@ def test_a_tile_looks_at_its_latents_without_the_noise(
         return False
 
     monkeypatch.setattr(adaptive, "changes_evenly", look)
-    render([worker], "cogvideox")
+    render(tiny["cogvideox"], ASKED["adaptive"])
     assert len(seen) == len(WINDOWS) * 3 * (STEPS - 4)
     assert all(noisy > 0.4 and abs(quiet) < 0.2 for noisy, quiet in seen), seen
 
 
-def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) -> None:
+def test_a_skipped_step_hands_on_what_others_remember(tiny: dict[str, TinyFamily]) -> None:
     """Else the step after a skipped one would be a key step, whatever the job says."""
-    _, engaged = render(
-        workers(folders, "animatediff", ASKED["adaptive and rehash"], 1), "animatediff"
-    )
+    _, engaged = render(tiny["animatediff"], ASKED["adaptive and rehash"])
     ran = engaged["adaptive.computed"]
     assert engaged["adaptive.skipped"] + ran == len(WINDOWS) * STEPS
     assert engaged["rehash.key"] + engaged["rehash.reused"] == ran
@@ -208,14 +202,14 @@ def test_a_skipped_step_hands_on_what_others_remember(folders: dict[str, Path]) 
 
 
 def test_a_skipped_step_leaves_attention_of_the_one_before_to_those_after(
-    folders: dict[str, Path],
+    tiny: dict[str, TinyFamily],
 ) -> None:
     """Step 3 is skipped, and is the only one that would make what step 4 reads anew."""
     rows = (("full", "full"), *[("full", "full")] * 3, *[("window", "share_steps")] * 4)
     plans = FastAttention(stages=(AttentionPlan(rows, (1, 3, 3)),))
     asked = Accelerations(adaptive=Adaptive(threshold=50.0, most_skips=1), fast_attention=plans)
-    alone, engaged = render(workers(folders, "wan", asked, 1), "wan")
-    together, _ = render(workers(folders, "wan", asked, 3), "wan")
+    alone, engaged = render(tiny["wan"], asked)
+    together, _ = render(tiny["wan"], asked, workers=3)
     assert all(map(torch.equal, alone, together))
     # Skipped are steps 3 and 5; the others run, two branches and layers in each.
     assert engaged["adaptive.skipped"] == 2 * len(WINDOWS)
@@ -224,14 +218,13 @@ def test_a_skipped_step_leaves_attention_of_the_one_before_to_those_after(
 
 
 @pytest.mark.parametrize(
-    "kind", ["wan", "animatediff", "deep ltx", "deep cogvideox", "deep hunyuan-video"]
+    "kind", ["wan", "animatediff", "svd", "deep ltx", "deep cogvideox", "deep hunyuan-video"]
 )
 def test_the_planned_memory_of_what_is_kept_is_what_is_kept(
-    folders: dict[str, Path], kind: str
+    tiny: dict[str, TinyFamily], kind: str
 ) -> None:
     asked = ASKED["fast_attention" if kind == "wan" else "rehash"]
-    (worker,) = workers(folders, kind, asked, 1)
-    window, shot = WINDOWS[:1], SHOTS[kind]
+    worker, shot, window = worker_of(tiny[kind], asked), tiny[kind].shot, WINDOWS[:1]
     embeddings, done, most = encode(worker, shot), {}, 0
     for step in range(STEPS):
         task = step_task(shot, window, 0, step)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,9 +128,25 @@ def levels(time: int) -> tuple[float, float]:
     return math.sqrt(ALPHAS[time]), math.sqrt(1 - ALPHAS[time])
 
 
+def steps_of(scheduler: str, times: tuple[int, ...]) -> Callable[..., torch.Tensor]:
+    """Steps from time to time: DDIM's by its formula, DPM++'s diffusers' own at these levels."""
+
+    def by_formula(x: torch.Tensor, epsilon: torch.Tensor, time: int, after: int) -> torch.Tensor:
+        (signal, amount), (signal_after, amount_after) = levels(time), levels(after)
+        return signal_after * (x - amount * epsilon) / signal + amount_after * epsilon
+
+    if scheduler == "ddim":
+        return by_formula
+    dpm = DPMSolverMultistepScheduler(beta_schedule="linear")
+    dpm.set_timesteps(len(times) - 1)
+    dpm.timesteps = torch.tensor(times[:-1])
+    dpm.sigmas = torch.tensor([amount / signal for signal, amount in map(levels, times)])
+    return lambda x, epsilon, time, _: dpm.step(epsilon, time, x, return_dict=False)[0]
+
+
 @torch.no_grad()
 def plain_pyramid(worker: Worker, shot: ShotRender) -> list[torch.Tensor]:
-    """What each stage ends with: DDIM by its formula, one window over the whole shot."""
+    """What each stage ends with: one window over the whole shot."""
     embeddings = encode(worker, shot)
     text = torch.cat([to_tensor(embeddings, name) for name in ("uncond", "cond")])
     shape = (CHANNELS, shot.latent_height, shot.latent_width)
@@ -146,22 +163,24 @@ def plain_pyramid(worker: Worker, shot: ShotRender) -> list[torch.Tensor]:
             fresh = math.sqrt(noise_s**2 - (scale * noise_e) ** 2) * noise("jump", 1)
             pairs = torch.stack([scale * x + fresh, scale * x - fresh], dim=3)
             x = pairs.flatten(2, 3)[:, :, :9]
+        step = steps_of(shot.scheduler, times)
         for time, after in itertools.pairwise(times):
             frames = text.repeat_interleave(x.shape[2], dim=0)
             both = worker._family.denoiser(torch.cat([x, x]), time, frames, return_dict=False)[0]
             uncond, cond = both.chunk(2)
             epsilon = uncond + shot.guidance[0] * (cond - uncond)
-            (signal, amount), (signal_after, amount_after) = levels(time), levels(after)
-            x = signal_after * (x - amount * epsilon) / signal + amount_after * epsilon
+            x = step(x, epsilon, time, after)
         ends.append(x)
     return ends
 
 
-def test_a_pyramid_is_the_plain_loop(folder: Path) -> None:
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_a_pyramid_is_the_plain_loop(folder: Path, scheduler: str) -> None:
     assert levels(561)[1] / levels(561)[0] == pytest.approx(
         math.sqrt(2) * levels(500)[1] / levels(500)[0], rel=5e-3
     )
-    shot, worker = animatediff_shot(stage_steps=STEPS), worker_of(folder)
+    shot = animatediff_shot(scheduler=scheduler, stage_steps=STEPS)
+    worker = worker_of(folder)
     done = run_all(worker, shot, [[Window(0, 0, 5)], [Window(0, 0, 9)]], first_alone=False)
     for stage, theirs in enumerate(plain_pyramid(worker, shot)):
         ours = ended(done, stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -24,48 +25,53 @@ from workers.noise import frame_noise
 from workers.schedulers import read_scheduler_config
 from workers.worker import Worker
 
-FRAMES = 7  # of the shot; 4 of the stage before: the first alone, then pairs
+FRAMES = 7  # of the shot; 4 of the stage before, the first alone, then pairs; 3 of the one before
 STEPS = (3, 2)
-#: Where each stage begins and ends: its noise, of flow matching. See tests/accel for the theory.
-STAGES = ((1.0, 0.5), (0.5857864376, 0.0))
-SCALE, FRESH = 0.8284271247, 0.4142135624
 #: What a folder whose own scheduler is UniPC does not say of DPM++.
 DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "use_flow_sigmas": True}
 
 
-def shot_of(scheduler: str, **changes: object) -> ShotRender:
+def shot_of(scheduler: str, steps: tuple[int, ...] = STEPS, **changes: object) -> ShotRender:
     return tiny_shot(
-        scheduler=scheduler, stage_steps=STEPS, latent_frames=FRAMES, pixel_frames=13, **changes
+        scheduler=scheduler, stage_steps=steps, latent_frames=FRAMES, pixel_frames=13, **changes
     )
 
 
-def sigmas_of(stage: int, first: float) -> list[float]:
-    """Evenly spread over the stage in the times before the shift."""
-    high, low = STAGES[stage]
-    plain = [s / (FLOW_SHIFT - (FLOW_SHIFT - 1) * s) for s in (first if stage == 0 else high, low)]
-    even = [plain[0] + (plain[1] - plain[0]) * n / STEPS[stage] for n in range(STEPS[stage] + 1)]
+def noise_levels(stages: int) -> list[tuple[float, float]]:
+    """Where each stage begins and ends, of flow matching. Ends are evenly apart; from one, the next
+    stage goes back to sqrt(2) times its noise / signal. See tests/accel for the theory."""
+    lows = [1 - number / stages for number in range(1, stages + 1)]
+    ratios = [math.sqrt(2) * low / (1 - low) for low in lows[:-1]]
+    return list(zip([1.0, *(ratio / (1 + ratio) for ratio in ratios)], lows, strict=True))
+
+
+def sigmas_of(steps: int, high: float, low: float) -> list[float]:
+    """Evenly spread over a stage in the times before the shift."""
+    plain = [s / (FLOW_SHIFT - (FLOW_SHIFT - 1) * s) for s in (high, low)]
+    even = [plain[0] + (plain[1] - plain[0]) * n / steps for n in range(steps + 1)]
     return [FLOW_SHIFT * u / (1 + (FLOW_SHIFT - 1) * u) for u in even]
 
 
 def noise_of(
     shot: ShotRender, frames: int, purpose: str, step: int, stride: int = 1
 ) -> torch.Tensor:
-    """Keyed by the first latent frame that a frame stands for: 0, then every second from 1 on."""
+    """Keyed by the first latent frame that a frame stands for: 0, 1, 1 + stride."""
     shape = (CHANNELS, shot.latent_height, shot.latent_width)
     keys = [0 if n == 0 else 1 + (n - 1) * stride for n in range(frames)]
     drawn = [torch.from_numpy(frame_noise(shot.seed, n, purpose, step, shape)) for n in keys]
     return torch.stack(drawn, dim=1)[None]
 
 
-def scheduler_of(name: str, config: dict, stage: int):
+def scheduler_of(name: str, config: dict, steps: int, high: float, low: float):
     kind, said = {
         "euler": (FlowMatchEulerDiscreteScheduler, {"shift": FLOW_SHIFT}),
         "unipc": (UniPCMultistepScheduler, {"flow_shift": FLOW_SHIFT}),
         "dpm++": (DPMSolverMultistepScheduler, {"flow_shift": FLOW_SHIFT} | DPM),
     }[name]
     scheduler = kind.from_config(config, **said)
-    scheduler.set_timesteps(STEPS[stage])
-    sigmas = torch.tensor(sigmas_of(stage, float(scheduler.sigmas[0])))
+    scheduler.set_timesteps(steps)
+    # Pure noise is where a scheduler begins by itself, which may be a little below 1.
+    sigmas = torch.tensor(sigmas_of(steps, min(high, float(scheduler.sigmas[0])), low))
     scheduler.sigmas = sigmas
     scheduler.timesteps = (sigmas[:-1] * 1000).to(scheduler.timesteps.dtype)
     return scheduler
@@ -77,22 +83,33 @@ def plain_loop(worker: Worker, folder: Path, name: str, shot: ShotRender) -> lis
     embeddings = encode(worker, shot)
     cond, uncond = to_tensor(embeddings, "cond"), to_tensor(embeddings, "uncond")
     model, config = worker._family.denoiser, read_scheduler_config(folder)
-    latents, ends = noise_of(shot, 4, "initial", 0, stride=2), []
-    for stage in range(2):
-        if stage == 1:
-            fresh = noise_of(shot, 4, "jump", 1, stride=2)
-            frames = [SCALE * latents[:, :, 0] + FRESH * fresh[:, :, 0]]
-            for n, sign in itertools.product((1, 2, 3), (1, -1)):
-                frames.append(SCALE * latents[:, :, n] + sign * FRESH * fresh[:, :, n])
-            latents = torch.stack(frames, dim=2)
-        scheduler = scheduler_of(name, config, stage)
+    levels, ends = noise_levels(len(shot.stage_steps)), []
+    for stage, (high, low) in enumerate(levels):
+        stride = 2 ** (len(levels) - 1 - stage)
+        count = 1 + math.ceil((FRAMES - 1) / stride)
+        if stage == 0:
+            latents = noise_of(shot, count, "initial", 0, stride)
+        else:
+            latents = jumped(shot, stage, latents, 2 * stride, levels[stage - 1][1], high)
+            latents = latents[:, :, :count]
+        scheduler = scheduler_of(name, config, shot.stage_steps[stage], high, low)
         for time in scheduler.timesteps:
-            with stage_positions(model, 2 - stage if shot.stage_positions else 1):
+            with stage_positions(model, stride if shot.stage_positions else 1):
                 a, b = (model(latents, time[None], e, return_dict=False)[0] for e in (cond, uncond))
             flow = b + shot.guidance[0] * (a - b)
             latents = scheduler.step(flow, time, latents, return_dict=False)[0]
         ends.append(latents)
     return ends
+
+
+def jumped(
+    shot: ShotRender, stage: int, latents: torch.Tensor, stride: int, end: float, start: float
+) -> torch.Tensor:
+    """The first frame alone, all others twice, with opposite noise; at ``start`` in place of
+    ``end`` in noise, of which the fresh one is half the variance."""
+    fresh = start / math.sqrt(2) * noise_of(shot, latents.shape[2], "jump", stage, stride)
+    plus, minus = ((1 - start) / (1 - end) * latents + sign * fresh for sign in (1, -1))
+    return torch.stack([plus, minus], dim=3).flatten(2, 3)[:, :, [0, *range(2, 2 * plus.shape[2])]]
 
 
 def run_all(
@@ -107,36 +124,44 @@ def run_all(
     embeddings, done = encode(worker, shot), {}
     order = reversed if backwards else list
     for stage, windows in enumerate(stages):
-        for step, window in itertools.product(range(STEPS[stage] + 1), order(windows)):
+        steps = shot.stage_steps[stage]
+        for step, window in itertools.product(range(steps + 1), order(windows)):
             covering = tuple(w for w in windows if w.overlaps(window))
             before = [Unit("step", 0, stage, w.index, 0, step - 1) for w in covering]
             parents: tuple[Window, ...] = ()
             owned: tuple[tuple[int, int], ...] = ()
             if step == 0:
                 before = []
-                if stage == 1:
-                    first = StagePlan(stride=2, steps=STEPS[0], windows=tuple(stages[0]))
+                if stage > 0:
+                    last = shot.stage_steps[stage - 1]
+                    coarser = StagePlan(stride=2, steps=last, windows=tuple(stages[stage - 1]))
                     above = parents_of(window.start, window.stop, first_alone=first_alone)
-                    parents, owned = first.owners(*above), first.shares(*above)
-                    before = [Unit("step", 0, 0, w.index, 0, STEPS[0]) for w in parents]
+                    parents, owned = coarser.owners(*above), coarser.shares(*above)
+                    before = [Unit("step", 0, stage - 1, w.index, 0, last) for w in parents]
             task = StepTask(
                 unit=Unit("step", 0, stage, window.index, 0, step), attempt=1, shot=shot,
                 window=window, covering=covering, parents=parents, owned=owned,
             )  # fmt: skip
-            inputs = [embeddings] if step < STEPS[stage] else []
+            inputs = [embeddings] if step < steps else []
             done[task.unit] = worker.run(task, inputs + [done[unit] for unit in before])[1]
     return done
 
 
 def ended(done: dict[Unit, Bundle], stage: int, window: int = 0) -> torch.Tensor:
-    return to_tensor(done[Unit("step", 0, stage, window, 0, STEPS[stage])], "latents")
+    last = max(unit.step for unit in done if unit.stage == stage)
+    return to_tensor(done[Unit("step", 0, stage, window, 0, last)], "latents")
 
 
-@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "positions"), [(STEPS, False), (STEPS, True), ((3, 2, 3), False), ((3, 2, 3), True)]
+)
 @pytest.mark.parametrize("name", ["euler", "unipc", "dpm++"])
-def test_one_window_a_stage_is_the_plain_loop(tiny_wan: Path, name: str, positions: bool) -> None:
-    shot, worker = shot_of(name, stage_positions=positions), tiny_worker(tiny_wan)
-    done = run_all(worker, shot, [[Window(0, 0, 4)], [Window(0, 0, 7)]])
+def test_one_window_a_stage_is_the_plain_loop(
+    tiny_wan: Path, name: str, steps: tuple[int, ...], positions: bool
+) -> None:
+    shot, worker = shot_of(name, steps, stage_positions=positions), tiny_worker(tiny_wan)
+    windows = [[Window(0, 0, frames)] for frames in (3, 4, 7)]
+    done = run_all(worker, shot, windows[-len(steps) :])
     for stage, there in enumerate(plain_loop(worker, tiny_wan, name, shot)):
         ours = ended(done, stage)
         assert ours.shape == there.shape and ours.std() > 0.1
