@@ -42,7 +42,7 @@ def _uncalibrated(spec: JobSpec, asked: Accelerations) -> list[Problem]:
         "fast_attention": asked.fast_attention is not None,
         "rehash": asked.rehash is not None and asked.rehash.threshold is not None,
     }
-    said = "goes by a calibration on windows: remove it, or pyramid_first_stage: whole"
+    said = "goes by a calibration on windows: remove it, or give pyramid_first_stage: windows"
     return [Problem(acceleration_place(spec, name), said) for name, is_on in found.items() if is_on]
 
 

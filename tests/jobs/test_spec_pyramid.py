@@ -89,7 +89,7 @@ def test_what_was_not_measured_is_not_claimed(family, defaults, stages):
         (
             TRAINED,
             {"pyramid_first_stage": "whole", "accelerations": {"fast_attention": {}}},
-            "goes by a calibration on windows: remove it, or pyramid_first_stage: whole",
+            "goes by a calibration on windows: remove it, or give pyramid_first_stage: windows",
         ),
     ],
 )
