@@ -1,6 +1,6 @@
 """Whether ``training.tpdiff`` teaches a model a temporal pyramid, as a person would run it.
 
-    python -m benchmarks.tpdiff --steps 160
+    python -m benchmarks.tpdiff --steps 300
 
 Draws a folder of captioned clips of the demo world, trains an adapter of the plain model ``demo``
 on it by the real command, and judges renders of held-out prompts: of the plain model without a
@@ -94,7 +94,7 @@ def main() -> None:
     """Command line of the proof that stage-wise training teaches."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--warmup-steps", type=int, default=20)
