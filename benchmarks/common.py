@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -122,18 +123,12 @@ def _note(peaks: dict[str, int], kind: str, process: psutil.Process) -> None:
 
 
 def machine() -> dict[str, Any]:
-    import diffusers
-    import ray
-    import torch
-
     return {
         "date": datetime.date.today().isoformat(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "ray": ray.__version__,
+        **{library: version(library) for library in ("torch", "diffusers", "ray")},
     }
 
 
@@ -205,8 +200,9 @@ def write_result(
     *,
     models: Sequence[str] | None = None,
     keep: bool = True,
+    device: str = "cpu",
 ) -> None:
-    """Print figures, and ``keep`` them in a dated file beside the scripts.
+    """Print figures, and ``keep`` them in a dated file beside the scripts, named by ``device``.
 
     ``models`` are those that were measured, by name or folder; if not given, ``figures["model"]``.
     Figures of no trained weights have "weights" that says so.
@@ -218,6 +214,6 @@ def write_result(
     said = facts(figures, models)
     if "model" in figures:
         figures = {**figures, "model": model_name(figures["model"])}
-    path = RESULTS / f"{name}_cpu_{said['date']}.json"
+    path = RESULTS / f"{name}_{device}_{said['date']}.json"
     path.write_text(pretty({"machine": said, **figures}) + "\n")
     print(f"written to {path}")

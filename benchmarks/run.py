@@ -17,6 +17,7 @@ from benchmarks import (
     slicing,
     speed,
     techniques,
+    tpdiff,
     twins,
 )
 
@@ -42,6 +43,7 @@ BENCHMARKS = (
     ),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only"),
     (twins, "--jumps demo-pyramid --prompts 40"),
+    (tpdiff, ""),
     (attention_step, "--repeats 2"),
     (attention, ""),
     (slicing, ""),

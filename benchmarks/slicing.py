@@ -86,8 +86,8 @@ def animatediff(height: int, width: int, frames: int = 16) -> Pipeline:
             hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
         )
     )
-    x, text = torch.empty(2, 4, frames, height, width), torch.empty(2 * frames, 77, 768)
-    z, t = torch.empty(frames, 4, height, width), torch.tensor([5, 5])
+    x, text = torch.randn(2, 4, frames, height, width), torch.randn(2 * frames, 77, 768)
+    z, t = torch.randn(frames, 4, height, width), torch.tensor([5, 5])
     return _pipeline(
         {"unet": unet, "vae": vae, "text_encoder": text_encoder},
         (frames, height, width),
@@ -110,8 +110,8 @@ def svd(height: int, width: int, frames: int = 14) -> Pipeline:
             projection_dim=1024,
         )
     )
-    x, image = torch.empty(2, frames, 8, height, width), torch.empty(2, 1, 1024)
-    z, t, ids = torch.empty(frames, 4, height, width), torch.tensor([5, 5]), torch.empty(2, 3)
+    x, image = torch.randn(2, frames, 8, height, width), torch.randn(2, 1, 1024)
+    z, t, ids = torch.randn(frames, 4, height, width), torch.tensor([5, 5]), torch.randn(2, 3)
     return _pipeline(
         {"unet": unet, "vae": vae, "image_encoder": image_encoder},
         (frames, height, width),
@@ -123,8 +123,9 @@ def svd(height: int, width: int, frames: int = 14) -> Pipeline:
 def wan(height: int, width: int, frames: int = 21) -> Pipeline:
     """Wan 2.1 1.3B's transformer, one guidance branch; its decoder goes frame by frame anyway."""
     model = WanTransformer3DModel(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-    x, text = torch.empty(1, 16, frames, height, width), torch.empty(1, WAN_TEXT_TOKENS, 4096)
-    forward = {"transformer": lambda: model(x, torch.tensor([5]), text)}
+    x, text = torch.randn(1, 16, frames, height, width), torch.randn(1, WAN_TEXT_TOKENS, 4096)
+    t = torch.tensor([5])
+    forward = {"transformer": lambda: model(x, t, text)}
     return _pipeline({"transformer": model}, (frames, height, width), branches=1, **forward)
 
 

@@ -39,12 +39,12 @@ MEASURES = ("pattern", "background_colour", "colour", "shape", "motion", "count"
 
 
 def quality(
-    model: str, drawn: list[tuple[Scene, str]], pyramid: str | int = "auto"
+    model: str, drawn: list[tuple[Scene, str]], pyramid: str | int = "auto", **more: Any
 ) -> dict[str, Any]:
-    """What detectors say of held-out prompts, each a shot of two windows."""
+    """What detectors say of held-out prompts, each a shot of two windows; ``more`` of the job."""
     lengths = lengths_of(model)
     told = [{"prompt": said, "pixel_frames": lengths.shot} for _, said in drawn]
-    run = render({"model": model, "pyramid": pyramid, "shots": told}, workers=2)
+    run = render({"model": model, "pyramid": pyramid, "shots": told, **more}, workers=2)
     return judge_film(run.film, [scene for scene, _ in drawn], lengths)
 
 

@@ -91,6 +91,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
     for name, tensor in weights(whole / "model").items():
         assert torch.equal(tensor, weights(halves / "model")[name]), name
     assert not torch.equal(middle["proj_out.weight"], weights(whole / "model")["proj_out.weight"])
+    losses = [(folder / "losses.jsonl").read_text() for folder in (whole, halves)]
+    assert losses[0] == losses[1] and losses[0].count("\n") == 4
 
 
 def test_an_adapter(model: Path, data: Path, tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ from workers.contact_sheet import Row, sheet_of
 
 SETTINGS = "tpdiff.json"
 
+#: A line of {"step": ..., "loss": ...} for each step; of two of one step, around a stop, the later
+#: one counts.
+LOSSES = "losses.jsonl"
+
 
 class Trainer:
     """A model, its optimiser, and what it takes to go on after a stop."""
@@ -129,12 +133,19 @@ class Trainer:
                 with accelerator.accumulate(self.model):
                     losses.append(self._micro_step(next(drawn)))
             self.step += 1
-            on_step(self.step, float(np.mean(losses)))
+            loss = float(np.mean(losses))
+            self._note(loss)
+            on_step(self.step, loss)
             last = self.step == settings.steps
             if last or self.step % settings.save_every == 0:
                 self.save()
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
                 self.draw_samples()
+
+    def _note(self, loss: float) -> None:
+        if self.accelerator.is_main_process:
+            with (self.out / LOSSES).open("a") as file:
+                file.write(json.dumps({"step": self.step, "loss": loss}) + "\n")
 
     def _micro_step(self, drawn: MicroBatch) -> float:
         loss = self.loss(drawn)
