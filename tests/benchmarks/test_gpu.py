@@ -28,7 +28,7 @@ def rehearse(part: str) -> dict:
     return json.loads(done.stdout)
 
 
-UNETS = [pytest.param(part, marks=pytest.mark.slow) for part in ("svd", "animatediff")]
+UNETS = [pytest.param(part, marks=pytest.mark.long) for part in ("svd", "animatediff")]
 
 
 @pytest.mark.parametrize("part", ["wan", *UNETS])
