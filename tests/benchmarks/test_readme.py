@@ -14,6 +14,7 @@ SOURCES = {
     "two one-thread workers": ["two one-thread workers"],
     "orchestration's share": ["share of the wall time that is orchestration"],
     "a pyramid of three stages": ["20 s of film, faster than the twin"],
+    "Wan's pyramid after half": ["what the pyramid shows right after half"],
     "preset `balanced`": ["preset `balanced`"],
     "preset `fast`": ["preset `fast`"],
     "`fast` with the pyramid": ["`fast` with the pyramid"],
