@@ -277,9 +277,18 @@ def test_a_gpu_that_is_not_there(desk: Desk) -> None:
     assert "finds no GPU to use; give --device cpu or auto" in said
 
 
-def test_a_ray_that_cannot_be_joined(desk: Desk) -> None:
-    said = desk.refuse(desk.job(whole(desk)), "--address", "ray://here:1", code=6)
-    assert "run longtake on a machine of the cluster, with --address auto" in said
+@pytest.mark.parametrize(
+    ("address", "wrong"),
+    [
+        ("ray://here:1", "run longtake on a machine of the cluster, with --address auto"),
+        ("127.0.0.1:1", "Connection refused; start one there (ray start, or ray up"),
+        ("127.0.0.1:99999", "no Ray at 127.0.0.1:99999 to join: "),
+        ("foo", "--address foo: valid: auto, or a host and a port such as 10.0.0.7:6379"),
+    ],
+)
+def test_a_ray_that_cannot_be_joined(desk: Desk, address: str, wrong: str) -> None:
+    """Told at once: Ray itself would try for minutes."""
+    assert wrong in desk.refuse(desk.job(whole(desk)), "--address", address, code=6)
 
 
 # -- models
