@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,7 +175,8 @@ def _render(
     from orchestrator.progress import RenderProgress
     from orchestrator.render import RenderOptions, render_job
 
-    with RenderProgress(plan) as progress:
+    # Ray prints what its raylet has to say of workers that died to standard output, as it is then.
+    with redirect_stdout(sys.stderr), RenderProgress(plan) as progress:
         progress.say(f"job {folder.id} in {store.root}, model {plan.model}")
         for warning in plan.warnings:
             progress.say(f"warning: {warning}")
