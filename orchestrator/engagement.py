@@ -89,6 +89,12 @@ def _letter(counts: Mapping[str, int]) -> str:
     return "w" if windowed > shared else "s"
 
 
+def own_accelerations(plan: Plan) -> list[str]:
+    """The accelerations that a job asks for itself, beside its preset."""
+    chosen = chosen_by(plan.preset, plan.accelerations, plan.geometry.family)
+    return [name for name, each in plan.accelerations if each is not None and name not in chosen]
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What an acceleration that was asked for did in a render."""

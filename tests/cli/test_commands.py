@@ -185,12 +185,35 @@ def test_ls_says_why_a_job_is_not_done_and_where_its_film_is(
     assert (late["state"], late["message"]) == ("interrupted", "the time limit has passed")
     assert (done["model"], done["preset"]) == (str(desk.model), "exact")
     assert done["out"] == str(desk.folder / "done.mp4")
+    film = f"film: {desk.folder / 'done.mp4'}"
+    assert f"  {film}, not there\n" in command(desk, "show", done["id"]).out
+    assert f"  tiny-wan, preset exact; {film}, not there\n" in command(desk, "ls").out
+    (desk.folder / "done.mp4").touch()
     lines = command(desk, "ls").out.splitlines()
     assert sorted(lines[1::2]) == [
-        f"  tiny-wan, preset exact; film: {desk.folder / 'done.mp4'}",
+        f"  tiny-wan, preset exact; {film}",
         "  tiny-wan, preset exact; the time limit has passed",
     ]
     assert all(len(line) == 100 and line.endswith("…") for line in lines[::2])
+
+
+def test_ls_and_show_name_what_makes_a_job_faster(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of ``plan``."""
+    ended = EndRender("timeout", "late")
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: ended)
+    file = desk.job("accelerations: {slicing: {slices: 2}}\n")
+    for preset in ("exact", "fast"):
+        desk.render(file, *flags, "--steps", "8", "--preset", preset)
+    jobs = {row["preset"]: row["id"] for row in command(desk, "ls", "--json").json()}
+    lines = command(desk, "ls").out.splitlines()
+    assert sorted(lines[1::2]) == [
+        "  tiny-wan, own accelerations; late",
+        "  tiny-wan, preset fast, own accelerations; late",
+    ]
+    said = command(desk, "show", jobs["fast"]).out
+    assert f"model {desk.model}, preset fast, own accelerations\n" in said
 
 
 def test_ls_of_an_empty_store(desk: Desk) -> None:

@@ -225,6 +225,8 @@ def test_a_film_whose_name_another_jobs_film_took(tmp_path: Path, codec: str) ->
     assert took in show.verify_text(report) and f"is kept: {kept}" in show.verify_text(report)
     said = show.job_text(inspect_job.report(job.store, job.folder))
     assert f"  film: {kept}\n  {took}" in said
+    listed = show.job_table([inspect_job.summary(job.folder)])
+    assert f"film: {kept}" in listed, "and not that of the other job"
     kept.unlink()
     (problem,) = job.problems()
     assert f"{job.film} was replaced by that of job ball-3, and is not kept beside it" in problem
