@@ -133,7 +133,9 @@ def render_command(
 def resume_command(
     job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the film's file; default: where it was to be before")
+    ] = None,
     workers: WorkersOption = None,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="take it from another longtake that renders it")

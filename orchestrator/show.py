@@ -176,7 +176,7 @@ def verify_text(report: dict[str, Any]) -> str:
         lines.append(
             f"  {counted(len(report['seams']), 'window border')}, seam ratio "
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
-            f"{worst['frame']})"
+            f"{worst['frame']}); 1 is as even as inside a window"
         )
     if report["replaced_by"] and report["film"]:
         lines += [*_replaced_line(report), f"  the film of this job is kept: {report['film']}"]

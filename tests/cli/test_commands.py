@@ -197,6 +197,18 @@ def test_ls_says_why_a_job_is_not_done_and_where_its_film_is(
     assert all(len(line) == 100 and line.endswith("…") for line in lines[::2])
 
 
+def test_the_films_path_is_plain(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person would look for it: ``..`` after a link is that of its target."""
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: EndRender("done", ""))
+    (desk.folder / "far" / "below").mkdir(parents=True)
+    (desk.folder / "link").symlink_to("far/below")
+    desk.render(*flags, "--out", "link/../film.mp4")
+    (row,) = command(desk, "ls", "--json").json()
+    assert row["out"] == str(desk.folder / "far" / "film.mp4")
+
+
 def test_ls_and_show_name_what_makes_a_job_faster(
     desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,8 @@ def test_a_path_that_is_no_file(desk: Desk) -> None:
 def test_no_job_at_all(desk: Desk) -> None:
     assert "give a job file, or --prompt and --seconds" in desk.refuse()
     assert "give a job file, or --prompt" in refusal(desk.run("plan", "--seconds", "1"), 2)
+    said = desk.refuse("--prompt", "kite", "--model", desk.model)
+    assert said == "seconds: missing; say how long the film is, for example --seconds 5"
 
 
 GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--steps": "4"}
@@ -173,9 +175,10 @@ GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--step
         ("--size", "64", "--size: needs width and height"),
         ("--size", "64x", "--size: needs width and height"),
         ("--size", "-64x64", "--size: needs width and height"),
-        ("--size", "0x64", "--size[1]: must be at least 16, got 0"),
-        ("--size", "99999x64", "--size[1]: must be at most 8192"),
+        ("--size", "0x64", "--size: must be at least 16, got 0"),
+        ("--size", "99999x64", "--size: must be at most 8192"),
         ("--size", "60x64", "the nearest: 48x64 or 64x64"),
+        ("--lora", "style.safetensors", "--lora: style.safetensors is no file here"),
         ("--seconds", "0", "--seconds: must be more than 0, got 0"),
         ("--seconds", "-2", "--seconds: must be more than 0, got -2"),
         ("--seconds", "nan", "--seconds: needs a finite number, got nan"),
