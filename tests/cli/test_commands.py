@@ -479,7 +479,10 @@ def test_a_prompt_in_any_script(desk: Desk) -> None:
 def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     ran = desk.run("presets")
     assert ran.code == 0
-    assert [line.split(":")[0] for line in ran.out.splitlines() if line[0] != " "] == list(PRESETS)
+    *names, fewer = (line.split(":") for line in ran.out.splitlines() if line[0] != " ")
+    assert [name for name, _ in names] == list(PRESETS)
+    demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
+    assert f" demo renders {demo['shots'][0]['steps']} by default" in fewer[1]
     assert "  of animatediff: adaptive: threshold 0.2" in ran.out
     assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 54 dB to the" in ran.out
     assert "x with the pyramid, over none), 33 dB to the full" in ran.out
