@@ -134,7 +134,7 @@ def resume_command(
     job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[
-        Path | None, typer.Option(help="the film's file; default: where it was to be before")
+        Path | None, typer.Option(help="the film's file; default: where it was to be")
     ] = None,
     workers: WorkersOption = None,
     take_over: Annotated[
