@@ -74,8 +74,10 @@ class Rehash(Part):
     @model_validator(mode="after")
     def _one_of_them(self) -> Rehash:
         asked = (self.key_steps or self.threshold, self.every)  # planning puts key steps beside it
-        if sum(each is not None for each in asked) != 1:
-            raise ValueError("needs one of key_steps, every and threshold")
+        given = sum(each is not None for each in asked)
+        if given != 1:
+            which = "only one" if given else "one"
+            raise ValueError(f"needs {which} of key_steps, every and threshold")
         if self.profiles is not None and self.threshold is None:
             raise ValueError("profiles is for a threshold; give one, or remove profiles")
         return self

@@ -15,6 +15,9 @@ Path = tuple[str | int, ...]
 
 _MOST_SHOWN = 30
 
+#: Options that are not named as the field is.
+_OPTIONS = {"loras": "lora"}
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -42,7 +45,7 @@ class Places:
         """``film.yaml:3:5: shots[1].prompt``, or ``--prompt``."""
         written = self._written(path)
         if written and written[0] in self.flags:
-            return "--" + _dotted(written).replace("_", "-")
+            return "--" + _OPTIONS.get(name := str(written[0]), name.replace("_", "-"))
         dotted = _dotted(written)
         if not self.source:
             return dotted

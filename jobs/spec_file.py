@@ -95,6 +95,8 @@ def _message(path: Path, error: dict[str, Any], data: Mapping[str, Any], places:
     if path == ("size",) or (path[:1] == ("size",) and error["type"] == "missing"):
         return "needs width and height in px, for example [832, 480] or 832x480"
     if error["type"] == "missing":
+        if path[-1] == "seconds" and places.flags and not places.source:
+            return "missing; say how long the film is, for example --seconds 5"
         return "missing; " + _FIXES.get(str(path[-1]), "add it")
     if path and path[-1] == "guidance" and error["type"] == "tuple_type":
         return f"needs a number, or a list with one per expert, got {describe(error['input'])}"

@@ -11,8 +11,8 @@ from orchestrator.plan import Plan, ShotPlan
 
 
 def borders(plan: Plan) -> list[dict[str, Any]]:
-    """Where windows of any stage meet, in pixel frames of the film; a place where several stages
-    have one is the finest one's."""
+    """Where windows of any stage meet, in pixel frames of the film and their order; a place where
+    several stages have one is the finest one's."""
     rows = []
     for number, shot in enumerate(plan.shots):
         seen: dict[int, int] = {}  # the stage whose border a latent frame is
@@ -22,7 +22,7 @@ def borders(plan: Plan) -> list[dict[str, Any]]:
                 frame = shot.first_pixel_frame + pixel
                 place = {"shot": number, "stage": stage, "window": window}
                 rows.append(place | {"border": name, "frame": frame})
-    return rows
+    return sorted(rows, key=lambda row: row["frame"])
 
 
 def _edges(plan: Plan, shot: ShotPlan) -> Iterator[tuple[int, str, int, int]]:

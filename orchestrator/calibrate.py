@@ -4,6 +4,7 @@ them where jobs look."""
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from jobs.rehash_profile import Similarity, key_steps
 from jobs.units import ShotRender
 from orchestrator.plan import ShotPlan
 from orchestrator.prepare import Prepared
+from orchestrator.progress import clock
 from workers.parts import whole_or_absent
 
 
@@ -31,18 +33,22 @@ def calibrate(
     given = _given(prepared, "fast_attention", device)
     from workers.calibration import find_plans
 
-    stages = len(given.shots[0].stage_steps)
+    stage_steps = given.shots[0].stage_steps
+    pace = _Pace(sum(stage_steps), first=1, say=say)  # a first step has nothing to choose
 
     def told(stage: int, at: Any) -> None:
+        where = _stage(stage, len(stage_steps)) + f"step {at.step + 1} of {at.steps}"
+        number = sum(stage_steps[:stage]) + at.step
+        pace.begin(number, where)
         if at.layer == at.layers - 1:
-            say(_stage(stage, stages) + f"step {at.step + 1} of {at.steps}: loss {at.loss:.4f}")
+            say(f"{where}: loss {at.loss:.4f}{pace.left(number)}")
 
     found = find_plans(
         given.family, prepared.plan.model_identity, given.shots, delta=delta, folder=folder,
         window_latent_frames=given.window_latent_frames, progress=told,
     )  # fmt: skip
     plans = [plan for plan, _ in found]
-    report = {"folder": str(folder), "layers": plans[0].layers}
+    report = {"folder": str(folder), "layers": plans[0].layers} | _holds_for(prepared)
     each = [
         {"steps": plan.steps, "window": plan.window, "shares": strategy_shares(plan.rows)}
         for plan in plans
@@ -65,18 +71,55 @@ def find_key_steps(
 
     stage_steps = given.shots[0].stage_steps
 
+    shots = len(given.shots)
+    pace = _Pace(sum(stage_steps) * shots, first=0, say=say)
+
     def told(stage: int, shot: int, step: int) -> None:
-        shots = len(given.shots)
-        where = f"shot {shot + 1} of {shots}, " if shots > 1 else ""
-        say(_stage(stage, len(stage_steps)) + f"{where}step {step + 1} of {stage_steps[stage]}")
+        where = _stage(stage, len(stage_steps)) + (f"shot {shot + 1} of {shots}, " * (shots > 1))
+        where += f"step {step + 1} of {stage_steps[stage]}"
+        number = sum(stage_steps[:stage]) * shots + shot * stage_steps[stage] + step
+        pace.begin(number, where)
+        say(where + pace.left(number))
 
     found = find_profiles(
         given.family, prepared.plan.model_identity, given.shots, folder=folder,
         window_latent_frames=given.window_latent_frames, progress=told,
     )  # fmt: skip
     keys = [list(key_steps(similarity, threshold)) for similarity in found]
-    report = {"folder": str(folder), "steps": sum(stage_steps), "threshold": threshold}
+    report = {"folder": str(folder), "threshold": threshold} | _holds_for(prepared)
     return report | {"key_steps": keys}, found
+
+
+def _holds_for(prepared: Prepared) -> dict[str, Any]:
+    """What a job has to have in common with the one that was calibrated on."""
+    plan = prepared.plan
+    return {"size": [plan.width_px, plan.height_px], "steps": plan.shots[0].render.steps}
+
+
+class _Pace:
+    """How long the rest of a calibration's steps takes, by those that were done in this run."""
+
+    def __init__(self, steps: int, *, first: int, say: Callable[[str], None]) -> None:
+        """``first``: the number of the first step, of so many, that is told of a fresh run."""
+        self._steps, self._first, self._say = steps, first, say
+        self._began = False
+        self._done: tuple[int, float] | None = None  # the step that was done first, and when
+
+    def begin(self, number: int, where: str) -> None:
+        """The step ``number``, from 0, is under way: said if it goes on from an earlier run."""
+        if not self._began and number > self._first:
+            self._say(f"going on from {where}")
+        self._began = True
+
+    def left(self, number: int) -> str:
+        """Of when the step ``number`` is done; "" where not known yet."""
+        now_s = time.monotonic()
+        if self._done is None:
+            self._done = number, now_s
+            return ""
+        first, began_s = self._done
+        left_s = (now_s - began_s) / (number - first) * (self._steps - 1 - number)
+        return f"; about {clock(left_s)} left" if left_s else ""
 
 
 #: What can be found for a model that takes an acceleration, and by which command.
@@ -175,6 +218,8 @@ def _save(figure: Figure, out: Path) -> None:
 
 def as_text(report: dict[str, Any]) -> str:
     usual = Path(report["folder"]) == usual_folder()
+    width, height = report["size"]
+    holds = f"in a job file with size: {width}x{height} and steps: {report['steps']}"
     if "key_steps" in report:
         where = "" if usual else f", profiles: {report['folder']}"
         count = sum(map(len, report["key_steps"]))
@@ -185,7 +230,7 @@ def as_text(report: dict[str, Any]) -> str:
                 f"{said}: at {report['threshold']} there is nothing to reuse; try a lower --rehash "
                 "or more steps (what was measured is kept)"
             )
-        return f"{said}, {report['key_steps']}\nuse it: {use} in a job file"
+        return f"{said}, {report['key_steps']}\nuse it: {use} {holds}"
     stages = report["stages"]
     lines = [f"plans of {report['layers']} layers in {report['folder']}"]
     for number, stage in enumerate(stages):
@@ -196,5 +241,5 @@ def as_text(report: dict[str, Any]) -> str:
         )
         lines += [f"  {name}: {share:.0%}" for name, share in stage["shares"].items()]
     where = "" if usual else f"plans: {report['folder']}"
-    use = f"use it: accelerations: {{fast_attention: {{{where}}}}} in a job file"
+    use = f"use it: accelerations: {{fast_attention: {{{where}}}}} {holds}"
     return "\n".join([*lines, use])

@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,7 +133,9 @@ def render_command(
 def resume_command(
     job: JobArgument,
     store: StoreOption = DEFAULT_STORE,
-    out: OutOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the film's file; default: where it was to be")
+    ] = None,
     workers: WorkersOption = None,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="take it from another longtake that renders it")
@@ -174,7 +177,8 @@ def _render(
     from orchestrator.progress import RenderProgress
     from orchestrator.render import RenderOptions, render_job
 
-    with RenderProgress(plan) as progress:
+    # Ray prints what its raylet has to say of workers that died to standard output, as it is then.
+    with redirect_stdout(sys.stderr), RenderProgress(plan) as progress:
         progress.say(f"job {folder.id} in {store.root}, model {plan.model}")
         for warning in plan.warnings:
             progress.say(f"warning: {warning}")

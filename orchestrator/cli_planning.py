@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -154,18 +156,30 @@ def calibrate_command(
     if what is None and model is None:
         say(f"calibrating {spec.model}, for no model is named")
     if rehash is not None:
-        report, found = find_key_steps(prepared, device, rehash, folder, say)
+        with _told_to_go_on(say):
+            report, found = find_key_steps(prepared, device, rehash, folder, say)
         if picture is not None:
             draw_similarity(found, report["key_steps"], picture)
     else:
         allowed = DEFAULT_DELTA if delta is None else delta
-        report, plans_found = calibrate(prepared, device, allowed, folder, say)
+        with _told_to_go_on(say):
+            report, plans_found = calibrate(prepared, device, allowed, folder, say)
         if picture is not None:
             draw(plans_found, picture)
     if any(before[name] != found for name, found in found_in(folder).items() if name in before):
         say("what was found before for this size and number of steps is replaced: jobs that use it "
             "and are rendered from now on go by the new one")  # fmt: skip
     print(json.dumps(report) if as_json else as_text(report))
+
+
+@contextmanager
+def _told_to_go_on(say: Callable[[str], None]) -> Iterator[None]:
+    """Whoever interrupts a calibration."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("what is finished is kept: the same command goes on from there")
+        raise
 
 
 def _own_folder(spec: JobSpec, rehash: bool) -> Path | None:

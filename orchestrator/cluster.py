@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import secrets
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,9 @@ OBJECT_STORE_SHARE = 0.3
 
 #: A machine under load may miss Ray's own time limit for a start, which is 30 s.
 START_TRIES = 3
+
+#: How long a host may take to answer at all. Ray itself would ask for minutes.
+ANSWER_S = 5.0
 
 #: The processes of a local Ray without which nothing runs.
 _VITAL = ("raylet", "gcs_server")
@@ -94,6 +98,8 @@ def open_cluster(address: str | None, cpus: int, output_bytes: int = 0) -> Clust
 def check_address(address: str, device: str) -> None:
     """Join the Ray at ``address`` and leave it again; warn if anybody could. Raises CannotRunHere
     if there is none, or if ``device`` is cuda and it has no GPU."""
+    _refuse_silent(address)
+    print(f"joining the Ray at {address}", file=sys.stderr)
     cluster = open_cluster(address, 0)
     cluster.stop()
     if device == "cuda" and not cluster.gpus:
@@ -170,22 +176,41 @@ def _store_bytes(output_bytes: int) -> int:
     return max(OBJECT_STORE_BYTES, min(output_bytes, most))
 
 
-def _join(address: str) -> Cluster:
-    import ray
-
+def _refuse_silent(address: str) -> None:
+    """Raise CannotRunHere for an address that is none, or at which nobody listens."""
     if address.startswith("ray://"):
         raise CannotRunHere(
             f"{address}: a Ray client cannot hold a film's outputs; run longtake on a machine of "
             "the cluster, with --address auto"
         )
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise CannotRunHere(
+            f"--address {address}: valid: auto, or a host and a port such as 10.0.0.7:6379"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise CannotRunHere(
+            f"no Ray at {address} to join: {_first_line(error)}; start one there (ray start, or "
+            "ray up cluster.yaml), or correct --address"
+        ) from None
+
+
+def _join(address: str) -> Cluster:
+    import ray
+
+    _refuse_silent(address)
     try:
         with _quiet():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except Exception as error:
         token = "" if _has_token() else "; if it wants a token, set RAY_AUTH_MODE=token, too"
         raise CannotRunHere(
-            f"no Ray at {address} to join: {_first_line(error)} Is one running there (ray start, "
-            f"or ray up cluster.yaml){token}?"
+            f"no Ray at {address} to join: {_first_line(error).rstrip('.')}; start one there (ray "
+            f"start, or ray up cluster.yaml){token}"
         ) from error
     return Cluster(
         local=False,

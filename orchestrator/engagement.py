@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
-from jobs.presets import chosen_by
+from jobs.presets import PRESETS, chosen_by
 from jobs.units import Unit
 from orchestrator.plan import Plan
 
@@ -89,6 +89,12 @@ def _letter(counts: Mapping[str, int]) -> str:
     return "w" if windowed > shared else "s"
 
 
+def own_accelerations(plan: Plan) -> list[str]:
+    """The accelerations that a job asks for itself, beside its preset."""
+    chosen = chosen_by(plan.preset, plan.accelerations, plan.geometry.family)
+    return [name for name, each in plan.accelerations if each is not None and name not in chosen]
+
+
 @dataclass(frozen=True, slots=True)
 class Proof:
     """What an acceleration that was asked for did in a render."""
@@ -96,13 +102,20 @@ class Proof:
     name: str
     said: str  # with counts
     engaged: bool | None  # None: not known, for not all of its steps are counted
-    fix: str = ""  # what lets it do more
+    fix: str = ""  # what lets it do more, if the job itself chose it
+    always: str = ""  # what keeps it from more, whoever chose it
     preset: str = ""  # that chose it; "" if the job itself did
 
     @property
     def asked(self) -> str:
         """It by name, after the preset that chose it."""
         return f"preset {self.preset}: {self.name}" if self.preset else self.name
+
+    @property
+    def why(self) -> str:
+        """Why it did not do more, and what lets it."""
+        said = "; ".join(filter(None, ["" if self.preset else self.fix, self.always]))
+        return f"{self.said} ({said})" if said else self.said
 
 
 def proofs(plan: Plan, counts: Mapping[str, int], *, complete: bool) -> list[Proof]:
@@ -140,13 +153,21 @@ def idle_message(found: Iterable[Proof]) -> str:
     if not idle:
         return ""
     names = " and ".join(proof.asked for proof in idle)
-    why = "; ".join(f"{proof.said} ({proof.fix})" for proof in idle)
+    why = "; ".join(proof.why for proof in idle)
     own = " and ".join(proof.name for proof in idle if not proof.preset)
     fixes = [f"change the job's accelerations as said, or remove {own}"] if own else []
-    fixes += [f"take a faster preset than {each.preset}, or exact" for each in idle if each.preset]
+    fixes += [
+        f"give more steps, or preset {_other_presets(each.preset)}" for each in idle if each.preset
+    ]
     return f"{names} did nothing: {why}. The film is finished and stays where it is; " + "; ".join(
         dict.fromkeys(fixes)
     )
+
+
+def _other_presets(preset: str) -> str:
+    """The faster ones, and the one that does nothing."""
+    names = list(PRESETS)
+    return " or ".join([*names[names.index(preset) + 1 :], "exact"])
 
 
 def proof_lines(found: Iterable[Proof]) -> list[str]:
@@ -158,8 +179,8 @@ def _adaptive(config: Adaptive, counts: Mapping[str, int]) -> Proof:
     skipped, called = counts.get("adaptive.skipped", 0), counts.get("adaptive.computed", 0)
     said = f"skipped the model in {skipped} of {skipped + called} steps of tiles"
     always = f"its first {config.first} and last {config.last} steps always run"
-    fix = f"a higher threshold than {config.threshold:g} skips more, so do more steps: {always}"
-    return Proof("adaptive", said, skipped > 0, fix)
+    fix = f"a higher threshold than {config.threshold:g} skips more, so do more steps"
+    return Proof("adaptive", said, skipped > 0, fix, always)
 
 
 def _rehash(config: Rehash, counts: Mapping[str, int]) -> Proof:

@@ -29,7 +29,7 @@ def find_film(folder: JobFolder) -> Film:
     name = inspect_job.film_path(folder)
     owner = _job_of(name) if name is not None and name.is_file() else ""
     if name is None or owner in ("", folder.id):
-        return Film(name, name)
+        return Film(name, name if name is not None and name.is_file() else None)
     own = (path for path in kept_beside(name) if _job_of(path) == folder.id)
     newest = max(own, key=lambda path: path.stat().st_mtime, default=None)
     return Film(name, newest, replaced_by=owner)

@@ -14,7 +14,14 @@ from jobs.journal import Journal
 from jobs.lease import is_held
 from jobs.results import ResultRecord, Results
 from jobs.store import JobFolder, Store
-from orchestrator.engagement import all_counted, engaged, idle_message, proof_lines, proofs
+from orchestrator.engagement import (
+    all_counted,
+    engaged,
+    idle_message,
+    own_accelerations,
+    proof_lines,
+    proofs,
+)
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
@@ -106,6 +113,8 @@ def summary(folder: JobFolder) -> dict[str, Any]:
 
 
 def _about(folder: JobFolder) -> dict[str, Any]:
+    from orchestrator.films import find_film  # reads films, as nothing else here does
+
     try:
         plan = plan_from_json(folder.plan())
         records = journal_records(folder)
@@ -116,13 +125,17 @@ def _about(folder: JobFolder) -> dict[str, Any]:
         return {"id": folder.id, "state": "unreadable", "problem": str(error)}
     except CannotRunHere as other:
         return {"id": folder.id, "state": "other version", "problem": str(other)}
+    film = find_film(folder)
     return {
         "id": folder.id,
         "state": state,
         "message": "" if state == "rendering" else _why(_last_turn(records)),
         "out": _out(records),
+        "film": str(film.path or ""),
+        "replaced_by": film.replaced_by,
         "model": plan.model,
         "preset": plan.preset,
+        "own_accelerations": own_accelerations(plan),
         "title": plan.title or plan.shots[0].render.shows,
         "seconds": plan.pixel_frames / plan.fps,
         "size": [plan.width_px, plan.height_px],
@@ -173,9 +186,6 @@ def log_rows(log: Path) -> Iterator[dict[str, Any]]:
 
 def report(store: Store, folder: JobFolder) -> dict[str, Any]:
     """All that ``show`` says."""
-    from orchestrator.films import find_film  # reads films, as nothing else here does
-
-    film = find_film(folder)
     plan = plan_from_json(folder.plan())
     records = journal_records(folder)
     pieces = piece_records(plan, folder.id, Results(store))
@@ -191,8 +201,6 @@ def report(store: Store, folder: JobFolder) -> dict[str, Any]:
         "frames_sha256": frames_digest(pieces),
         "units_computed": sum(counts.values()),
         "units_repeated": sum(count - 1 for count in counts.values()),
-        "film": str(film.path or ""),
-        "replaced_by": film.replaced_by,
         "prompts": [shot.render.shows for shot in plan.shots],
         "store": str(store.root),
     }

@@ -142,7 +142,7 @@ class Eta:
     def __str__(self) -> str:
         """``7:03 (from 4 steps)``"""
         what = {"step": "step", "decode": "piece"}[self.kind] + ("" if self.count == 1 else "s")
-        return f"{'about ' if self.rough else ''}{_clock(self.left_s)} (from {self.count} {what})"
+        return f"{'about ' if self.rough else ''}{clock(self.left_s)} (from {self.count} {what})"
 
 
 class Estimate:
@@ -369,7 +369,7 @@ def _tile(unit: Unit) -> tuple[int, int, int, int]:
     return unit.shot, unit.stage, unit.index, unit.region
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -376,11 +376,12 @@ def check_devices(address: str | None, device: str) -> None:
 
 
 def check_out(path: Path, codec: str) -> Path:
-    """The absolute path of the film. Raises BadJob if it cannot be written."""
+    """The absolute path of the film, its folder without links and "..". Raises BadJob if it cannot
+    be written."""
     from workers.video import check_output
 
     out = path.expanduser().absolute()
     if not out.name:
         raise BadJob(f"--out {path}: give a file name for the film")
     check_output(out, codec)
-    return out
+    return out.parent.resolve() / out.name

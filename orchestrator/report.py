@@ -59,7 +59,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
     found = find_film(folder)
     film = found.path
     to_write = next_command("resume", folder.id, folder.store)
-    if film is None or not film.is_file():
+    if film is None:
         state = inspect_job.job_state(folder, inspect_job.journal_records(folder))
         lost, none = f"has lost its film {found.name}", f"is {state}, with no film yet"
         where = lost if state == "done" else none

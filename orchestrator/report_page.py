@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -208,15 +209,17 @@ _COLOURS = {
 
 def tiles_figure(tiles: Sequence[Mapping[str, Any]]) -> Figure:
     """What each tile did at each step, a row of cells each; beside it what the colours mean that
-    are there."""
-    longest, letters = max(len(tile["steps"]) for tile in tiles), list(LETTERS)
-    steps = [tile["steps"].ljust(longest) for tile in tiles]
-    rows = [[letters.index(done) for done in row] for row in steps]
+    are there. A stage with fewer steps than another has a shorter row."""
+    letters, steps = list(LETTERS), [tile["steps"] for tile in tiles]
+    rows = np.full((len(steps), max(map(len, steps))), np.nan)
+    for row, done in zip(rows, steps, strict=True):
+        row[: len(done)] = [letters.index(letter) for letter in done]
     figure = Figure(figsize=(9, max(1.8, min(40, 1.2 + 0.14 * len(rows)))), layout="constrained")
     axes = figure.subplots()
     colours, last = ListedColormap([_COLOURS[letter] for letter in letters]), len(letters) - 1
-    axes.pcolormesh(rows, cmap=colours, vmin=0, vmax=last, edgecolors="#ddd", linewidth=0.3)
-    there = [letter for letter in letters if any(letter in row for row in steps)]
+    edges = ["none" if missing else "#ddd" for missing in np.isnan(rows).flat]
+    axes.pcolormesh(rows, cmap=colours, vmin=0, vmax=last, edgecolors=edges, linewidth=0.3)
+    there = [letter for letter in letters if any(letter in done for done in steps)]
     patches = [Patch(facecolor=_COLOURS[letter], edgecolor="#ddd") for letter in there]
     figure.legend(patches, [LETTERS[letter] for letter in there], loc="outside right upper")
     names = [f"shot {tile['shot'] + 1} stage {tile['stage'] + 1}" for tile in tiles]

@@ -111,25 +111,40 @@ def _job_lines(row: dict[str, Any], width: int) -> list[str]:
     if "problem" in row:
         return [begins + row["problem"]]
     begins += f"{row['seconds']:7.1f} s  "
-    became = f"film: {row['out']}" if row["state"] == "done" else shorten(row["message"])
-    about = f"{Path(row['model']).name}, preset {row['preset']}"
+    became = _film_line(row) if row["state"] == "done" else shorten(row["message"])
+    about = f"{Path(row['model']).name}, {asked_for(row)}"
     return [
         begins + shorten(row["title"], max(16, TABLE_WIDTH - len(begins))),
         f"  {about}; {became}" if became else f"  {about}",
     ]
 
 
+def asked_for(report: dict[str, Any]) -> str:
+    """The preset and the job's own accelerations, as far as there are any."""
+    own = ["own accelerations"] if report["own_accelerations"] else []
+    preset = [] if own and report["preset"] == "exact" else [f"preset {report['preset']}"]
+    return ", ".join([*preset, *own])
+
+
+def _film_line(report: dict[str, Any]) -> str:
+    """Where a finished job's film is, or is not."""
+    if report["film"]:
+        return f"film: {report['film']}"
+    return "film: not there" if report["replaced_by"] else f"film: {report['out']}, not there"
+
+
 def job_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['id']}: {report['state']}",
-        f"  {report['seconds']:.1f} s, {counted(report['shots'], 'shot')}, model {report['model']}",
+        f"  {report['seconds']:.1f} s, {counted(report['shots'], 'shot')}, "
+        f"model {report['model']}, {asked_for(report)}",
         f"  {report['pieces_done']} of {counted(report['pieces'], 'piece')} finished, "
         f"{counted(report['units_computed'], 'unit')} computed, {report['units_repeated']} of them "
         "again",
     ]
     lines += [f"  shot {n}: {shorten(p)}" for n, p in enumerate(report["prompts"], 1)]
     if report["state"] == "done":
-        lines.append(f"  film: {report['film'] or 'not there'}")
+        lines.append(f"  {_film_line(report)}")
         lines += _replaced_line(report)
         lines += [f"  {line}" for line in report["accelerations"]]
     elif report["playable"]:
@@ -161,7 +176,7 @@ def verify_text(report: dict[str, Any]) -> str:
         lines.append(
             f"  {counted(len(report['seams']), 'window border')}, seam ratio "
             f"{report['seam_median']:.2f} (median), {worst['ratio']:.2f} (worst, at frame "
-            f"{worst['frame']})"
+            f"{worst['frame']}); 1 is as even as inside a window"
         )
     if report["replaced_by"] and report["film"]:
         lines += [*_replaced_line(report), f"  the film of this job is kept: {report['film']}"]
@@ -189,7 +204,7 @@ def removal_text(report: dict[str, Any]) -> str:
             whose = f"jobs that cannot be read may share ({', '.join(report['unreadable_jobs'])})"
         lines.append(f"  left there: {counted(report['results_shared'], 'result')} that {whose}")
     if report["film"]:
-        lines.append(f"  the film stays, if it is there: {report['film']}")
+        lines.append(f"  the film stays: {report['film']}")
     return "\n".join(lines)
 
 

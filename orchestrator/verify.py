@@ -137,9 +137,6 @@ def _check_film(
     if film is None:
         problems.append(_no_film(found))
         return 0, []
-    if not film.is_file():
-        problems.append(f"the film {film} is missing; `longtake resume` writes it again")
-        return 0, []
     count, wrong = 0, 0
     meter = SeamMeter(borders(plan), interiors(plan))
     try:
@@ -163,6 +160,8 @@ def _check_film(
 def _no_film(found: Film) -> str:
     if found.name is None:
         return "the journal does not say where the film is; `longtake resume` writes it"
+    if not found.replaced_by:
+        return f"the film {found.name} is missing; `longtake resume` writes it again"
     return (
         f"the film {found.name} was replaced by that of job {found.replaced_by}, and is not kept "
         "beside it; `longtake resume` writes it again, and keeps the other"

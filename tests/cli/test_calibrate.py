@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import write_tiny_ltx
+from workers import profiling
 from workers.devices import device_of
 
 
@@ -144,7 +146,8 @@ def test_a_profile_is_made_and_found_by_jobs(
     ran = longtake("calibrate", "film.yaml", "--rehash", "0.0")
     assert ran.code == 0, ran.err
     assert f"2 key steps of {STEPS}, [[0, 4]]" in ran.out
-    assert "use it: accelerations: {rehash: {threshold: 0.0}} in a job file" in ran.out
+    use = "use it: accelerations: {rehash: {threshold: 0.0}} in a job file with size: 32x32 and"
+    assert f"{use} steps: {STEPS}\n" in ran.out
     assert f"step {STEPS} of {STEPS}\n" in ran.err
 
     # The same profile serves every threshold: all that it holds is how alike the steps are.
@@ -197,6 +200,29 @@ def test_an_interrupted_profile_goes_on_and_is_drawn(
     again = longtake(*asked)
     assert again.json() == ran.json() and again.err == "", "no step was run again"
     assert profile.is_file()
+
+
+def test_who_interrupts_a_calibration_is_told_that_it_goes_on(
+    rehash_job: dict, longtake: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through, asked = profiling._through_stage, ("calibrate", "film.yaml", "--rehash", "0.5")
+    rehash_job |= {"pyramid": 2, "pyramid_steps": [2, 3]}
+    Path("film.yaml").write_text(json.dumps(rehash_job))
+
+    def interrupted(sample: Any, key: CalibrationKey, *args: Any) -> Any:
+        if key.stage == 1:
+            raise KeyboardInterrupt
+        return through(sample, key, *args)
+
+    monkeypatch.setattr(profiling, "_through_stage", interrupted)
+    ran = longtake(*asked)
+    kept = "what is finished is kept: the same command goes on from there\nlongtake: interrupted\n"
+    assert ran.code == 130 and ran.err.endswith(kept) and "going on" not in ran.err
+    monkeypatch.setattr(profiling, "_through_stage", through)
+    ran = longtake(*asked)
+    assert ran.code == 0 and ran.err.startswith("going on from stage 2 of 2, step 1 of 3\n")
+    assert re.search(r"^stage 2 of 2, step 2 of 3; about \S+.* left$", ran.err, re.MULTILINE)
+    assert ran.err.endswith("stage 2 of 2, step 3 of 3\n")
 
 
 def test_a_picture_of_a_profile_has_its_values_and_marks_the_key_steps() -> None:

@@ -185,12 +185,47 @@ def test_ls_says_why_a_job_is_not_done_and_where_its_film_is(
     assert (late["state"], late["message"]) == ("interrupted", "the time limit has passed")
     assert (done["model"], done["preset"]) == (str(desk.model), "exact")
     assert done["out"] == str(desk.folder / "done.mp4")
+    film = f"film: {desk.folder / 'done.mp4'}"
+    assert f"  {film}, not there\n" in command(desk, "show", done["id"]).out
+    assert f"  tiny-wan, preset exact; {film}, not there\n" in command(desk, "ls").out
+    (desk.folder / "done.mp4").touch()
     lines = command(desk, "ls").out.splitlines()
     assert sorted(lines[1::2]) == [
-        f"  tiny-wan, preset exact; film: {desk.folder / 'done.mp4'}",
+        f"  tiny-wan, preset exact; {film}",
         "  tiny-wan, preset exact; the time limit has passed",
     ]
     assert all(len(line) == 100 and line.endswith("…") for line in lines[::2])
+
+
+def test_the_films_path_is_plain(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a person would look for it: ``..`` after a link is that of its target."""
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: EndRender("done", ""))
+    (desk.folder / "far" / "below").mkdir(parents=True)
+    (desk.folder / "link").symlink_to("far/below")
+    desk.render(*flags, "--out", "link/../film.mp4")
+    (row,) = command(desk, "ls", "--json").json()
+    assert row["out"] == str(desk.folder / "far" / "film.mp4")
+
+
+def test_ls_and_show_name_what_makes_a_job_faster(
+    desk: Desk, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the words of ``plan``."""
+    ended = EndRender("timeout", "late")
+    monkeypatch.setattr("orchestrator.render._Render._sessions", lambda self: ended)
+    file = desk.job("accelerations: {slicing: {slices: 2}}\n")
+    for preset in ("exact", "fast"):
+        desk.render(file, *flags, "--steps", "8", "--preset", preset)
+    jobs = {row["preset"]: row["id"] for row in command(desk, "ls", "--json").json()}
+    lines = command(desk, "ls").out.splitlines()
+    assert sorted(lines[1::2]) == [
+        "  tiny-wan, own accelerations; late",
+        "  tiny-wan, preset fast, own accelerations; late",
+    ]
+    said = command(desk, "show", jobs["fast"]).out
+    assert f"model {desk.model}, preset fast, own accelerations\n" in said
 
 
 def test_ls_of_an_empty_store(desk: Desk) -> None:
@@ -444,7 +479,10 @@ def test_a_prompt_in_any_script(desk: Desk) -> None:
 def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     ran = desk.run("presets")
     assert ran.code == 0
-    assert [line.split(":")[0] for line in ran.out.splitlines() if line[0] != " "] == list(PRESETS)
+    *names, fewer = (line.split(":") for line in ran.out.splitlines() if line[0] != " ")
+    assert [name for name, _ in names] == list(PRESETS)
+    demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
+    assert f" demo renders {demo['shots'][0]['steps']} by default" in fewer[1]
     assert "  of animatediff: adaptive: threshold 0.2" in ran.out
     assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 54 dB to the" in ran.out
     assert "x with the pyramid, over none), 33 dB to the full" in ran.out

@@ -161,6 +161,8 @@ def test_a_path_that_is_no_file(desk: Desk) -> None:
 def test_no_job_at_all(desk: Desk) -> None:
     assert "give a job file, or --prompt and --seconds" in desk.refuse()
     assert "give a job file, or --prompt" in refusal(desk.run("plan", "--seconds", "1"), 2)
+    said = desk.refuse("--prompt", "kite", "--model", desk.model)
+    assert said == "seconds: missing; say how long the film is, for example --seconds 5"
 
 
 GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--steps": "4"}
@@ -173,9 +175,10 @@ GOOD_FLAGS = {"--prompt": "a kite", "--seconds": "1", "--size": "64x64", "--step
         ("--size", "64", "--size: needs width and height"),
         ("--size", "64x", "--size: needs width and height"),
         ("--size", "-64x64", "--size: needs width and height"),
-        ("--size", "0x64", "--size[1]: must be at least 16, got 0"),
-        ("--size", "99999x64", "--size[1]: must be at most 8192"),
+        ("--size", "0x64", "--size: must be at least 16, got 0"),
+        ("--size", "99999x64", "--size: must be at most 8192"),
         ("--size", "60x64", "the nearest: 48x64 or 64x64"),
+        ("--lora", "style.safetensors", "--lora: style.safetensors is no file here"),
         ("--seconds", "0", "--seconds: must be more than 0, got 0"),
         ("--seconds", "-2", "--seconds: must be more than 0, got -2"),
         ("--seconds", "nan", "--seconds: needs a finite number, got nan"),
@@ -277,9 +280,18 @@ def test_a_gpu_that_is_not_there(desk: Desk) -> None:
     assert "finds no GPU to use; give --device cpu or auto" in said
 
 
-def test_a_ray_that_cannot_be_joined(desk: Desk) -> None:
-    said = desk.refuse(desk.job(whole(desk)), "--address", "ray://here:1", code=6)
-    assert "run longtake on a machine of the cluster, with --address auto" in said
+@pytest.mark.parametrize(
+    ("address", "wrong"),
+    [
+        ("ray://here:1", "run longtake on a machine of the cluster, with --address auto"),
+        ("127.0.0.1:1", "Connection refused; start one there (ray start, or ray up"),
+        ("127.0.0.1:99999", "no Ray at 127.0.0.1:99999 to join: "),
+        ("foo", "--address foo: valid: auto, or a host and a port such as 10.0.0.7:6379"),
+    ],
+)
+def test_a_ray_that_cannot_be_joined(desk: Desk, address: str, wrong: str) -> None:
+    """Told at once: Ray itself would try for minutes."""
+    assert wrong in desk.refuse(desk.job(whole(desk)), "--address", address, code=6)
 
 
 # -- models

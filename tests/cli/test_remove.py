@@ -58,7 +58,7 @@ def test_what_stays_is_told() -> None:
     assert said.splitlines() == [
         "kite: 1 result of its own, 3.0 MiB",
         "  left there: 1 result that other jobs share",
-        "  the film stays, if it is there: a.mp4",
+        "  the film stays: a.mp4",
     ]
     said = removal_text(told | {"unreadable_jobs": ["one", "two"]})
     assert "1 result that jobs that cannot be read may share (one, two)" in said

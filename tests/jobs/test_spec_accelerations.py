@@ -25,8 +25,8 @@ def test_an_acceleration_that_could_do_nothing_is_refused():
     ("rehash", "fields", "message"),
     [
         ({}, {}, "accelerations.rehash: needs one of key_steps, every and threshold"),
-        ({"every": 2, "key_steps": [[0]]}, {}, "needs one of key_steps, every and threshold"),
-        ({"every": 2, "threshold": 0.9}, {}, "needs one of key_steps, every and threshold"),
+        ({"every": 2, "key_steps": [[0]]}, {}, "needs only one of key_steps, every and threshold"),
+        ({"every": 2, "threshold": 0.9}, {}, "needs only one of key_steps, every and threshold"),
         ({"key_steps": [[0, 2]], "threshold": 0.9}, {}, "key_steps are found by the threshold"),
         ({"every": 2, "profiles": "p"}, {}, "profiles is for a threshold; give one"),
         ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),

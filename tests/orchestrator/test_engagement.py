@@ -179,5 +179,9 @@ def test_what_a_preset_chose_is_told_by_the_presets_name() -> None:
     chosen = combined("fast", Accelerations(slicing=Slicing(slices=2)), "wan")
     wrong = told(chosen, preset="fast", slicing=0)[1]
     assert wrong.startswith("preset fast: adaptive and slicing did nothing: it was never called")
-    assert wrong.endswith("or remove slicing; take a faster preset than fast, or exact")
+    assert wrong.endswith("or remove slicing; give more steps, or preset exact")
+    balanced = combined("balanced", Accelerations(), "wan")
+    wrong = told(balanced, preset="balanced", adaptive__computed=7)[1]
+    assert wrong.endswith("; give more steps, or preset fast or exact")
+    assert "(its first 1 and last 1 steps always run)" in wrong, "its threshold is the preset's"
     assert "preset" not in told(ASKED, preset="fast")[1]

@@ -14,7 +14,7 @@ from rich.console import Console
 from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.plan import Plan
-from orchestrator.progress import LINE_EVERY_S, SAME_LINE_EVERY_S, RenderProgress, _clock
+from orchestrator.progress import LINE_EVERY_S, SAME_LINE_EVERY_S, RenderProgress, clock
 from tests.orchestrator.bare import ENCODE, Bare, piece, step
 from tests.orchestrator.plans import frames_for, make_plan
 
@@ -120,7 +120,7 @@ def test_the_eta_is_there_from_the_first_step_and_is_rough_while_something_is_gu
     render.computes(ENCODE)
     render.finishes(step(0, 0), elapsed_s=60.0)
     # Five steps of a minute, three that only settle, and pieces as dear as a step.
-    assert f"ETA about {_clock(60 * (5 + 0.15 + pieces))} (from 1 step)" in screen.last(render)
+    assert f"ETA about {clock(60 * (5 + 0.15 + pieces))} (from 1 step)" in screen.last(render)
     while (unit := next(iter(render.state.workers["w1"].queue))).kind == "step":
         render.finishes(unit, elapsed_s=60.0)
         if plan.is_durable(unit):
@@ -149,7 +149,7 @@ def test_a_resumed_render_that_only_decodes_has_an_eta() -> None:
         render.is_loaded(step(window, 4))
     render.finishes(piece(0), elapsed_s=30.0)
     assert pieces > 1
-    assert f"ETA about {_clock(30 * (pieces - 1))} (from 1 piece)" in screen.last(render)
+    assert f"ETA about {clock(30 * (pieces - 1))} (from 1 piece)" in screen.last(render)
 
 
 def test_the_eta_knows_that_long_windows_take_longer() -> None:
@@ -162,7 +162,7 @@ def test_the_eta_knows_that_long_windows_take_longer() -> None:
     # Eighty seconds a step of 8 frames, a piece as dear, one that only settles far less.
     windows, pieces = len(plan.shots[0].stages[1].windows), len(plan.shots[0].pieces)
     left_s = 2 * 310 + 80 * (2 * windows + 0.05 * (1 + windows) + pieces)
-    assert f"ETA about {_clock(left_s)} (from 2 steps)" in screen.last(render)
+    assert f"ETA about {clock(left_s)} (from 2 steps)" in screen.last(render)
 
 
 def test_a_line_now_and_then_only_and_the_same_one_hardly_ever() -> None:

@@ -275,7 +275,8 @@ def test_what_the_tiles_did_is_in_the_report(tmp_path: Path) -> None:
 
 
 def test_what_the_tiles_did_is_drawn() -> None:
-    """Every letter in a colour of its own, the steps from left to right, and its meaning beside."""
+    """Every letter in a colour of its own, the steps from left to right, and its meaning beside;
+    steps that a stage does not have are no cells."""
     tiles = [
         {"shot": 0, "stage": 0, "window": 0, "steps": "xwsr."},
         {"shot": 0, "stage": 0, "window": 1, "steps": "x w"},
@@ -286,15 +287,18 @@ def test_what_the_tiles_did_is_drawn() -> None:
     (axes,) = figure.axes
     (mesh,) = axes.collections
     rows = mesh.get_array()
-    colours = [[to_hex(colour) for colour in row] for row in mesh.to_rgba(rows)]
+    cells = mesh.to_rgba(rows)
+    colours = [[to_hex(colour) if colour[3] else "" for colour in row] for row in cells]
+    edged = [bool(edge[3]) for edge in mesh.get_edgecolor()]
+    assert edged == [bool(colour) for row in colours for colour in row]
     dark, orange, green, blue, white, grey = (
         "#333333", "#ff7f0e", "#2ca02c", "#1f77b4", "#ffffff", "#dddddd"
     )  # fmt: skip
     assert colours == [
         [dark, orange, green, blue, white],
-        [dark, grey, orange, grey, grey],
-        [dark, dark, grey, grey, grey],
-        [dark, grey, grey, grey, grey],
+        [dark, grey, orange, "", ""],
+        [dark, dark, "", "", ""],
+        [dark, "", "", "", ""],
     ]
     (legend,) = figure.legends
     meaning = {

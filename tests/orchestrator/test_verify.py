@@ -150,7 +150,7 @@ def test_a_jump_at_a_border_is_seen(tmp_path: Path) -> None:
     assert ratios.pop((2, "enters")) > 10
     assert list(ratios.values()) == pytest.approx([1.0] * 5, rel=0.2)
     text = show.verify_text(jumping.verify())
-    assert f"(worst, at frame {border['frame']})" in text
+    assert f"(worst, at frame {border['frame']}); 1 is as even as inside a window" in text
 
 
 def test_borders_of_coarse_stages_are_borders() -> None:
@@ -160,6 +160,7 @@ def test_borders_of_coarse_stages_are_borders() -> None:
     assert len(plan.shots[0].stages[0].windows) == 3 and coarse
     # A coarse frame n > 0 begins at latent frame 2 n - 1, and that at pixel frame 4 (2 n - 1) - 3.
     assert {(b["frame"] - 1) % 8 for b in coarse} == {0}
+    assert [b["frame"] for b in found] == sorted(b["frame"] for b in found), "of all stages"
     everywhere = {b["frame"] for b in found}
     assert not everywhere & set(interiors(plan)[0])
     assert len(everywhere) == len({(b["stage"], b["frame"]) for b in found})
@@ -225,6 +226,8 @@ def test_a_film_whose_name_another_jobs_film_took(tmp_path: Path, codec: str) ->
     assert took in show.verify_text(report) and f"is kept: {kept}" in show.verify_text(report)
     said = show.job_text(inspect_job.report(job.store, job.folder))
     assert f"  film: {kept}\n  {took}" in said
+    listed = show.job_table([inspect_job.summary(job.folder)])
+    assert f"film: {kept}" in listed, "and not that of the other job"
     kept.unlink()
     (problem,) = job.problems()
     assert f"{job.film} was replaced by that of job ball-3, and is not kept beside it" in problem

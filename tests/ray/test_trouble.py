@@ -48,6 +48,7 @@ def test_a_unit_that_kills_every_worker(film_yaml: Path, tmp_path: Path) -> None
     check_refused(ran, 3)
     assert "shot 1 window 2 step 1: 2 workers died on it" in ran.err
     assert f"longtake resume {job_ids(tmp_path / 'store')[0]}" in ran.err
+    assert ran.out == "", "what Ray says of dead workers is no data"
 
 
 @pytest.mark.long
