@@ -166,7 +166,7 @@ def test_only_layers_that_a_plan_changes_or_keeps_attend_as_a_whole(
 #: Of all strategies, and of windows alone, for which a step needs the most beside what it keeps.
 ROWS: dict[str, tuple[Strategy, ...]] = {"all": (F, W, FB, S, WB), "windows": (F, W)}
 SIZES = ((24, 40, 12, "float32"), (32, 32, 6, "float16"), (64, 96, 2, "float16"))
-MARKS = ((), pytest.mark.slow, pytest.mark.long)  # of each size: the last takes a minute in all
+MARKS = ((), pytest.mark.long, pytest.mark.long)  # of each size: the last takes a minute in all
 
 
 def tiles() -> Iterator[Any]:

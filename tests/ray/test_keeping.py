@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.ray.harness import environment
 
 #: Keepers that fail at the first result, die at the second, and stop for good at the third.
@@ -59,6 +61,7 @@ print(json.dumps(events))
 """
 
 
+@pytest.mark.long
 def test_a_result_that_no_keeper_can_read_counts_as_damaged(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     done = subprocess.run(

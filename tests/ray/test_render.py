@@ -54,6 +54,7 @@ def test_an_acceleration_that_did_nothing_is_an_error_with_its_film_kept(
     assert show(store, ran.json()["id"])["state"] == "done"
 
 
+@pytest.mark.long
 def test_our_packages_are_found_beside_strangers_of_the_same_name(
     job_file: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:
