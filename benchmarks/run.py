@@ -43,6 +43,7 @@ BENCHMARKS = (
     ),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only"),
     (twins, "--jumps demo-pyramid --prompts 40"),
+    (twins, "--jumps demo-animatediff-pyramid --prompts 40"),
     (tpdiff, ""),
     (attention_step, "--repeats 2"),
     (attention, ""),
