@@ -120,7 +120,7 @@ def render_command(
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
     check_latents_path(save_latents)
-    check_devices(address, device.value)
+    check_devices(prepared.plan, address, device.value)
     opened = _open(store, create=True)
     folder = opened.create_job(job_id, prepared.spec.canonical(), plan_to_json(prepared.plan))
     _render(
@@ -156,7 +156,7 @@ def resume_command(
     known = inspect_job.film_path(folder)
     film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
     check_latents_path(save_latents)
-    check_devices(address, device.value)
+    check_devices(plan, address, device.value)
     _render(
         opened, folder, plan, film, as_json, save_latents,
         workers=workers, address=address, timeout_s=timeout, device=device.value,

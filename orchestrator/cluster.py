@@ -95,21 +95,19 @@ def open_cluster(address: str | None, cpus: int, output_bytes: int = 0) -> Clust
     return _join(address)
 
 
-def check_address(address: str, device: str) -> None:
+def look_at(address: str) -> Cluster:
     """Join the Ray at ``address`` and leave it again; warn if anybody could. Raises CannotRunHere
-    if there is none, or if ``device`` is cuda and it has no GPU."""
-    _refuse_silent(address)
+    if there is none."""
     print(f"joining the Ray at {address}", file=sys.stderr)
     cluster = open_cluster(address, 0)
     cluster.stop()
-    if device == "cuda" and not cluster.gpus:
-        raise CannotRunHere(f"the Ray at {address} has no GPU; give --device cpu or auto")
     if not _has_token():
         print(
             f"warning: joining the Ray at {address} without a token: whoever can reach it can "
             "run code there. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node",
             file=sys.stderr,
         )
+    return cluster
 
 
 def _start(cpus: int, output_bytes: int) -> Cluster:

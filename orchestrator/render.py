@@ -35,7 +35,7 @@ from jobs.lease import HEARTBEAT_S, Lease
 from jobs.results import Results
 from jobs.store import JobFolder, Store
 from jobs.units import Unit
-from orchestrator.cluster import Cluster, ClusterLost, check_address, open_cluster
+from orchestrator.cluster import Cluster, ClusterLost, look_at, open_cluster
 from orchestrator.events import EndRender, Outcome
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
@@ -260,12 +260,7 @@ class _Render:
         plan, asked = self._plan, self._options.workers
         if cluster.local and not on_gpu:
             return asked or default_workers(plan)
-        most = cluster.gpus if on_gpu else cluster.room_for(plan.threads)
-        if not most:
-            raise CannotRunHere(
-                f"a worker of this job takes {plan.threads} processors (threads: in the job), and "
-                f"no node of the cluster has more than {max(cluster.cpus, default=0)}"
-            )
+        most = most_workers(plan, cluster, self._options.device)
         if asked is not None and asked > most:
             device = "GPUs" if on_gpu else f"times {plan.threads} processors"
             self._say(f"--workers {asked}: the cluster has {most} {device}; using those")
@@ -364,15 +359,29 @@ def provenance(job_id: str, plan: Plan) -> dict[str, Any]:
     }
 
 
-def check_devices(address: str | None, device: str) -> None:
-    """Before a job is made: raises CannotRunHere if there is no Ray at ``address``, or, with
-    ``device`` cuda, no GPU there; None: on this machine."""
+def check_devices(plan: Plan, address: str | None, device: str) -> None:
+    """Before a job is made: raises CannotRunHere if there is no Ray at ``address``, or none of its
+    workers could be there; None: on this machine."""
     if address is not None:
-        check_address(address, device)
+        most_workers(plan, look_at(address), device)
     elif device == "cuda":
         from workers.devices import device_of
 
         device_of(device)
+
+
+def most_workers(plan: Plan, cluster: Cluster, device: str) -> int:
+    """How many workers a cluster has room for: one per GPU, or else as its nodes' processors
+    allow. Raises CannotRunHere if none."""
+    if device == "cuda" and not cluster.gpus:
+        raise CannotRunHere("the cluster has no GPU; give --device cpu or auto")
+    most = cluster.gpus if cluster.gpus and device != "cpu" else cluster.room_for(plan.threads)
+    if not most:
+        raise CannotRunHere(
+            f"a worker of this job takes {plan.threads} processors (threads: in the job), and no "
+            f"node of the cluster has more than {max(cluster.cpus, default=0)}"
+        )
+    return most
 
 
 def check_out(path: Path, codec: str) -> Path:

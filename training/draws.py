@@ -97,6 +97,27 @@ def draw(
     )
 
 
+def draw_whole_film(
+    path: NoisePath,
+    cache: LatentCache,
+    rng: np.random.Generator,
+    recipe: NoiseRecipe,
+    *,
+    batch: int,
+    frames: int,
+    starts: float,
+) -> Draw:
+    """Windows of a pyramid's first stage alone, of any length: what it sees of a film that it
+    holds whole."""
+    first = lay_stages(path, recipe.stages, recipe.coarse)[0]
+    return _of_stage(path, first, cache, rng, recipe, batch, frames, rng.uniform() < starts)
+
+
+def longest_film(path: NoisePath, frames: int, recipe: NoiseRecipe) -> int:
+    """Latent frames of a clip that holds so many frames of the first stage, from its start."""
+    return clip_frames(lay_stages(path, recipe.stages)[0], frames, starts=True)
+
+
 def _of_stage(
     path: NoisePath,
     stage: Stage,

@@ -25,7 +25,14 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast
 
 from training import world
-from training.draws import Draw, NoiseRecipe, draw, longest_clip
+from training.draws import (
+    Draw,
+    NoiseRecipe,
+    draw,
+    draw_whole_film,
+    longest_clip,
+    longest_film,
+)
 from training.latents import Codec, LatentCache
 from training.reading import teach_to_read
 from training.record import write_record
@@ -56,6 +63,11 @@ class Recipe:
     least_clip_frames: int = 1  # latent frames of a clip, though its windows be shorter
     clips: int = 2500
     first_clips: int = 240
+    whole_films: float = 0.0  # share of the steps, of a pyramid, that see its first stage whole
+    film_latent_frames: int = 181  # of the longest of them: two minutes of the demo world
+    films: int = 64
+    first_films: int = 24
+    film_starts: float = 0.5
 
 
 #: How the weights beside it were trained, for those who use them.
@@ -105,12 +117,17 @@ class Trainer:
         longest = longest_clip(model.path, recipe.window_latent_frames, recipe.noise)
         pixel_frames = 1 + codec.time_scale * (max(longest, recipe.least_clip_frames) - 1)
         self.cache = LatentCache(codec, recipe.clips, pixel_frames, recipe.seed)
+        longest = longest_film(model.path, recipe.film_latent_frames, recipe.noise)
+        pixel_frames = 1 + codec.time_scale * (longest - 1)
+        self.films = LatentCache(codec, recipe.films, pixel_frames, recipe.seed)
 
     def train(self, steps: int, keep_every: int = 0) -> None:
         """Train up to a number of steps, counted from the first start; every ``keep_every`` of
         them, if any, and before the first, the model is kept as it then is, in `kept/STEP`."""
         while len(self.cache.clips) < self.recipe.first_clips:
             self.cache.add(8)
+        while self.recipe.whole_films and len(self.films.clips) < self.recipe.first_films:
+            self.films.add(1)
         if keep_every and self.step == 0:
             self._keep_model(self.out / "kept" / "0")
         losses: list[float] = []
@@ -119,6 +136,8 @@ class Trainer:
             losses.append(self.train_step(self.step / steps))
             if self.step % 8 == 0:
                 self.cache.add(4)
+            if self.recipe.whole_films and self.step % 40 == 0:
+                self.films.add(1)
             self.elapsed_s += time.monotonic() - began_s
             if self.step % 100 == 0:
                 self._report(losses[-100:])
@@ -139,8 +158,9 @@ class Trainer:
         for group in (group for o in self.optimizers for group in o.param_groups):
             group["lr"] = rate_at(self.step, progress, recipe)
         stride = drawn.stride if recipe.noise.stage_positions else 1
+        rare = odd or drawn.clean_BCFHW.shape[2] > recipe.window_latent_frames
         with (
-            torch.compiler.set_stance("force_eager" if odd else "default"),
+            torch.compiler.set_stance("force_eager" if rare else "default"),
             torch.autocast(self.device.type, dtype=torch.bfloat16),
         ):
             told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride)
@@ -159,20 +179,34 @@ class Trainer:
         return error_BCFHW.mean().item()
 
     def _draw(self, rng: np.random.Generator, progress: float) -> tuple[Draw, bool]:
-        """Windows for a step, and whether their shape is an unusual one.
+        """Windows for a step, and whether their shape is an odd one, and their text long.
 
         Short windows come first: they show more scenes for the same work.
         """
         recipe, odd = self.recipe, rng.uniform() < self.recipe.odd_shapes
+        if recipe.whole_films and rng.uniform() < recipe.whole_films:
+            return self._draw_whole_film(rng), False
         short = rng.uniform() < recipe.short_windows * (1 - progress / 0.75)
         frames = recipe.short_window_latent_frames if short else recipe.window_latent_frames
         if odd:
             most = 2 * recipe.window_latent_frames - 1 if recipe.noise.stages == 1 else frames
             frames = int(rng.integers(2, most + 1))
-        batch = max(1, recipe.tokens // (self.model.tokens_per_frame * frames))
-        starts = recipe.starts if self.model.first_alone else 0.0
+        batch, starts = self._batch(frames), recipe.starts if self.model.first_alone else 0.0
         path, noise = self.model.path, recipe.noise
         return draw(path, self.cache, rng, noise, batch=batch, frames=frames, starts=starts), odd
+
+    def _draw_whole_film(self, rng: np.random.Generator) -> Draw:
+        """Of any length from a window's to the longest, short ones as often as long ones."""
+        recipe = self.recipe
+        shortest, longest = recipe.window_latent_frames, recipe.film_latent_frames
+        frames = round(shortest * (longest / shortest) ** rng.uniform())
+        return draw_whole_film(
+            self.model.path, self.films, rng, recipe.noise,
+            batch=self._batch(frames), frames=frames, starts=recipe.film_starts,
+        )  # fmt: skip
+
+    def _batch(self, frames: int) -> int:
+        return max(1, self.recipe.tokens // (self.model.tokens_per_frame * frames))
 
     def _inputs(self, drawn: Draw, rng: np.random.Generator, *, odd: bool) -> tuple[Tensor, ...]:
         """What the model is given: noisy windows, their times, and their captions."""
@@ -193,6 +227,7 @@ class Trainer:
         state = {
             "origin": self._origin(),
             "clips": self.cache.num_made,
+            "films": self.films.num_made,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
             "progress": self.progress,
@@ -225,6 +260,7 @@ class Trainer:
                 f"--init {self.out} to take its weights"
             )
         self.cache.refill(int(state["clips"]))
+        self.films.refill(int(state["films"]))
         self.step, self.elapsed_s = int(state["step"]), float(state["elapsed_s"])
         self.progress = state.get("progress", [])
         self.model.load_state_dict(state["model"])

@@ -30,6 +30,7 @@ from training.trainer import Recipe, Trainer, noise_of, options_of
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
 
 TEXT_WIDTH = 128
+LONG_LATENT_FRAMES = 20
 ARCHITECTURE = {
     "patch_size": [1, 4, 4],
     "num_attention_heads": 4,
@@ -67,8 +68,10 @@ class WanStudent(Student):
         self, x_BCFHW: Tensor, times_B: Tensor, ids_BN: Tensor, mask_BN: Tensor, stride: int
     ) -> Tensor:
         text_BND = embed(self.text_encoder, ids_BN, mask_BN)
-        # On a CPU the backward pass of the default, fused attention takes half of a step.
-        attention = "_native_math" if x_BCFHW.device.type == "cpu" else "native"
+        # On a CPU the backward pass of the default, fused attention takes half of a step, and the
+        # whole matrices of the other one take more than that in long windows.
+        unfused = x_BCFHW.device.type == "cpu" and x_BCFHW.shape[2] < LONG_LATENT_FRAMES
+        attention = "_native_math" if unfused else "native"
         with attention_backend(attention), stage_positions(self.transformer, stride):
             return self.transformer(x_BCFHW, times_B * 1000, text_BND, return_dict=False)[0]
 
@@ -129,11 +132,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("training/runs/wan"))
     parser.add_argument("--eager", action="store_true", help="do not compile the blocks")
     parser.add_argument("--short-windows", type=float, default=1.0, help="share of them at first")
+    parser.add_argument(
+        "--whole-films", type=float, default=0.0,
+        help="share of the steps, of a pyramid, that see its first stage whole",
+    )  # fmt: skip
     options = options_of(parser)
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
     recipe = Recipe(
         seed=options.seed,
         short_windows=options.short_windows,
+        whole_films=options.whole_films,
         noise=noise_of(options),
     )
     trainer = new_trainer(recipe, vae, options.out, not options.eager, options.init)

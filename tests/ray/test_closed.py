@@ -46,8 +46,8 @@ sys.stdin.read()
 #: Joins the Ray at an address as a render does, first of all.
 JOINING = """
 import sys
-from orchestrator.cluster import check_address
-check_address(sys.argv[1], "cpu")
+from orchestrator.cluster import look_at
+look_at(sys.argv[1])
 """
 
 #: Asks the Ray at an address for its processors.

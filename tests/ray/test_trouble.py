@@ -82,6 +82,7 @@ def check_too_many_threads(job_file: Path, folder: Path, *args: object, **env: s
     ran = longtake("render", wide, "--store", store, "--out", out, *args, **env)
     check_refused(ran, 6)
     assert "takes 2 processors" in ran.err and "no node of the cluster has more than 1" in ran.err
+    assert not store.exists(), "refused before a job was made"
 
 
 def test_a_lost_node_is_nobodys_fault(

@@ -110,6 +110,27 @@ def test_windows_of_a_pyramids_stages(starts: float, coarse: str) -> None:
     assert met == {0, 1, 2}
 
 
+def test_a_first_stage_is_trained_whole(tmp_path: Path) -> None:
+    """In windows longer than any other stage's, which show what is at a quarter of the rate."""
+    recipe = replace(
+        TINY, window_latent_frames=3, noise=NoiseRecipe(stages=3),
+        whole_films=1.0, film_latent_frames=9, first_films=1,
+    )  # fmt: skip
+    trainer = wan.new_trainer(recipe, vae.new_vae().eval(), tmp_path)
+    before = trainer.model.transformer.proj_out.weight.detach().clone()
+    trainer.train(2)
+    assert not torch.equal(before, trainer.model.transformer.proj_out.weight)
+    assert trainer.films.clips[0].shape[1] == 1 + 4 * 8
+    first = lay_stages(FlowPath(), 3)[0]
+    for seed in range(8):
+        drawn, _ = trainer._draw(np.random.default_rng(seed), 0.0)
+        assert 3 <= drawn.clean_BCFHW.shape[2] <= 9 and drawn.stride == 4
+        assert first.end.time <= drawn.times_B.min() and drawn.times_B.max() <= first.start.time
+    again = wan.new_trainer(recipe, vae.new_vae().eval(), tmp_path)
+    again.resume()
+    assert again.films.scenes == trainer.films.scenes
+
+
 def test_a_pyramid_is_trained(tmp_path: Path) -> None:
     recipe = replace(TINY, window_latent_frames=4, noise=NoiseRecipe(stages=2))
     trainer = wan.new_trainer(recipe, vae.new_vae().eval(), tmp_path)
