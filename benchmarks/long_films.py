@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import sem, t
 
 from benchmarks import judge
 from benchmarks.common import Rendered, model_name, render, rounded, write_result
@@ -163,13 +164,26 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _mean_slopes(labs: list[dict[str, Any]], kind: str) -> dict[str, dict[str, float]]:
-    """The films' mean slope, which tells whether all drift one way, and the mean of its size."""
+def _mean_slopes(labs: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    """The films' mean slope and its 95 % interval (Student's t), which tell whether all drift one
+    way, and the mean of its size."""
     slopes = {axis: [lab[kind][axis]["slope"] for lab in labs] for axis in AXES}
     return {
-        axis: {"slope": mean(each), "size": mean(abs(slope) for slope in each)}
+        axis: {
+            "slope": mean(each),
+            "interval_95": _interval(each),
+            "size": mean(abs(slope) for slope in each),
+        }
         for axis, each in slopes.items()
     }
+
+
+def _interval(slopes: list[float]) -> list[float] | None:
+    """None of a single film, or of films that are all alike."""
+    if len(set(slopes)) < 2:
+        return None
+    low, high = t.interval(0.95, len(slopes) - 1, loc=mean(slopes), scale=sem(slopes))
+    return [float(low), float(high)]
 
 
 def of_length(

@@ -1,6 +1,7 @@
 """The measures of long films: what they say of films with known faults, drawn by the world."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,23 @@ def test_summaries_are_of_all_films_and_of_each_half() -> None:
     assert said["2_bodies"]["films"]["kept"]["share"] == 1.0, "wrong, but the same throughout"
     spreads = [np.mean(film["lab"]["spread"]["b"]) for film in films]
     assert said["all"]["lab"]["spread"]["b"] == pytest.approx(np.mean(spreads))
+
+
+def test_a_drift_that_all_films_share_is_told_from_chance() -> None:
+    plan = prepare(spec_from_flags({"prompt": "a", "seconds": 4})).plan
+    shown = frames(SCENE, 4)
+    darker = np.linspace(1, [0.8, 0.78, 0.76], len(shown))[:, :, None, None, None]
+
+    def slope(factors: list[np.ndarray]) -> dict[str, Any]:
+        films = [measure(plan, 0, (shown * each).astype(np.uint8), SCENE) for each in factors]
+        return summaries(films)["all"]["lab"]["mean_per_minute"]["L"]
+
+    alike = slope([darker[:, n] for n in range(3)])
+    low, high = alike["interval_95"]
+    assert low < alike["slope"] < high < 0
+    low, high = slope([darker[:, 0], darker[::-1, 0]])["interval_95"]
+    assert low < 0 < high
+    assert slope([darker[:, 0]])["interval_95"] is None
 
 
 def test_films_show_their_bodies_all_the_time() -> None:
