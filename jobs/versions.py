@@ -7,7 +7,7 @@ store under their old recipes, and a job that was planned with it is refused, no
 from __future__ import annotations
 
 #: How a job becomes stages, windows, steps and pieces.
-PLANNER_VERSION = 6
+PLANNER_VERSION = 7
 
 #: What the accelerations compute with the same settings.
 ACCELERATIONS_VERSION = 2

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator
 
 from jobs.attention_plan import AttentionPlan, Branch, Steps, branches_of
+from jobs.families.decoding_memory import decoding_bytes
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
@@ -15,6 +16,7 @@ from jobs.families.slicing_memory import (
     sliced_bytes,
     whole_attention,
 )
+from jobs.families.whole_memory import whole_bytes
 from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
@@ -25,16 +27,21 @@ from orchestrator.sizes import gb
 SMALL_MODEL_BYTES = 2**30
 
 
-def sliced_tile_bytes(
-    job: ResolvedSpec, model: ModelInfo, dtype: str, slices: int, whole: Whole = NOTHING_WHOLE
+def step_bytes(
+    job: ResolvedSpec,
+    model: ModelInfo,
+    dtype: str,
+    slices: int | None,
+    whole: Whole = NOTHING_WHOLE,
 ) -> int:
-    """``whole`` as ``whole_attention`` gives it."""
-    branches = 2 if model.family.batches_branches else 1
-    config = model.configs[model.family.denoiser]
-    size = denoised_tile(job, model.geometry)
-    text_tokens = job.text_tokens
+    """Of one pass through the denoiser, in slices or without. ``whole`` as ``whole_attention``
+    gives it: without slices a layer's feed-forward needs more than its attention does."""
+    config, size = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
+    branches, tokens = 2 if model.family.batches_branches else 1, job.text_tokens
+    if slices is None:
+        return whole_bytes(config, size, dtype, text_tokens=tokens, branches=branches)
     return sliced_bytes(
-        config, size, dtype, slices, text_tokens=text_tokens, branches=branches, whole=whole
+        config, size, dtype, slices, text_tokens=tokens, branches=branches, whole=whole
     )
 
 
@@ -83,14 +90,11 @@ def tile_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """Of a step, with what it gets from the one before it, and what it leaves."""
-    slicing, held = job.accelerations.slicing, _held(job, model, dtype)
-    if slicing is None or slicing.slices is None:
-        size = denoised_tile(job, model.geometry)
-        step = model.family.denoise_bytes(model.configs, size, dtype, job.text_tokens)
-        return step + max(features for _, features in held)
+    slicing = job.accelerations.slicing
+    slices = None if slicing is None else slicing.slices
     return max(
-        sliced_tile_bytes(job, model, dtype, slicing.slices, whole) + features
-        for whole, features in held
+        step_bytes(job, model, dtype, slices, whole) + features
+        for whole, features in _held(job, model, dtype)
     )
 
 
@@ -99,8 +103,7 @@ def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
     size, slicing, vae = largest_tile(job, model.geometry), job.accelerations.slicing, _vae(model)
     if slicing is not None and slicing.slices is not None and cuts_decoding(model):
         return sliced_bytes(vae, size, "float32", slicing.slices, text_tokens=0, branches=1)
-    pixel_frames = model.geometry.pixel_frames(size[0])
-    return model.family.decode_bytes(model.configs, job.height_px, job.width_px, pixel_frames)
+    return decoding_bytes(vae, size, _longest_shot(job, model.geometry))
 
 
 def cuts_decoding(model: ModelInfo) -> bool:

@@ -7,24 +7,16 @@ from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import (
-    VAE_BYTES,
     Config,
     Diffusion,
     ModelDefaults,
     Shapes,
     require,
 )
-from jobs.families.unet_memory import unet_bytes
 from jobs.geometry import ModelGeometry
 
 #: AnimateDiff's pipeline refuses a width or height that is not a multiple of this, in pixels.
 _SIZE_MULTIPLE_PX = 8
-
-#: Live copies of the decoder's widest level: input, normalised, and a convolution's result.
-_DECODER_COPIES = 4
-
-#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
-_PIXEL_BYTES = 16
 
 
 #: How a folder comes about of the two that AnimateDiff is published as.
@@ -124,22 +116,3 @@ class AnimateDiff:
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         """Motion modules have positions for so many frames, counted in each window."""
         return int(configs["unet"].get("motion_max_seq_length") or 32)
-
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        return unet_bytes(configs["unet"], latent_size, dtype)
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        """One frame is decoded at a time; what grows with the piece is its pixels."""
-        widths = configs["vae"]["block_out_channels"]
-        # What comes from the level below has its width, at this level's size.
-        wide = [max(widths[level : level + 2]) / 4**level for level in range(len(widths))]
-        work = _DECODER_COPIES * max(wide) * height_px * width_px * VAE_BYTES
-        return int(work + pixel_frames * height_px * width_px * 3 * _PIXEL_BYTES)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
-from jobs.families import cogvideox_memory
 from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes, require
 from jobs.geometry import ModelGeometry
 
@@ -96,23 +95,6 @@ class CogVideoX:
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         """Positions are computed for whatever length a window has, counted from its start."""
         return 1 << 20
-
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        return cogvideox_memory.denoise_bytes(configs["transformer"], latent_size, dtype)
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        batch = DECODE_BATCH_LATENT_FRAMES
-        return cogvideox_memory.decode_bytes(
-            configs["vae"], height_px, width_px, pixel_frames, batch
-        )
 
 
 def decode_context(vae: Config) -> int:

@@ -72,23 +72,6 @@ class FamilyFacts(Protocol):
         """The most latent frames that a window can have whose frames stand ``stride`` apart."""
         ...
 
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        """Estimate of a tile's activations in the denoiser; ``latent_size`` is (frames, height,
-        width), each prompt has ``text_tokens``, which a UNet hardly feels."""
-        ...
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        """Estimate of what decoding a piece of ``pixel_frames`` needs."""
-        ...
-
 
 def require(config: Config, file: str, names: Sequence[str], lists: Sequence[str] = ()) -> None:
     """Every one of ``names`` must hold a positive whole number, or, where it is one of ``lists``,

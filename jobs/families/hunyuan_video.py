@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
-from jobs.families import hunyuan_video_memory
-from jobs.families.family import VAE_BYTES, Config, Diffusion, ModelDefaults, Shapes, require
+from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes, require
 from jobs.geometry import ModelGeometry
 
 #: The decoder's tiles in time, as diffusers has them, in pixel frames of the shot: a tile's length
@@ -19,13 +18,6 @@ _FPS = 24
 
 #: Positions are counted anew for every window, as far as it reaches: this is a job's own limit.
 _LONGEST_WINDOW = 4096
-
-#: Live copies of the decoder's widest level while a convolution runs: counted on the published
-#: model's shapes, 4.5 of them, without the workspace of convolutions.
-_LEVEL_COPIES = 5
-
-#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
-_PIXEL_BYTES = 16
 
 _DISTILLED = "guidance is built into this model, which reads no negative prompt for it"
 
@@ -138,27 +130,3 @@ class HunyuanVideo:
 
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         return _LONGEST_WINDOW
-
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        memory = hunyuan_video_memory
-        return memory.denoise_bytes(configs["transformer"], latent_size, dtype, text_tokens)
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        """One tile in time is decoded at once, whatever the length of the piece: what grows with
-        that is its pixels. At 1280x720 that is more than most cards have, in float32; half the
-        width and height need a quarter."""
-        widths = configs["vae"]["block_out_channels"]
-        # What comes from the level below has its width, at this level's size; the doublings in
-        # time come last, so that the two largest levels have all frames of a tile.
-        wide = [max(widths[level : level + 2]) / 4**level for level in range(len(widths))]
-        tile = min(pixel_frames, _TILE_PX_FRAMES + 1) * height_px * width_px
-        work = tile * _LEVEL_COPIES * max(wide) * VAE_BYTES
-        return int(work + pixel_frames * height_px * width_px * 3 * _PIXEL_BYTES)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import CannotRunHere
-from jobs.families.family import VAE_BYTES, Config, Diffusion, ModelDefaults, Shapes, require
-from jobs.families.tokens_memory import tokens_bytes
+from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes, require
 from jobs.geometry import ModelGeometry
 
 #: LTX-Video's pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -27,18 +26,8 @@ _VAE: dict[str, Any] = {
     "decoder_causal": False,
 }
 
-#: Live copies of a token's features while a block runs: queries, keys, values, feed-forward, and
-#: rotary positions in float32.
-_TOKEN_COPIES = 24
-
 #: A frame far from a film's ends.
 _FAR = 1 << 20
-
-#: Live copies of a decoder level's features while a residual block runs.
-_LEVEL_COPIES = 4
-
-#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
-_PIXEL_BYTES = 16
 
 
 class LTX:
@@ -114,43 +103,6 @@ class LTX:
         """Positions are computed for whatever length a window has, counted from its start."""
         return 1 << 20
 
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        transformer = configs["transformer"]
-        features = transformer["num_attention_heads"] * transformer["attention_head_dim"]
-        branches = 2  # both guidance branches at once
-        return tokens_bytes(
-            features,
-            math.prod(latent_size),
-            text_tokens,
-            dtype,
-            copies=_TOKEN_COPIES,
-            branches=branches,
-        )
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        """A piece is decoded at once; of what it sees before and after, each block of the decoder
-        gets only what matters from there on."""
-        vae = filled(configs["vae"])
-        space, _ = _scales(vae)
-        area, widest = (height_px // space) * (width_px // space), 0
-        seen = seen_frames(vae, _FAR, _FAR + pixel_frames - 1)
-        for level, (first, last) in zip(_levels(vae), seen[1:], strict=False):
-            frames = last - first + 1
-            widest = max(widest, frames * area * max(level.entering, level.width))
-            if level.doubles:
-                frames, area = 2 * frames - 1, 4 * area
-            widest = max(widest, frames * area * level.width)
-        pixels = pixel_frames * height_px * width_px * 3
-        return int(_LEVEL_COPIES * widest * VAE_BYTES + pixels * _PIXEL_BYTES)
-
 
 def filled(vae: Config) -> dict[str, Any]:
     """An autoencoder's config, with what diffusers has where it does not say."""
@@ -158,7 +110,7 @@ def filled(vae: Config) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Level:
+class Level:
     """A block of the decoder: channels that enter and leave, whether it doubles the resolution in
     time, height and width, and its residual blocks after that."""
 
@@ -168,7 +120,7 @@ class _Level:
     resnets: int
 
 
-def _levels(vae: Config) -> list[_Level]:
+def decoder_levels(vae: Config) -> list[Level]:
     """The decoder's blocks in the order of decoding."""
     widths = [*reversed(vae["decoder_block_out_channels"])]
     factors = [*reversed(vae["upsample_factor"])]
@@ -176,14 +128,14 @@ def _levels(vae: Config) -> list[_Level]:
     resnets = [*reversed(vae["decoder_layers_per_block"])][1:]  # the first are the middle block's
     levels, entering = [], widths[0]
     for width, factor, doubling, count in zip(widths, factors, doubles, resnets, strict=True):
-        levels.append(_Level(entering // factor, width // factor, doubling, count))
+        levels.append(Level(entering // factor, width // factor, doubling, count))
         entering = width // factor
     return levels
 
 
 def _scales(vae: Config) -> tuple[int, int]:
     """Pixels per latent place in space and in time, as the decoder's layers make them."""
-    doubled = 2 ** sum(level.doubles for level in _levels(vae))
+    doubled = 2 ** sum(level.doubles for level in decoder_levels(vae))
     return vae["patch_size"] * doubled, doubled
 
 
@@ -214,7 +166,7 @@ def seen_frames(vae: Config, first_px: int, last_px: int) -> list[tuple[int, int
 def _frames_below(vae: Config, pixel_frame: int, reach: int) -> list[int]:
     """The farthest frames that a pixel frame depends on, ``reach`` a convolution."""
     frames = [pixel_frame + reach]  # conv_out
-    for level in reversed(_levels(vae)):
+    for level in reversed(decoder_levels(vae)):
         frame = frames[0] + 2 * level.resnets * reach
         if level.doubles:
             frame = -(-frame // 2) + reach
@@ -223,6 +175,23 @@ def _frames_below(vae: Config, pixel_frame: int, reach: int) -> list[int]:
         frames.insert(0, frame)
     middle = vae["decoder_layers_per_block"][-1]
     return [frames[0] + (2 * middle + 1) * reach, *frames]
+
+
+def decoded_frames(vae: Config, latent_frames: int, shot_latent_frames: int) -> list[int]:
+    """How many latent frames are decoded where the last ``latent_frames`` of a shot are wanted, and
+    how many frames then enter each block of the decoder, and its last convolution."""
+    vae = filled(vae)
+    r = _scales(vae)[1]
+    alone = latent_frames == shot_latent_frames
+    first_px = 0 if alone else 1 + r * (shot_latent_frames - latent_frames - 1)
+    seen = seen_frames(vae, first_px, r * (shot_latent_frames - 1))
+    totals = [shot_latent_frames] * 2
+    for level in decoder_levels(vae):
+        totals.append(2 * totals[-1] - 1 if level.doubles else totals[-1])
+    return [
+        min(last, there - 1) - max(first, 0) + 1
+        for (first, last), there in zip(seen, totals, strict=True)
+    ]
 
 
 def _check_built(transformer: Config, vae: Config) -> None:

@@ -13,7 +13,6 @@ results, and four or five copies of what stands before.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 
 from jobs.attention_plan import AttentionPlan, Branch, is_windowed, shares_branches
 from jobs.errors import CannotRunHere
@@ -21,7 +20,7 @@ from jobs.families.family import DTYPE_BYTES, Config
 from jobs.families.hunyuan_video_memory import refining_bytes
 from jobs.families.slicing_causal_memory import cogvideox_decoder, hunyuan_video_decoder
 from jobs.families.slicing_groups import IN_AND_OUT, NOTHING_WHOLE, Group, Size, Whole
-from jobs.families.tokens_memory import text_copies
+from jobs.families.unet_memory import blocks_of, levels_of
 
 #: Copies of its features that live inside a slice, by what the group computes.
 _SPATIAL_TRANSFORMER = 21
@@ -52,38 +51,14 @@ _TRANSFORMER_WHOLE = 3
 MOST_SLICES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Levels:
-    """A UNet's levels, finest first: their features' elements, shares, and axes."""
-
-    sizes: list[float]
-    shares: list[float]
-    lengths: list[tuple[int, int]]  # frames of all branches, positions
-    layers: int
-    attends: list[bool]
-
-
-def _levels(config: Config, batch_frames: int, positions: int) -> _Levels:
-    widths = config["block_out_channels"]
-    layers = config["layers_per_block"]
-    relative = [width / 4**level for level, width in enumerate(widths)]
-    return _Levels(
-        sizes=[batch_frames * positions * each for each in relative],
-        shares=[each / max(relative) for each in relative],
-        lengths=[(batch_frames, max(1, positions // 4**level)) for level in range(len(widths))],
-        layers=layers if isinstance(layers, int) else max(layers),
-        attends=["CrossAttn" in kind for kind in config.get("down_block_types", ())],
-    )
-
-
 def _unet(
     config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
 ) -> Iterator[Group]:
     """Skip connections gather on the way down and go on the way up; a block's input lives as long
     as the block."""
     frames, height, width = latent_size
-    levels = _levels(config, branches * frames, height * width)
-    sizes, last = levels.sizes, len(levels.sizes) - 1
+    levels = levels_of(config, branches * frames, height * width)
+    sizes = levels.sizes
     motion = config["_class_name"] == "UNetMotionModel"
 
     def group(held: float, level: int, attends: bool) -> Group:
@@ -94,19 +69,9 @@ def _unet(
         where = levels.shares[level], levels.lengths[level]
         return Group(held + whole * sizes[level], inside * sizes[level], *where)
 
-    skips = [sizes[0]]
-    for level, size in enumerate(sizes):
-        for _ in range(levels.layers):
-            yield group(sum(skips), level, levels.attends[level])
-            skips.append(size)
-        if level < last:
-            skips.append(size / 4)
-    yield group(sum(skips), last, True)
-    before = sizes[last]
-    for level in range(last, -1, -1):
-        yield group(sum(skips) + before, level, levels.attends[level])
-        del skips[-(levels.layers + 1) :]
-        before = sizes[level]
+    for skips, level, attends, rises in blocks_of(levels):
+        below = sizes[min(level + 1, len(sizes) - 1)] if rises else 0  # upsampled slice by slice
+        yield group(skips + below, level, attends)
 
 
 def _wan(
@@ -134,8 +99,10 @@ def _wan(
 
 
 def _text_keys(held: float, text: float, dtype: str) -> Group:
-    """Cross-attention's keys and values, beside what is held of the video."""
-    return Group(held + text_copies(dtype) * text, 0)
+    """Cross-attention's keys and values, beside what is held of the video: the text, both, and the
+    keys while they are normalised, in float32 whatever the dtype."""
+    copies = 4 if DTYPE_BYTES[dtype] == 4 else 8
+    return Group(held + copies * text, 0)
 
 
 def _ltx(
@@ -196,7 +163,7 @@ def _temporal_decoder(
     frames, height, width = latent_size
     widths = config["block_out_channels"]
     scale = 4 ** (len(widths) - 1)
-    levels = _levels(config, frames, height * width * scale)
+    levels = levels_of(config, frames, height * width * scale)
     for level, size in enumerate(levels.sizes):
         before = levels.sizes[min(level + 1, len(widths) - 1)]
         held = before + IN_AND_OUT * size

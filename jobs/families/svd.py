@@ -7,14 +7,12 @@ from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
 from jobs.families.family import (
-    VAE_BYTES,
     Config,
     Diffusion,
     ModelDefaults,
     Shapes,
     require,
 )
-from jobs.families.unet_memory import unet_bytes
 from jobs.geometry import ModelGeometry
 
 #: The pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -25,14 +23,6 @@ _ENCODER_PX = 224
 
 #: What the UNet is told beside the image: frame rate, amount of motion, noise on the image.
 _TIME_IDS = 3
-
-#: Live copies of the decoder's widest level, over all frames, where a spatial block's result is
-#: mixed with the temporal one's: counted on the published model's shapes, without the workspace of
-#: convolutions.
-_DECODER_COPIES = 4
-
-#: Bytes per colour value of a decoded piece: float32 frames, joined, rescaled and made uint8.
-_PIXEL_BYTES = 16
 
 #: Fields of a job that it has no use for.
 _TEXT = ("prompt", "negative", "text_tokens")
@@ -151,23 +141,3 @@ class SVD:
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         """The UNet compares all frames of its clip, which it was trained with so many of."""
         return int(configs["unet"]["num_frames"])
-
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        return unet_bytes(configs["unet"], latent_size, dtype)
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        """All frames of a shot are decoded at once, in float32: all of it grows with their number.
-        For 14 frames of 1024x576 that is more than the denoiser needs, several times over."""
-        widths = configs["vae"]["block_out_channels"]
-        # What comes from the level below has its width, at this level's size.
-        wide = [max(widths[level : level + 2]) / 4**level for level in range(len(widths))]
-        pixels = pixel_frames * height_px * width_px
-        return int(pixels * (_DECODER_COPIES * max(wide) * VAE_BYTES + 3 * _PIXEL_BYTES))

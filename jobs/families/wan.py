@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
-from jobs.families import wan_memory, wan_tensors
+from jobs.families import wan_tensors
 from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes
 from jobs.families.wan_geometry import wan_geometry
 from jobs.geometry import ModelGeometry
@@ -49,17 +49,3 @@ class Wan:
         """Rotary positions are made for so many frames; those of a coarse stage stand apart."""
         most = int(configs["transformer"].get("rope_max_seq_len") or 1024)
         return (most - 1) // stride + 1
-
-    def denoise_bytes(
-        self,
-        configs: Mapping[str, Config],
-        latent_size: tuple[int, int, int],
-        dtype: str,
-        text_tokens: int,
-    ) -> int:
-        return wan_memory.denoise_bytes(configs["transformer"], latent_size, dtype, text_tokens)
-
-    def decode_bytes(
-        self, configs: Mapping[str, Config], height_px: int, width_px: int, pixel_frames: int
-    ) -> int:
-        return wan_memory.decode_bytes(configs["vae"], height_px, width_px, pixel_frames)

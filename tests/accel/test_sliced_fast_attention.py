@@ -22,7 +22,7 @@ from jobs.attention_plan import AttentionPlan, Branch, Strategy
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import sliced_bytes, whole_attention
 from jobs.units import Unit
-from tests.accel import test_slicing_memory as memory
+from tests.accel import memory_cases as memory
 from tests.accel.test_slicing import structure
 from tests.accel.test_video_transformers import TINY, Tiny
 
@@ -183,7 +183,7 @@ def tiles() -> Iterator[Any]:
 def test_a_tile_holds_what_planning_adds_up(
     name: str, height: int, width: int, slices: int, dtype: str, rows: str
 ) -> None:
-    case, before = memory.CASES[name], torch.get_default_dtype()
+    case, before = memory.DENOISERS[name], torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
     fake = nullcontext() if name == "hunyuan video" else FakeTensorMode(allow_non_fake_inputs=True)
     try:
@@ -199,6 +199,7 @@ def count(
 ) -> tuple[int, int]:
     """The most that a step holds, with what it got from the one before: counted, and planned."""
     model: Any = case.make().eval()
+    size = case.size(height, width)
     kind = VIDEO_TRANSFORMERS[type(model).__name__]
     layers = len(kind.layers(model))
     chosen = AttentionPlan(
@@ -212,11 +213,10 @@ def count(
         with TensorAccounting() as counted:
             for branch in branches:
                 with applied.run(tile, branch):
-                    case.forward(model, height, width)
+                    case.forward(model, size)
         peaks.append(counted.peak_bytes + sum(each.nbytes for each in carried.values()))
         carried = tile.kept
     config = dict(model.config) | {"_class_name": type(model).__name__}
-    size = memory.latent_size(config, height, width)
     given = {"branches": case.branches, "text_tokens": case.text_tokens}
     text = 0 if kind.text == "none" else case.text_tokens
     feature = case.branches * feature_bytes(config, size, dtype, text)

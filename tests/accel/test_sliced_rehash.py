@@ -17,7 +17,7 @@ from jobs.accelerations import Accelerations, Rehash, Slicing
 from jobs.errors import CannotRunHere
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_memory import sliced_bytes
-from tests.accel import test_slicing_memory as memory
+from tests.accel import memory_cases as memory
 from tests.accel.test_rehash import MODELS, forward, inputs, tile
 from tests.accel.test_slicing import structure
 from tests.accel.tiny_models import random_
@@ -106,7 +106,8 @@ SHAPES = {
 @torch.no_grad()
 def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
     """A sliced step, and a feature of both guidance branches that comes and one that is left."""
-    case, slices, (height, width) = SHAPES[kind], 12, (24, 40)
+    case, slices = SHAPES[kind], 12
+    size = case.size(24, 40)
     asked = Accelerations(rehash=REHASH, slicing=Slicing(slices=slices))
     branches = ("cond", "uncond") if case.branches == 1 else ("both",)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -117,11 +118,10 @@ def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
             with TensorAccounting() as counted:
                 for branch in branches:
                     with applied.run(before, branch):
-                        case.forward(model, height, width)
+                        case.forward(model, size)
             brought_bytes = sum(each.nbytes for each in before.carried.values())
             peaks.append(brought_bytes + counted.peak_bytes)
     config = dict(model.config) | {"_class_name": type(model).__name__}
-    size = memory.latent_size(config, height, width)
     planned = sliced_bytes(
         config, size, "float32", slices, text_tokens=case.text_tokens, branches=case.branches
     ) + 2 * 2 * feature_bytes(config, size, "float32")

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import loaded_bytes
 from jobs.families.wan import Wan
-from jobs.families.wan_memory import decode_bytes
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.spec_file import load_spec, parse_spec
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
@@ -132,15 +131,6 @@ def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> 
     assert loaded_bytes(wide.family, wide.parameters, "float32") == loaded_bytes(
         narrow.family, narrow.parameters, "float32"
     )
-
-
-def test_decoding_needs_memory_at_one_latent_frame() -> None:
-    """Wan 2.1's VAE at 832x480: a few GiB whatever the length; four times the area, four times."""
-    vae = {"base_dim": 96, "dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
-    small, long = decode_bytes(vae, 480, 832, 1), decode_bytes(vae, 480, 832, 81)
-    assert 3 * 2**30 < small < 10 * 2**30
-    assert 0 < long - small < 2 * 2**30
-    assert decode_bytes(vae, 960, 1664, 1) == 4 * small
 
 
 def test_an_adapter_brings_the_pyramid_that_it_was_trained_for(model: Path, tmp_path: Path) -> None:

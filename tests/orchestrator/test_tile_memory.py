@@ -19,7 +19,7 @@ from orchestrator.tile_memory import (
     denoised_frames,
     kept_bytes,
     largest_tile,
-    sliced_tile_bytes,
+    step_bytes,
     tile_bytes,
 )
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
@@ -91,7 +91,7 @@ def test_a_step_holds_what_its_plan_says(demo: ModelInfo, name: str, slices: int
     alone = replace(job, accelerations=asked.model_copy(update={"fast_attention": None}))
     step = denoise_bytes(alone, demo, "float32")
     if slices:
-        step = sliced_tile_bytes(job, demo, "float32", slices, whole)
+        step = step_bytes(job, demo, "float32", slices, whole)
     feature = feature_bytes(demo.configs["transformer"], tile, "float32")
     assert denoise_bytes(job, demo, "float32") == step + features * feature
 
@@ -133,8 +133,7 @@ def test_nothing_asked_keeps_nothing(demo: ModelInfo) -> None:
 def test_a_sliced_tile_holds_the_text_tokens_that_its_job_asks_for(demo: ModelInfo) -> None:
     job, config = job_of(demo, Accelerations(), 5.0), demo.configs["transformer"]
     few, many = (
-        sliced_tile_bytes(replace(job, text_tokens=tokens), demo, "float32", 4)
-        for tokens in (100, 300)
+        step_bytes(replace(job, text_tokens=tokens), demo, "float32", 4) for tokens in (100, 300)
     )
     features = config["num_attention_heads"] * config["attention_head_dim"]
     assert many - few == 200 * 3 * features * 4, "the text, its keys and its values"

@@ -17,7 +17,6 @@ from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepSche
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
-from jobs.families.animatediff import AnimateDiff
 from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
@@ -307,17 +306,6 @@ def test_ddim_that_a_job_names_does_not_clip_latents() -> None:
     assert build("ddim", said, diffusion="variance")[1].config.clip_sample is True
     own = {"_class_name": "DDIMScheduler"}
     assert build("auto", own, diffusion="variance")[1].config.clip_sample is True, "as diffusers"
-
-
-def test_memory_of_stable_diffusions_shapes() -> None:
-    """Live tensors of the UNet that were counted at 512 x 512, 16 frames, float16: 2.2 GB; of the
-    decoder, 0.8 GB."""
-    configs = {
-        "unet": {"block_out_channels": [320, 640, 1280, 1280]},
-        "vae": {"block_out_channels": [128, 256, 512, 512]},
-    }
-    assert 2.2e9 < AnimateDiff().denoise_bytes(configs, (16, 64, 64), "float16", 77) < 3e9
-    assert 0.8e9 < AnimateDiff().decode_bytes(configs, 512, 512, 1) < 1.3e9
 
 
 def test_a_budget_gives_the_slices_and_what_is_planned_keeps_to_it(folder: Path) -> None:

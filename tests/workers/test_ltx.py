@@ -13,6 +13,7 @@ from diffusers import LTXPipeline
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.families.decoding_memory import decoding_bytes
 from jobs.families.ltx import LTX, decode_reach
 from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
@@ -326,6 +327,7 @@ def test_the_first_releases_configs_say_little() -> None:
     geometry = LTX().geometry(configs, LTX.defaults)
     assert (geometry.spatial_scale, geometry.temporal_scale) == (32, 8)
     assert geometry.pixel_frames(21) == 161 and geometry.latent_frames(161) == 21
+    assert (geometry.decode_context_latent_frames, geometry.decode_ahead_latent_frames) == (24, 24)
 
 
 def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
@@ -334,7 +336,8 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
         return prepare(parse_spec(job(folder, **asked))).plan.warnings
 
     (said,), model = warnings(folder, 2), inspect_model(folder)
-    needs = LTX().decode_bytes(model.configs, 32, 32, model.geometry.pixel_frames(21))
+    side = 32 // model.geometry.spatial_scale
+    needs = decoding_bytes(model.configs["vae"], (21, side, side), 29)
     name = "AutoencoderKLLTXVideo"
     assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
     assert f"about {gb(needs)}, however many slices" in said
@@ -343,16 +346,6 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
     for demo in ("demo", "demo-animatediff"):
         plan = prepare(parse_spec(asked | {"model": demo})).plan
         assert plan.warnings == (), "it decodes frame by frame"
-
-
-def test_memory_of_ltx_videos_shapes() -> None:
-    """Live tensors that were counted at 704 x 480, 21 latent frames in mid-shot: of the
-    transformer in bfloat16 1.24 GB, attention fused; of the decoder in float32 9.4 GB, and 25 GB
-    where its blocks are not narrowed to what matters."""
-    configs = {"transformer": {"num_attention_heads": 32, "attention_head_dim": 64}, "vae": {}}
-    assert 1.24e9 < LTX().denoise_bytes(configs, (21, 15, 22), "bfloat16", 128) < 1.8e9
-    assert 9.4e9 < LTX().decode_bytes(configs, 480, 704, 161) < 13e9
-    assert decode_reach({}) == (24, 24)
 
 
 def test_adapters_are_added_as_diffusers_adds_them(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""The memory model of unsliced denoisers against what the accounting measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs.families import FAMILIES
+from jobs.families.whole_memory import _MOMENTS, whole_bytes
+from tests.accel.memory_cases import (
+    BESIDE_TEXT,
+    DENOISERS,
+    Case,
+    Size,
+    cogvideox,
+    hunyuan_video,
+    ltx,
+    measure,
+    motion,
+    svd,
+    wan,
+)
+from workers.families import FAMILIES as WORKERS_FAMILIES
+
+#: What placement may rely on is 15 %; what is counted here is nearer.
+TOLERANCE = 0.05
+
+#: Height and width of the latents, dtype.
+RUNS = (
+    (32, 32, "float16"),
+    (64, 96, "float32"),
+    (64, 96, "bfloat16"),
+    (24, 40, "float32"),
+    (8, 128, "float16"),
+)
+
+STABLE_DIFFUSION = (320, 640, 1280, 1280)
+
+#: Published models, with fewer layers where all are alike, at sizes that they are used at.
+PUBLISHED: dict[str, tuple[Case, Size]] = {
+    "wan 1.3B, 480p": (wan(12, 8960, head_dim=128), (21, 60, 104)),
+    "wan 14B, 720p": (wan(40, 13824, head_dim=128), (21, 90, 160)),
+    "svd, 576x1024": (svd(STABLE_DIFFUSION, 2, image=1024, heads=5), (14, 72, 128)),
+    "animatediff, 576x1024": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 72, 128)),
+    "animatediff, 512x512": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 64, 64)),
+    "cogvideox 2b, 480x720": (cogvideox(30, 226, rotary=False), (13, 60, 90)),
+    "cogvideox 5b, 480x720": (cogvideox(48, 226), (13, 60, 90)),
+    "ltx, 480x704": (ltx(128, heads=32, branches=2), (21, 15, 22)),
+    "hunyuan video, 720p": (hunyuan_video(heads=24), (33, 90, 160)),
+}
+
+
+def predicted_over_measured(case: Case, latent_size: Size, dtype: str) -> float:
+    _, activations, config = measure(case, latent_size, dtype, None)
+    given = {"branches": case.branches, "text_tokens": case.text_tokens}
+    return whole_bytes(config, latent_size, dtype, **given) / activations
+
+
+def spread() -> Iterator[Any]:
+    """Every case at every run; one run of the plain cases is quick."""
+    for name in DENOISERS:
+        for run in RUNS:
+            quick = run == RUNS[0] and "," not in name
+            yield pytest.param(name, *run, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, height, width, dtype", spread())
+def test_the_model_predicts_what_is_measured(
+    name: str, height: int, width: int, dtype: str
+) -> None:
+    case = DENOISERS[name]
+    found = predicted_over_measured(case, case.size(height, width), dtype)
+    assert found == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("case, dtype", BESIDE_TEXT)
+def test_long_text_beside_a_small_tile(case: Case, dtype: str) -> None:
+    found = predicted_over_measured(case, case.size(16, 16), dtype)
+    assert found == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
+    found = predicted_over_measured(*PUBLISHED[name], dtype)
+    assert found == pytest.approx(1, abs=TOLERANCE)
+
+
+def test_every_family_has_a_memory_model() -> None:
+    kinds = {WORKERS_FAMILIES[name].denoiser_kind.__name__ for name in FAMILIES}
+    assert kinds == set(_MOMENTS)

@@ -1,0 +1,184 @@
+"""The memory model of unsliced decoders against what is counted while the families decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
+)
+from torch._subclasses import FakeTensorMode
+
+from accel.memory import TensorAccounting
+from jobs.families import FAMILIES
+from jobs.families.decoding_memory import _MOMENTS, decoding_bytes
+from jobs.families.ltx import decode_reach
+from tests.workers.tiny_ltx import LATER_VAE
+from workers.families import FAMILIES as WORKERS_FAMILIES
+from workers.lanes import LaneKeeper
+
+TOLERANCE = 0.1
+
+Size = tuple[int, int, int]  # latent frames, height, width
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    make: Callable[[], torch.nn.Module]
+
+
+def pictures(widths: tuple[int, ...], layers: int = 1) -> Case:
+    kinds = {
+        f"{where}_block_types": (f"{where.title()}{side}coderBlock2D",) * len(widths)
+        for where, side in (("down", "En"), ("up", "De"))
+    }
+    config = {"block_out_channels": widths, "layers_per_block": layers}
+    return Case("animatediff", lambda: AutoencoderKL(**config, **kinds))
+
+
+def svd(widths: tuple[int, ...], layers: int = 1) -> Case:
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * len(widths)}
+    config = {"block_out_channels": widths, "layers_per_block": layers}
+    return Case("svd", lambda: AutoencoderKLTemporalDecoder(**config, **kinds))
+
+
+def wan(**config: Any) -> Case:
+    return Case("wan", lambda: AutoencoderKLWan(**config))
+
+
+def cogvideox(widths: tuple[int, ...], layers: int = 1) -> Case:
+    kinds = {
+        f"{where}_block_types": (f"CogVideoX{where.title()}Block3D",) * len(widths)
+        for where in ("down", "up")
+    }
+    config = {"block_out_channels": widths, "layers_per_block": layers}
+    return Case("cogvideox", lambda: AutoencoderKLCogVideoX(**config, **kinds))
+
+
+def hunyuan_video(widths: tuple[int, ...], layers: int = 1) -> Case:
+    config = {"block_out_channels": widths, "layers_per_block": layers}
+    return Case("hunyuan-video", lambda: AutoencoderKLHunyuanVideo(**config))
+
+
+def ltx(widths: tuple[int, ...], **config: Any) -> Case:
+    said = config | {"block_out_channels": widths, "decoder_block_out_channels": widths}
+    return Case("ltx", lambda: AutoencoderKLLTXVideo(**said))
+
+
+SMALL: dict[str, Case] = {
+    "animatediff": pictures((32, 64, 64)),
+    "animatediff, wide below": pictures((32, 64, 256), 2),
+    "svd": svd((32, 64, 64)),
+    "svd, alike": svd((32, 32, 32)),
+    "wan": wan(base_dim=16),
+    "wan, alike": wan(base_dim=16, dim_mult=[1, 1, 1, 1]),
+    "wan, wide below": wan(base_dim=16, dim_mult=[1, 8, 8, 8]),
+    "wan, residual": wan(base_dim=16, dim_mult=[1, 1, 1, 1], is_residual=True),
+    "cogvideox": cogvideox((32, 64, 64)),
+    "cogvideox, alike": cogvideox((32, 32, 32)),
+    "cogvideox, wide below": cogvideox((32, 64, 256)),
+    "hunyuan-video": hunyuan_video((32, 64, 64, 64)),
+    "hunyuan-video, alike": hunyuan_video((32, 32, 32, 32), 2),
+    "hunyuan-video, wide below": hunyuan_video((32, 64, 256, 256)),
+    "ltx": ltx((16, 32, 64, 64)),
+    "ltx, causal": ltx((16, 32, 64, 64), decoder_causal=True),
+    "ltx, alike": ltx((32, 32, 32, 32)),
+    "ltx, later": ltx((32, 64), **LATER_VAE),
+}
+
+#: Frames, height and width of the latents of a shot: the quick one, a picture, long, large.
+SIZES: tuple[Size, ...] = ((7, 24, 40), (1, 32, 32), (41, 16, 24), (5, 72, 128))
+
+STABLE_DIFFUSION = (128, 256, 512, 512)
+PUBLISHED: dict[str, tuple[Case, Size]] = {
+    "wan, 480p": (wan(), (21, 60, 104)),
+    "svd, 576x1024": (svd(STABLE_DIFFUSION, 2), (14, 72, 128)),
+    "animatediff, 576x1024": (pictures(STABLE_DIFFUSION, 2), (16, 72, 128)),
+    "animatediff, 512x512": (pictures(STABLE_DIFFUSION, 2), (16, 64, 64)),
+    "cogvideox, 480x720": (cogvideox((128, 256, 256, 512), 3), (13, 60, 90)),
+    "cogvideox, 768x1360": (cogvideox((128, 256, 256, 512), 3), (13, 96, 170)),
+    "ltx, 480x704": (ltx((128, 256, 512, 512)), (21, 15, 22)),
+    "hunyuan video, 720p": (hunyuan_video(STABLE_DIFFUSION, 2), (33, 90, 160)),
+    "hunyuan video, 720p, short": (hunyuan_video(STABLE_DIFFUSION, 2), (2, 90, 160)),
+}
+
+
+@pytest.fixture(autouse=True)
+def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lane knows its latents again by their bits, and fake tensors have none."""
+    monkeypatch.setattr("workers.lanes._digest", lambda latent: b"")
+
+
+@torch.no_grad()
+def predicted_over_measured(case: Case, latent_size: Size, shot_frames: int) -> float:
+    """Of a shot's last latent frames, up to where a fake tensor's pixels would be read."""
+    start = shot_frames - latent_size[0]
+    kind = WORKERS_FAMILIES[case.family]
+    family = kind.__new__(kind)  # type: ignore[misc]  # of no folder
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        family.vae = case.make().eval()
+        family._lanes, family._text = LaneKeeper(), None
+        config = dict(family.vae.config) | {"_class_name": type(family.vae).__name__}
+        warm_start = max(0, start - _context(case.family, config))
+        channels = config.get("latent_channels") or config["z_dim"]
+        latents = torch.empty(1, channels, shot_frames - warm_start, *latent_size[1:])
+        shot = SimpleNamespace(latent_frames=shot_frames)
+        with TensorAccounting() as memory, pytest.raises(RuntimeError, match="numpy"):
+            family.decode(0, shot, latents, warm_start, start)
+    return decoding_bytes(config, latent_size, shot_frames) / memory.peak_bytes
+
+
+def _context(family: str, config: dict[str, Any]) -> int:
+    """Latent frames before a piece that are decoded with it."""
+    if family == "ltx":
+        return decode_reach(config)[0]
+    return 4 if family == "hunyuan-video" else 0
+
+
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        pytest.param(
+            name,
+            size,
+            marks=() if size == SIZES[0] and "," not in name else pytest.mark.slow,
+            id=f"{name}-{'x'.join(map(str, size))}",
+        )
+        for name in SMALL
+        for size in SIZES
+    ],
+)
+def test_the_model_predicts_what_is_measured(name: str, size: Size) -> None:
+    found = predicted_over_measured(SMALL[name], size, size[0])
+    assert found == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_at_their_sizes(name: str) -> None:
+    case, size = PUBLISHED[name]
+    assert predicted_over_measured(case, size, size[0]) == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ltx", "ltx, causal", "ltx, later", "hunyuan-video"])
+@pytest.mark.parametrize("frames", [3, 21])
+def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int) -> None:
+    found = predicted_over_measured(SMALL[name], (frames, 16, 24), 61)
+    assert found == pytest.approx(1, abs=TOLERANCE)
+
+
+def test_every_family_has_a_memory_model() -> None:
+    kinds = {WORKERS_FAMILIES[name].vae_kind.__name__ for name in FAMILIES}  # type: ignore[attr-defined]
+    assert kinds == set(_MOMENTS)
