@@ -19,7 +19,7 @@ from typing import Any
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families import family_of
 from jobs.families.animatediff import HOW_TO_SAVE
-from jobs.families.family import FamilyFacts, ModelDefaults, Shapes
+from jobs.families.family import FamilyFacts, ModelDefaults, Shapes, name_classes
 from jobs.families.tensors import check_tensors
 from jobs.geometry import ModelGeometry
 from jobs.model_hashes import hash_files, identity
@@ -157,6 +157,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     index = _read_json(folder, "model_index.json")
     family = family_of(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
+    name_classes(family, configs)
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
     for encoder, tokenizer in tokenizers(family).items():
         _check_tokenizer(folder, family, tokenizer, encoder, configs[encoder].get("vocab_size"))

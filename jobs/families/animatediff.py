@@ -34,6 +34,7 @@ class AnimateDiff:
     name = "animatediff"
     pipeline = "AnimateDiffPipeline"
     denoiser = "unet"
+    classes: Mapping[str, str] = {"unet": "UNetMotionModel", "vae": "AutoencoderKL"}
     components: tuple[str, ...] = ("unet", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (
         ("tokenizer.json",),

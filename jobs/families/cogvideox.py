@@ -39,6 +39,10 @@ class CogVideoX:
     name = "cogvideox"
     pipeline = "CogVideoXPipeline"
     denoiser = "transformer"
+    classes: Mapping[str, str] = {
+        "transformer": "CogVideoXTransformer3DModel",
+        "vae": "AutoencoderKLCogVideoX",
+    }
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "snr_shifted"

@@ -46,6 +46,7 @@ class FamilyFacts(Protocol):
     name: str
     pipeline: str  # the class in model_index.json
     denoiser: str  # the component that accelerations attach to
+    classes: Mapping[str, str]  # diffusers', of the denoiser and the autoencoder
     components: tuple[str, ...]  # those with weights
     tokenizer_files: tuple[tuple[str, ...], ...]  # all of one row must be there
     diffusion: Diffusion
@@ -88,6 +89,17 @@ def require(config: Config, file: str, names: Sequence[str], lists: Sequence[str
             raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
         if not parts or (kind is int and min(parts) < 1):
             raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
+
+
+def name_classes(family: FamilyFacts, configs: Mapping[str, dict[str, Any]]) -> None:
+    """Give the configs the classes that the family reads them as, as diffusers does with one that
+    names none. Raises CannotRunHere for one that names another."""
+    for part, kind in family.classes.items():
+        found = configs[part].setdefault("_class_name", kind)
+        if found != kind:
+            raise CannotRunHere(
+                f"{part}/config.json: _class_name is {found!r}; it must be {kind} for {family.name}"
+            )
 
 
 #: Bytes per parameter of what a worker loads.

@@ -33,6 +33,10 @@ class HunyuanVideo:
     name = "hunyuan-video"
     pipeline = "HunyuanVideoPipeline"
     denoiser = "transformer"
+    classes: Mapping[str, str] = {
+        "transformer": "HunyuanVideoTransformer3DModel",
+        "vae": "AutoencoderKLHunyuanVideo",
+    }
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder", "text_encoder_2")
     tokenizer_files: tuple[tuple[str, ...], ...] = (
         ("tokenizer.json",),

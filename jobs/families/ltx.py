@@ -39,6 +39,10 @@ class LTX:
     name = "ltx"
     pipeline = "LTXPipeline"
     denoiser = "transformer"
+    classes: Mapping[str, str] = {
+        "transformer": "LTXVideoTransformer3DModel",
+        "vae": "AutoencoderKLLTXVideo",
+    }
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow_by_size"

@@ -110,7 +110,7 @@ def _ltx(
 ) -> Iterator[Group]:
     """As Wan's block; the rotary embedding is as wide as the features, twice, in float32."""
     frames, height, width = latent_size
-    patch, patch_frames = config["patch_size"], config["patch_size_t"]
+    patch, patch_frames = config.get("patch_size") or 1, config.get("patch_size_t") or 1
     tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
     features = config["num_attention_heads"] * config["attention_head_dim"]
     size, text = tokens * features, branches * text_tokens * features

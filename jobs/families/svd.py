@@ -39,6 +39,10 @@ class SVD:
     name = "svd"
     pipeline = "StableVideoDiffusionPipeline"
     denoiser = "unet"
+    classes: Mapping[str, str] = {
+        "unet": "UNetSpatioTemporalConditionModel",
+        "vae": "AutoencoderKLTemporalDecoder",
+    }
     components: tuple[str, ...] = ("unet", "vae", "image_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = ()
     diffusion: Diffusion = "edm"

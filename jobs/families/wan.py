@@ -17,6 +17,7 @@ class Wan:
     name = "wan"
     pipeline = "WanPipeline"
     denoiser = "transformer"
+    classes: Mapping[str, str] = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan"}
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow"

@@ -90,5 +90,6 @@ def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
 
 
 def test_every_family_has_a_memory_model() -> None:
-    kinds = {WORKERS_FAMILIES[name].denoiser_kind.__name__ for name in FAMILIES}
-    assert kinds == set(_MOMENTS)
+    kinds = {name: WORKERS_FAMILIES[name].denoiser_kind.__name__ for name in FAMILIES}
+    assert set(kinds.values()) == set(_MOMENTS)
+    assert kinds == {name: each.classes[each.denoiser] for name, each in FAMILIES.items()}

@@ -37,6 +37,8 @@ def test_a_whole_folder_is_described(model):
         assert info.parameters[component] == sum(map(math.prod, shapes.values()))
         assert info.parameters_bytes[component] == 4 * info.parameters[component]
     assert info.configs["scheduler"] == CONFIGS["scheduler/scheduler_config.json"]
+    assert "_class_name" not in CONFIGS["vae/config.json"], "or this shows nothing"
+    assert info.configs["vae"]["_class_name"] == "AutoencoderKLWan"
 
 
 @pytest.mark.parametrize("name", DEMOS)
@@ -141,6 +143,12 @@ def test_a_broken_config_is_named(model, name, text):
         ("transformer/config.json", {"num_layers": 3}, "blocks.2.attn1.to_q.weight is missing"),
         ("transformer/config.json", {"ffn_dim": 21}, "[20, 12], but config.json implies [21, 12]"),
         ("transformer/config.json", {"text_dim": 16}, "d_model is 8, text_dim is 16"),
+        (
+            "transformer/config.json",
+            {"_class_name": "WanVACETransformer3DModel"},
+            "transformer/config.json: _class_name is 'WanVACETransformer3DModel'; it must be WanT",
+        ),
+        ("vae/config.json", {"_class_name": "AutoencoderTiny"}, "it must be AutoencoderKLWan for"),
         ("vae/config.json", {"scale_factor_spatial": 16}, "is 16, but its layers make 8"),
         ("vae/config.json", {"scale_factor_temporal": 8}, "is 8, but its layers make 4"),
         ("vae/config.json", {"dim_mult": [1, 2]}, "temperal_downsample must have 1 values"),

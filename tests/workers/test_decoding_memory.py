@@ -180,5 +180,6 @@ def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int) -> N
 
 
 def test_every_family_has_a_memory_model() -> None:
-    kinds = {WORKERS_FAMILIES[name].vae_kind.__name__ for name in FAMILIES}  # type: ignore[attr-defined]
-    assert kinds == set(_MOMENTS)
+    kinds = {name: WORKERS_FAMILIES[name].vae_kind.__name__ for name in FAMILIES}  # type: ignore[attr-defined]
+    assert set(kinds.values()) == set(_MOMENTS)
+    assert kinds == {name: each.classes["vae"] for name, each in FAMILIES.items()}
