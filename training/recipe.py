@@ -27,8 +27,6 @@ from training.vae import VaeRecipe
 PYRAMID_STAGES = 3
 #: A transformer that can draw already sees fewer short windows when it learns a pyramid.
 PYRAMID_SHORT_WINDOWS = 0.4
-#: Then so many of its steps see the first stage whole, of films of up to two minutes.
-PYRAMID_WHOLE_FILMS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +37,7 @@ class Lengths:
     decoder: int = 4500
     reading: int = 6000
     wan: int = 18_000
-    pyramid: int = 2250
-    films: int = 2250
+    pyramid: int = 4500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +64,15 @@ def make_model(kitchen: Kitchen, recipe: Recipe, vae_recipe: VaeRecipe, out: Pat
 
 
 def make_pyramid(kitchen: Kitchen, recipe: Recipe, out: Path) -> None:
-    """Its twin for a pyramid, from the plain model's parts: in windows, then in whole films too."""
-    first, then = kitchen.runs / "pyramid_windows", kitchen.runs / "pyramid"
+    """Its twin for a pyramid, from the plain model's parts."""
+    runs = kitchen.runs / "pyramid"
     not_its_own = shutil.ignore_patterns("state.pt")
-    for runs in (first, then):
-        shutil.copytree(kitchen.runs / "vae", runs / "vae", ignore=not_its_own, dirs_exist_ok=True)
+    shutil.copytree(kitchen.runs / "vae", runs / "vae", ignore=not_its_own, dirs_exist_ok=True)
     recipe = replace(
         recipe, noise=NoiseRecipe(stages=PYRAMID_STAGES), short_windows=PYRAMID_SHORT_WINDOWS
     )
-    _draw(kitchen, recipe, first, kitchen.lengths.pyramid, init=kitchen.runs / "wan")
-    recipe = replace(recipe, whole_films=PYRAMID_WHOLE_FILMS)
-    _draw(kitchen, recipe, then, kitchen.lengths.films, init=first / "wan")
-    assemble(then, out, recipe)
+    _draw(kitchen, recipe, runs, kitchen.lengths.pyramid, init=kitchen.runs / "wan")
+    assemble(runs, out, recipe)
 
 
 def _draw(kitchen: Kitchen, recipe: Recipe, runs: Path, steps: int, init: Path) -> None:

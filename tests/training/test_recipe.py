@@ -14,12 +14,9 @@ from training.vae import VaeRecipe
 
 pytestmark = pytest.mark.slow
 
-TINY = Recipe(
-    tokens=180, clips=6, first_clips=4, odd_shapes=0.0, average_every=1,
-    film_latent_frames=10, first_films=1,
-)  # fmt: skip
+TINY = Recipe(tokens=180, clips=6, first_clips=4, odd_shapes=0.0, average_every=1)
 TINY_VAE = VaeRecipe(batch=1, pixel_frames=5, crop_px=32)
-LENGTHS = Lengths(vae=1, decoder=2, reading=3, wan=1, pyramid=1, films=1)
+LENGTHS = Lengths(vae=1, decoder=2, reading=3, wan=1, pyramid=1)
 
 
 @pytest.mark.long
