@@ -137,7 +137,7 @@ def render(
     samples = [CalibrationSample(family, shot) for shot in shots]
     pairs = list(zip(samples, shots, strict=True))
     latents, times = timed(lambda: [denoise(family, s, shot.steps, plan) for s, shot in pairs])
-    frames = [family.decode(n, shots[n], each, 0, 0) for n, each in enumerate(latents)]
+    frames = [family.decode(n, shots[n], z, 0, 0, z.shape[2]) for n, z in enumerate(latents)]
     return Rendered(torch.cat(latents), np.concatenate(frames), times)
 
 

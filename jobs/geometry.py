@@ -39,6 +39,11 @@ class ModelGeometry:
         """Whether the first latent frame holds fewer pixel frames than all others."""
         return self.temporal_scale > 1
 
+    @property
+    def piece_border(self) -> int:
+        """Pieces of a shot begin at borders of batches of so many latent frames."""
+        return max(self.decode_batch_latent_frames, self.decode_stride_latent_frames)
+
     def has_two_branches(self, guidance: Sequence[float]) -> bool:
         """Whether the model computes an unconditional branch, too."""
         return max(guidance) > 1 and not self.embedded_guidance

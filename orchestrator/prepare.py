@@ -156,9 +156,7 @@ def make_plan(
             first_alone=geometry.first_alone,
             one_piece=geometry.single_window,
             whole_first_stage=job.first_stage == "whole",
-            piece_border=max(
-                geometry.decode_batch_latent_frames, geometry.decode_stride_latent_frames
-            ),
+            piece_border=geometry.piece_border,
         )
         shots.append(laid)
         first += shot.pixel_frames

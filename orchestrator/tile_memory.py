@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterator
 
 from jobs.attention_plan import AttentionPlan, Branch, Steps, branches_of
-from jobs.families.decoding_memory import decoding_bytes
+from jobs.families.decoding_memory import Piece, decoding_bytes
 from jobs.families.family import Config
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
@@ -21,6 +21,7 @@ from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
+from orchestrator.plan import lay_pieces, lay_windows
 from orchestrator.sizes import gb
 
 #: Models with less weights than this render in float32 unless told otherwise.
@@ -99,11 +100,27 @@ def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 
 def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
-    """Of a piece as long as a tile, in slices where its autoencoder is one that slicing cuts."""
-    size, slicing, vae = largest_tile(job, model.geometry), job.accelerations.slicing, _vae(model)
+    """Of the piece that needs most; in slices where its autoencoder is one that slicing cuts."""
+    pieces, slicing, vae = _pieces(job, model.geometry), job.accelerations.slicing, _vae(model)
     if slicing is not None and slicing.slices is not None and cuts_decoding(model):
+        longest = max(pieces, key=lambda piece: piece.frames)
+        size = longest.frames, longest.height, longest.width
         return sliced_bytes(vae, size, "float32", slicing.slices, text_tokens=0, branches=1)
-    return decoding_bytes(vae, size, _longest_shot(job, model.geometry))
+    return max(decoding_bytes(vae, piece) for piece in pieces)
+
+
+def _pieces(job: ResolvedSpec, geometry: ModelGeometry) -> list[Piece]:
+    """Of the longest shot: of each length the one with most around it, and those at the ends."""
+    frames, (_, height, width) = _longest_shot(job, geometry), largest_tile(job, geometry)
+    windows = lay_windows(frames, job.window_latent_frames, job.overlap_latent_frames)
+    laid = lay_pieces(windows, frames, geometry.piece_border)
+    laid = ((0, frames),) if geometry.single_window else laid
+    inwards = sorted(laid, key=lambda piece: -abs(sum(piece) - frames))
+    kinds = {(stop - start, start > 0, stop < frames): (start, stop) for start, stop in inwards}
+    return [
+        Piece(stop - start, height, width, before=start, after=frames - stop)
+        for start, stop in kinds.values()
+    ]
 
 
 def cuts_decoding(model: ModelInfo) -> bool:

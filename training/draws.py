@@ -114,8 +114,8 @@ def draw_whole_film(
 
 
 def longest_film(path: NoisePath, frames: int, recipe: NoiseRecipe) -> int:
-    """Latent frames of a clip that holds so many frames of the first stage, from its start."""
-    return clip_frames(lay_stages(path, recipe.stages)[0], frames, starts=True)
+    """Latent frames of a clip that holds so many frames of the first stage, after its first."""
+    return 1 + clip_frames(lay_stages(path, recipe.stages)[0], frames, starts=False)
 
 
 def _of_stage(

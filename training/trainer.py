@@ -202,7 +202,8 @@ class Trainer:
         frames = round(shortest * (longest / shortest) ** rng.uniform())
         return draw_whole_film(
             self.model.path, self.films, rng, recipe.noise,
-            batch=self._batch(frames), frames=frames, starts=recipe.film_starts,
+            batch=self._batch(frames), frames=frames,
+            starts=recipe.film_starts if self.model.first_alone else 0.0,
         )  # fmt: skip
 
     def _batch(self, frames: int) -> int:

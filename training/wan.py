@@ -137,6 +137,8 @@ def main() -> None:
         help="share of the steps, of a pyramid, that see its first stage whole",
     )  # fmt: skip
     options = options_of(parser)
+    if options.whole_films and options.stages == 1:
+        parser.error("--whole-films needs a pyramid: give --stages 2 or more")
     vae = AutoencoderKLWan.from_pretrained(options.vae).to(options.device).eval()
     recipe = Recipe(
         seed=options.seed,

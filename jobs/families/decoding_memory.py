@@ -21,7 +21,6 @@ from jobs.families.slicing_causal_memory import (
     cogvideox_levels,
     hunyuan_video_levels,
 )
-from jobs.families.slicing_groups import Size
 
 #: Pictures of a piece when all are decoded: as they are, halved, and moved to [0, 1].
 _PICTURES = 3
@@ -33,31 +32,46 @@ _BESIDE = 2
 _MASK = 1 + 1 / 4
 
 
-def decoding_bytes(config: Config, latent_size: Size, shot_latent_frames: int) -> int:
-    """Estimate of what decoding a piece makes at its peak, as its family decodes: the last
-    ``latent_size`` (frames, height, width) of a shot of so many frames. ``config`` is the
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Latent frames that are decoded together, how large they are, and how many of their shot come
+    before and after them."""
+
+    frames: int
+    height: int
+    width: int
+    before: int = 0
+    after: int = 0
+
+    @property
+    def shot_frames(self) -> int:
+        return self.before + self.frames + self.after
+
+
+def decoding_bytes(config: Config, piece: Piece) -> int:
+    """Estimate of what decoding a piece makes at its peak, as its family decodes. ``config`` is the
     autoencoder's config.json."""
     moments = _MOMENTS[config["_class_name"]]
-    return int(max(moments(config, latent_size, shot_latent_frames)) * VAE_BYTES)
+    return int(max(moments(config, piece)) * VAE_BYTES)
 
 
 def _pictures(frames: int, area_px: float) -> float:
     return 3 * frames * area_px
 
 
-def _single_pictures(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _single_pictures(config: Config, piece: Piece) -> Iterator[float]:
     """Picture by picture. A block's result is added to its input and scaled, beside the level's."""
-    frames, height, width = latent_size
+    frames, height, width = piece.frames, piece.height, piece.width
     area_px = height * width * _scale(config) ** 2
     for live in _picture_levels(config, height * width, mixing=4):
         yield _pictures(frames - 1, area_px) + live
     yield (_PICTURES + 1) * _pictures(frames, area_px)
 
 
-def _temporal(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _temporal(config: Config, piece: Piece) -> Iterator[float]:
     """All frames at once. A block's spatial and temporal results are mixed, beside its input and
     the level's."""
-    frames, height, width = latent_size
+    frames, height, width = piece.frames, piece.height, piece.width
     for live in _picture_levels(config, height * width, mixing=6):
         yield frames * live
     yield _PICTURES * _pictures(frames, height * width * _scale(config) ** 2)
@@ -82,12 +96,12 @@ def _picture_levels(config: Config, area: int, mixing: int) -> Iterator[int]:
         entering, area = wide, 4 * area
 
 
-def _wan(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _wan(config: Config, piece: Piece) -> Iterator[float]:
     """A latent frame at a time. A convolution joins its input to the frames that it kept and pads
     that, beside the input of its block and of the level, and what it keeps next. The very first
     frame is joined to none, and what is kept gathers while it is decoded."""
-    frames, height, width = latent_size
-    alone = shot_frames == 1
+    frames, height, width = piece.frames, piece.height, piece.width
+    alone = piece.shot_frames == 1
     kept_frames, joined = (1, 1) if alone else (PAST_FRAMES, 2)
     kept, moments = 0.0, []
     for level in _wan_levels(config, height * width, doubles=not alone):
@@ -147,15 +161,15 @@ def _wan_levels(config: Config, area: int, *, doubles: bool) -> Iterator[_WanLev
         entering, frames, area = leaving, after, 4 * area
 
 
-def _cogvideox(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _cogvideox(config: Config, piece: Piece) -> Iterator[float]:
     """A batch of frames at a time: the first, or a later one, beside what convolutions kept of the
     one before and the pictures that are done."""
-    frames, height, width = latent_size
-    first = min(shot_frames, BATCH + shot_frames % 2)
+    frames, height, width = piece.frames, piece.height, piece.width
+    first = min(piece.shot_frames, BATCH + piece.shot_frames % 2)
     ratio, area_px = int(config["temporal_compression_ratio"]), height * width * _scale(config) ** 2
     kept, moments = _cogvideox_batch(config, cogvideox_levels(config, (first, height, width)))
     yield max(moments)
-    if shot_frames > first:
+    if piece.shot_frames > first:
         done = _pictures(max(0, 1 + ratio * (frames - 1 - BATCH)), area_px)
         levels = cogvideox_levels(config, (BATCH, height, width))
         yield kept + done + max(_cogvideox_batch(config, levels)[1])
@@ -179,15 +193,15 @@ def _cogvideox_batch(config: Config, levels: list[Level]) -> tuple[float, list[f
     return kept + levels[-1].kept, moments
 
 
-def _hunyuan_video(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _hunyuan_video(config: Config, piece: Piece) -> Iterator[float]:
     """A tile in time at once, beside those that are done: of a piece the one before it, too, whose
     end is blended in. A convolution pads its input, beside the input of its block and of the level;
     an upsampler's, beside its own parts and what they were made of. The middle block's attention
     has a mask."""
-    frames, height, width = latent_size
+    frames, height, width = piece.frames, piece.height, piece.width
     ratio, area_px = config["temporal_compression_ratio"], height * width
     area_px *= config["spatial_compression_ratio"] ** 2
-    made = min(shot_frames, frames + TILE_STRIDE + 1)
+    made = min(piece.shot_frames, frames + TILE_STRIDE + 1)
     tile = min(made, TILE)
     done = (made - tile) // TILE_STRIDE * _pictures(1 + ratio * (tile - 1), area_px)
     yield done + _MASK * (tile * height * width) ** 2
@@ -203,13 +217,13 @@ def _hunyuan_video(config: Config, latent_size: Size, shot_frames: int) -> Itera
     yield _PICTURES * _pictures(1 + ratio * (frames - 1), area_px)
 
 
-def _ltx(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]:
+def _ltx(config: Config, piece: Piece) -> Iterator[float]:
     """A piece at once, with what it depends on: each block of the decoder reads only what matters
     from there on. A convolution joins its input to frames before and after, beside the input of its
     block and all that the level was given."""
-    frames, height, width = latent_size
+    frames, height, width = piece.frames, piece.height, piece.width
     config, area = filled(config), height * width
-    made, *entering, shown = decoded_frames(config, frames, shot_frames)
+    made, *entering, shown = decoded_frames(config, piece.before, frames, piece.after)
     levels, latents = decoder_levels(config), config["latent_channels"] * made * area
     for level, count in zip(levels, entering, strict=True):
         before, doubled = level.entering * made * area, int(level.doubles)
@@ -224,7 +238,7 @@ def _ltx(config: Config, latent_size: Size, shot_frames: int) -> Iterator[float]
     yield _pictures(shown + (_PICTURES - 1) * own, area * config["patch_size"] ** 2)
 
 
-_MOMENTS: dict[str, Callable[[Config, Size, int], Iterator[float]]] = {
+_MOMENTS: dict[str, Callable[[Config, Piece], Iterator[float]]] = {
     "AutoencoderKL": _single_pictures,
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLHunyuanVideo": _hunyuan_video,

@@ -11,7 +11,7 @@ from jobs.geometry import ModelGeometry
 
 #: The decoder's tiles in time, as diffusers has them, in pixel frames of the shot: a tile's length
 #: beside its first frame, and how far the next one begins behind it.
-_TILE_PX_FRAMES, _TILE_STRIDE_PX_FRAMES = 16, 12
+TILE_PX_FRAMES, TILE_STRIDE_PX_FRAMES = 16, 12
 
 #: Frame rate of what it was trained with; the pipeline writes none.
 _FPS = 24
@@ -93,9 +93,9 @@ class HunyuanVideo:
             window_latent_frames=defaults.window_latent_frames,
             overlap_latent_frames=defaults.overlap_latent_frames,
             # A piece begins where a tile's own frames do; the tile before is blended in.
-            decode_context_latent_frames=_TILE_STRIDE_PX_FRAMES // r + 1,
-            decode_ahead_latent_frames=(_TILE_PX_FRAMES - _TILE_STRIDE_PX_FRAMES) // r,
-            decode_stride_latent_frames=_TILE_STRIDE_PX_FRAMES // r,
+            decode_context_latent_frames=TILE_STRIDE_PX_FRAMES // r + 1,
+            decode_ahead_latent_frames=(TILE_PX_FRAMES - TILE_STRIDE_PX_FRAMES) // r,
+            decode_stride_latent_frames=TILE_STRIDE_PX_FRAMES // r,
             experts=1,
             text_tokens=defaults.text_tokens,
             text_dim=transformer["text_embed_dim"],

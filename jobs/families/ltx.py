@@ -181,15 +181,15 @@ def _frames_below(vae: Config, pixel_frame: int, reach: int) -> list[int]:
     return [frames[0] + (2 * middle + 1) * reach, *frames]
 
 
-def decoded_frames(vae: Config, latent_frames: int, shot_latent_frames: int) -> list[int]:
-    """How many latent frames are decoded where the last ``latent_frames`` of a shot are wanted, and
-    how many frames then enter each block of the decoder, and its last convolution."""
+def decoded_frames(vae: Config, before: int, latent_frames: int, after: int) -> list[int]:
+    """How many latent frames are decoded where ``latent_frames`` are wanted, with so many of their
+    shot before and after, and how many frames then enter each block of the decoder, and its last
+    convolution."""
     vae = filled(vae)
     r = _scales(vae)[1]
-    alone = latent_frames == shot_latent_frames
-    first_px = 0 if alone else 1 + r * (shot_latent_frames - latent_frames - 1)
-    seen = seen_frames(vae, first_px, r * (shot_latent_frames - 1))
-    totals = [shot_latent_frames] * 2
+    first_px = 1 + r * (before - 1) if before else 0
+    seen = seen_frames(vae, first_px, r * (before + latent_frames - 1))
+    totals = [before + latent_frames + after] * 2
     for level in decoder_levels(vae):
         totals.append(2 * totals[-1] - 1 if level.doubles else totals[-1])
     return [

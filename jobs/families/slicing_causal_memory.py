@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from jobs.families.cogvideox import DECODE_BATCH_LATENT_FRAMES
 from jobs.families.family import DTYPE_BYTES, Config
+from jobs.families.hunyuan_video import TILE_PX_FRAMES, TILE_STRIDE_PX_FRAMES
 from jobs.families.slicing_groups import IN_AND_OUT, Group, Size, Whole
 
 #: Frames that a causal convolution sees before the first.
@@ -22,11 +24,11 @@ _HUNYUAN_VIDEO_UPSAMPLED = 3.25
 _COGVIDEOX_UPSAMPLED = 2.5
 _HALF_NORM = 4
 
-#: HunyuanVideo's tiles in time as diffusers has them, in latent frames, and how far apart they are.
-TILE, TILE_STRIDE = 5, 3
+#: HunyuanVideo's tiles in time, in latent frames, and how far apart they are.
+TILE, TILE_STRIDE = 1 + TILE_PX_FRAMES // 4, TILE_STRIDE_PX_FRAMES // 4
 
 #: Latent frames that CogVideoX decodes at once; of an odd number one more, the first time.
-BATCH = 2
+BATCH = DECODE_BATCH_LATENT_FRAMES
 
 #: Pictures of a decoded piece: as decoded, joined, rescaled, and on the way to bytes.
 _PICTURE_COPIES = 4

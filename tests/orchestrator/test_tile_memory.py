@@ -9,12 +9,14 @@ import pytest
 
 from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, Slicing
 from jobs.attention_plan import AttentionPlan
+from jobs.families.decoding_memory import Piece, decoding_bytes
 from jobs.families.features import feature_bytes
 from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
 from jobs.spec import ResolvedSpec, resolve
 from jobs.spec_file import parse_spec
 from orchestrator.tile_memory import (
+    decode_bytes,
     denoise_bytes,
     denoised_frames,
     kept_bytes,
@@ -23,6 +25,7 @@ from orchestrator.tile_memory import (
     tile_bytes,
 )
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
+from tests.workers.tiny_ltx import write_tiny_ltx
 
 F, W, S = "full", "window", "share_steps"
 PLAN = AttentionPlan(((F,) * 4, (S,) * 4), (1, 1, 1))
@@ -137,3 +140,23 @@ def test_a_sliced_tile_holds_the_text_tokens_that_its_job_asks_for(demo: ModelIn
     )
     features = config["num_attention_heads"] * config["attention_head_dim"]
     assert many - few == 200 * 3 * features * 4, "the text, its keys and its values"
+
+
+def test_the_piece_counts_that_is_decoded_with_most_around_it(tmp_path: Path) -> None:
+    """In mid-shot LTX-Video looks at frames to both sides; a shot's last piece is longer."""
+    model = inspect_model(write_tiny_ltx(tmp_path / "model"))
+
+    def decoding(pixel_frames: int, window: int, overlap: int) -> int:
+        given = {"window_latent_frames": window, "overlap_latent_frames": overlap}
+        spec = parse_spec({"version": 1, "prompt": "x", "pixel_frames": pixel_frames} | given)
+        return decode_bytes(resolve(spec, model.geometry, model.defaults), model)
+
+    def of(frames: int, before: int, after: int) -> int:
+        scale = model.geometry.spatial_scale
+        height, width = model.defaults.size[1] // scale, model.defaults.size[0] // scale
+        piece = Piece(frames, height, width, before=before, after=after)
+        return decoding_bytes(model.configs["vae"], piece)
+
+    r = model.geometry.temporal_scale
+    assert decoding(1 + 99 * r, 5, 1) == of(4, 48, 48) > of(5, 95, 0)
+    assert decoding(1 + 63 * r, 64, 1) == max(of(32, 0, 32), of(32, 32, 0)) < of(64, 0, 0)

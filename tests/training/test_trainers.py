@@ -120,7 +120,7 @@ def test_a_first_stage_is_trained_whole(tmp_path: Path) -> None:
     before = trainer.model.transformer.proj_out.weight.detach().clone()
     trainer.train(2)
     assert not torch.equal(before, trainer.model.transformer.proj_out.weight)
-    assert trainer.films.clips[0].shape[1] == 1 + 4 * 8
+    assert trainer.films.clips[0].shape[1] == 1 + 4 * 9
     first = lay_stages(FlowPath(), 3)[0]
     for seed in range(8):
         drawn, _ = trainer._draw(np.random.default_rng(seed), 0.0)

@@ -90,10 +90,10 @@ def test_decoded_frames_are_the_pipelines(folder: Path) -> None:
     shot = animatediff_shot(stage_steps=(2,))
     latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
     family = AnimateDiffFamily(str(folder), "float32", "cpu")
-    ours = family.decode(0, shot, latents, 0, 0)
+    ours = family.decode(0, shot, latents, 0, 0, latents.shape[2])
     theirs = run_pipeline(folder, shot, output_type="pil", decode_chunk_size=1)[0]
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
-    piece = family.decode(0, shot, latents[:, :, 3:8], 3, 5)
+    piece = family.decode(0, shot, latents[:, :, 3:8], 3, 5, 8)
     assert np.array_equal(piece, ours[5:8]), "a piece has the frames of the whole"
 
 

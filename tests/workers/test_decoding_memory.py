@@ -21,7 +21,7 @@ from torch._subclasses import FakeTensorMode
 
 from accel.memory import TensorAccounting
 from jobs.families import FAMILIES
-from jobs.families.decoding_memory import _MOMENTS, decoding_bytes
+from jobs.families.decoding_memory import _MOMENTS, Piece, decoding_bytes
 from jobs.families.ltx import decode_reach
 from tests.workers.tiny_ltx import LATER_VAE
 from workers.families import FAMILIES as WORKERS_FAMILIES
@@ -121,29 +121,31 @@ def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
-def predicted_over_measured(case: Case, latent_size: Size, shot_frames: int) -> float:
-    """Of a shot's last latent frames, up to where a fake tensor's pixels would be read."""
-    start = shot_frames - latent_size[0]
+def predicted_over_measured(case: Case, piece: Piece) -> float:
+    """Of what a family decodes, up to where a fake tensor's pixels would be read."""
     kind = WORKERS_FAMILIES[case.family]
     family = kind.__new__(kind)  # type: ignore[misc]  # of no folder
     with FakeTensorMode(allow_non_fake_inputs=True):
         family.vae = case.make().eval()
         family._lanes, family._text = LaneKeeper(), None
         config = dict(family.vae.config) | {"_class_name": type(family.vae).__name__}
-        warm_start = max(0, start - _context(case.family, config))
+        back, forth = _context(case.family, config)
+        back, forth = min(back, piece.before), min(forth, piece.after)
         channels = config.get("latent_channels") or config["z_dim"]
-        latents = torch.empty(1, channels, shot_frames - warm_start, *latent_size[1:])
-        shot = SimpleNamespace(latent_frames=shot_frames)
+        size = back + piece.frames + forth, piece.height, piece.width
+        latents = torch.empty(1, channels, *size)
+        shot = SimpleNamespace(latent_frames=piece.shot_frames)
         with TensorAccounting() as memory, pytest.raises(RuntimeError, match="numpy"):
-            family.decode(0, shot, latents, warm_start, start)
-    return decoding_bytes(config, latent_size, shot_frames) / memory.peak_bytes
+            start, stop = piece.before, piece.before + piece.frames
+            family.decode(0, shot, latents, start - back, start, stop)
+    return decoding_bytes(config, piece) / memory.peak_bytes
 
 
-def _context(family: str, config: dict[str, Any]) -> int:
-    """Latent frames before a piece that are decoded with it."""
+def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Latent frames before and after a piece that are decoded with it."""
     if family == "ltx":
-        return decode_reach(config)[0]
-    return 4 if family == "hunyuan-video" else 0
+        return decode_reach(config)
+    return (4, 1) if family == "hunyuan-video" else (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def _context(family: str, config: dict[str, Any]) -> int:
     ],
 )
 def test_the_model_predicts_what_is_measured(name: str, size: Size) -> None:
-    found = predicted_over_measured(SMALL[name], size, size[0])
+    found = predicted_over_measured(SMALL[name], Piece(*size))
     assert found == pytest.approx(1, abs=TOLERANCE)
 
 
@@ -168,15 +170,16 @@ def test_the_model_predicts_what_is_measured(name: str, size: Size) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_at_their_sizes(name: str) -> None:
     case, size = PUBLISHED[name]
-    assert predicted_over_measured(case, size, size[0]) == pytest.approx(1, abs=TOLERANCE)
+    assert predicted_over_measured(case, Piece(*size)) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ltx", "ltx, causal", "ltx, later", "hunyuan-video"])
 @pytest.mark.parametrize("frames", [3, 21])
-def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int) -> None:
-    found = predicted_over_measured(SMALL[name], (frames, 16, 24), 61)
-    assert found == pytest.approx(1, abs=TOLERANCE)
+@pytest.mark.parametrize("after", [0, 21])
+def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int, after: int) -> None:
+    piece = Piece(frames, 16, 24, before=61 - frames - after, after=after)
+    assert predicted_over_measured(SMALL[name], piece) == pytest.approx(1, abs=TOLERANCE)
 
 
 def test_every_family_has_a_memory_model() -> None:

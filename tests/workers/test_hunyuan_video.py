@@ -167,7 +167,9 @@ def test_decoded_frames_are_the_pipelines(folder: Path, latent_frames: int) -> N
     frames = 4 * latent_frames - 3
     shot = hunyuan_shot(latent_frames=latent_frames, pixel_frames=frames, stage_steps=(2,))
     latents = one_window(worker_of(folder), shot)
-    ours = HunyuanVideoFamily(str(folder), "float32", "cpu").decode(0, shot, latents, 0, 0)
+    ours = HunyuanVideoFamily(str(folder), "float32", "cpu").decode(
+        0, shot, latents, 0, 0, latents.shape[2]
+    )
     pipeline = load_pipeline(folder)
     theirs = run_pipeline(pipeline, shot, guidance_scale=6.0, output_type="pil")[0]
     assert len(theirs) == frames
@@ -293,9 +295,9 @@ def test_slices_of_pieces_join_to_those_of_the_whole(folder: Path) -> None:
     family, shot = HunyuanVideoFamily(str(folder), "float32", "cpu"), hunyuan_shot(latent_frames=17)
     slicing.apply(family.vae, Slicing(slices=3))
     latents = initial_noise(shot, range(17), CHANNELS)
-    first = family.decode(0, shot, latents[:, :, :8], 0, 0)[:25]
-    rest = family.decode(0, shot, latents[:, :, 3:], 3, 7)
-    whole = family.decode(0, shot, latents, 0, 0)
+    first = family.decode(0, shot, latents[:, :, :8], 0, 0, 7)[:25]
+    rest = family.decode(0, shot, latents[:, :, 3:], 3, 7, 17)
+    whole = family.decode(0, shot, latents, 0, 0, latents.shape[2])
     assert np.array_equal(np.concatenate([first, rest]), whole)
 
 

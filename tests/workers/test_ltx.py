@@ -13,7 +13,7 @@ from diffusers import LTXPipeline
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
-from jobs.families.decoding_memory import decoding_bytes
+from jobs.families.decoding_memory import Piece, decoding_bytes
 from jobs.families.ltx import LTX, decode_reach
 from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
@@ -106,7 +106,7 @@ def test_decoded_frames_are_the_pipelines(tmp_path: Path, config) -> None:
     shot = ltx_shot(stage_steps=(2,), pixel_frames=1 + 8 * r)
     latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
     family = LTXFamily(str(folder), "float32", "cpu")
-    ours = family.decode(0, shot, latents, 0, 0)
+    ours = family.decode(0, shot, latents, 0, 0, 9)
     theirs = run_pipeline(folder, shot, output_type="pil")[0]
     assert len(theirs) == 1 + 8 * r
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
@@ -299,8 +299,8 @@ def test_schedulers_that_are_not_built_are_refused(
 def test_a_decode_gives_no_frames_that_it_only_looked_at(folder: Path) -> None:
     family, shot = LTXFamily(str(folder), "float32", "cpu"), ltx_shot(latent_frames=40)
     latents = latents_of(40)
-    assert len(family.decode(0, shot, latents[:, :, 5:28], 5, 15)) == 2 * 3
-    assert len(family.decode(0, shot, latents[:, :, 25:], 25, 35)) == 2 * 5
+    assert len(family.decode(0, shot, latents[:, :, 5:28], 5, 15, 18)) == 2 * 3
+    assert len(family.decode(0, shot, latents[:, :, 25:], 25, 35, 38)) == 2 * 3, "near the end, too"
 
 
 def test_a_prompt_that_would_lose_its_end_is_refused(folder: Path) -> None:
@@ -337,7 +337,7 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
 
     (said,), model = warnings(folder, 2), inspect_model(folder)
     side = 32 // model.geometry.spatial_scale
-    needs = decoding_bytes(model.configs["vae"], (21, side, side), 29)
+    needs = decoding_bytes(model.configs["vae"], Piece(21, side, side, before=8))
     name = "AutoencoderKLLTXVideo"
     assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
     assert f"about {gb(needs)}, however many slices" in said

@@ -102,7 +102,7 @@ def test_one_window_is_the_pipeline(
 def test_decoded_frames_are_the_pipelines(folder: Path, image: ImageFile, monkeypatch) -> None:
     shot = svd_shot(image, stage_steps=(2,))
     latents = finished(worker_of(folder), shot)
-    ours = SVDFamily(str(folder), "float32", "cpu").decode(0, shot, latents, 0, 0)
+    ours = SVDFamily(str(folder), "float32", "cpu").decode(0, shot, latents, 0, 0, latents.shape[2])
     theirs = run_pipeline(folder, shot, monkeypatch, "pil")
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
 

@@ -71,10 +71,16 @@ class AnimateDiffFamily(FolderFamily):
         return uncond + shot.guidance[0] * (cond - uncond)
 
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
         self.free_text()
-        return self.decode_frames(latents[:, :, start - warm_start :])
+        return self.decode_frames(latents[:, :, start - warm_start : stop - warm_start])
 
     @torch.no_grad()
     def decode_frames(self, latents: torch.Tensor) -> np.ndarray:

@@ -89,7 +89,13 @@ class CogVideoXFamily(FolderFamily):
         return uncond + shot.guidance[0] * (cond - uncond)
 
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
         self.free_text()
         pixels, lane = go_on(

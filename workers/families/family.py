@@ -75,9 +75,15 @@ class ModelFamily(Protocol):
         ...
 
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
-        """RGB uint8 [F, H, W, 3] of the latent frames from ``start``; ``latents`` begin at
+        """RGB uint8 [F, H, W, 3] of the latent frames ``[start, stop)``; ``latents`` begin at
         ``warm_start``. Those of frames that were only looked ahead at may follow."""
         ...
 

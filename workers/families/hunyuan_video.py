@@ -113,7 +113,13 @@ class HunyuanVideoFamily(FolderModel):
 
     @torch.no_grad()
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
         self.free_text()
         vae = self.vae

@@ -115,10 +115,13 @@ class LTXFamily(FolderFamily):
         return time / shot.fps, space, space
 
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
         self.free_text()
-        stop = warm_start + latents.shape[2]
-        if stop < shot.latent_frames:  # then the last ones are there to be looked ahead at
-            stop -= self.geometry.decode_ahead_latent_frames
         return to_rgb8(decode_range(self.vae, latents, warm_start, start, stop))

@@ -110,10 +110,16 @@ class SVDFamily(FolderModel):
 
     @torch.no_grad()
     def decode(
-        self, shot_index: int, shot: ShotRender, latents: torch.Tensor, warm_start: int, start: int
+        self,
+        shot_index: int,
+        shot: ShotRender,
+        latents: torch.Tensor,
+        warm_start: int,
+        start: int,
+        stop: int,
     ) -> np.ndarray:
         """The whole shot at once: every frame of the decoder looks at the frames around it."""
-        assert (warm_start, start, latents.shape[2]) == (0, 0, shot.latent_frames)
+        assert (warm_start, start, stop) == (0, 0, shot.latent_frames)
         self.free_text()
         vae = self.vae
         frames = latents.to(vae.device, vae.dtype)[0].transpose(0, 1)  # [T, C, H, W]
