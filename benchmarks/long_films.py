@@ -104,24 +104,32 @@ def _by_column(drift: dict[str, Any]) -> dict[str, Any]:
 def identity(frames: NDArray[np.uint8], scene: Scene) -> dict[str, Any]:
     """What each second's bodies look like: the share of it that is right, by second and overall,
     the share of seconds in which it is what it is most of the time, and whether that is nearly all
-    of it and the same in all quarters of the film."""
+    of it and the same in all quarters of the film: of all looks together, and of each alone."""
     seconds = [frames[start : start + FPS] for start in range(0, len(frames) - FPS + 1, FPS)]
     seen = [judge.look(second) for second in seconds]
     told = [judge.best_match(looks, scene.bodies, LOOKS) for looks in seen]
-    names = [_names(looks) for looks in seen]
-    usual = _usual(names)
-    quarters = [_usual([names[n] for n in part]) for part in np.array_split(range(len(names)), 4)]
-    steady = names.count(usual) / len(names)
+    alone = {name: _kept([_names(looks, (name,)) for looks in seen])[1] for name in LOOKS}
+    steady, kept = _kept([_names(looks, LOOKS) for looks in seen])
     return {
         "by_second": {name: [each[name] for each in told] for name in LOOKS},
         "right": {name: mean(each[name] for each in told) for name in LOOKS},
         "steady": steady,
-        "kept": float(len(set(quarters)) == 1 and bool(usual) and steady >= STEADY),
+        "kept": kept,
+        "kept_alone": alone,
     }
 
 
-def _names(looks: tuple[judge.Appearance, ...]) -> tuple[tuple[str, ...], ...]:
-    return tuple(sorted(tuple(getattr(body, name) for name in LOOKS) for body in looks))
+def _names(looks: tuple[judge.Appearance, ...], of: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    return tuple(sorted(tuple(getattr(body, name) for name in of) for body in looks))
+
+
+def _kept(names: list[tuple[tuple[str, ...], ...]]) -> tuple[float, float]:
+    """The share of seconds that look as most do; 1 if that is nearly all of them and the same in
+    every quarter of the film, 0 if not."""
+    usual = _usual(names)
+    quarters = [_usual([names[n] for n in part]) for part in np.array_split(range(len(names)), 4)]
+    steady = names.count(usual) / len(names)
+    return steady, float(len(set(quarters)) == 1 and bool(usual) and steady >= STEADY)
 
 
 def _usual(names: list[tuple[tuple[str, ...], ...]]) -> tuple[tuple[str, ...], ...]:
@@ -147,7 +155,7 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "right": {name: mean(i["right"][name] for i in identities) for name in LOOKS},
         "steady": mean(i["steady"] for i in identities),
-        "films": shares([{"kept": i["kept"]} for i in identities]),
+        "films": shares([{"kept": i["kept"], **_alone(i)} for i in identities]),
         "seams": {
             "borders": len(ratios),
             "median": median(ratios) if ratios else None,
@@ -162,6 +170,10 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
             "farthest_from_first": max(lab["farthest_from_first"] for lab in labs),
         },
     }
+
+
+def _alone(identity: dict[str, Any]) -> dict[str, float]:
+    return {f"kept_{name}": kept for name, kept in identity["kept_alone"].items()}
 
 
 def _mean_slopes(labs: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:

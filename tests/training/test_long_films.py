@@ -39,6 +39,7 @@ def test_a_body_that_changes_is_noticed(fault: dict[str, str]) -> None:
     (name,) = fault
     assert said["right"] == {n: 5 / 8 if n == name else 1.0 for n in ("colour", "shape", "size")}
     assert (said["steady"], said["kept"]) == (5 / 8, 0.0)
+    assert said["kept_alone"] == {n: float(n != name) for n in ("colour", "shape", "size")}
 
 
 def test_a_film_without_its_body_has_no_identity() -> None:
