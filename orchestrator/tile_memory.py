@@ -38,7 +38,7 @@ def step_bytes(
     """Of one pass through the denoiser, in slices or without. ``whole`` as ``whole_attention``
     gives it: without slices a layer's feed-forward needs more than its attention does."""
     config, size = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
-    branches, tokens = 2 if model.family.batches_branches else 1, job.text_tokens
+    branches, tokens = _batch(job, model), job.text_tokens
     if slices is None:
         return whole_bytes(config, size, dtype, text_tokens=tokens, branches=branches)
     return sliced_bytes(
@@ -193,6 +193,11 @@ def _branches(job: ResolvedSpec, model: ModelInfo) -> tuple[Branch, ...]:
     return branches_of(guided=guided, batched=model.family.batches_branches)
 
 
+def _batch(job: ResolvedSpec, model: ModelInfo) -> int:
+    """How many guidance branches go through the denoiser at once."""
+    return 2 if "both" in _branches(job, model) else 1
+
+
 def _rehashed_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """A feature of the video of each branch."""
     if job.accelerations.rehash is None:
@@ -206,6 +211,5 @@ def _layer_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     """What a layer's attention gives of the video, and of text that attends with it; of both
     branches where they are one."""
     config, tile = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
-    batch = 2 if "both" in _branches(job, model) else 1
     text_tokens = job.text_tokens if model.family.joint_text else 0
-    return batch * feature_bytes(config, tile, dtype, text_tokens)
+    return _batch(job, model) * feature_bytes(config, tile, dtype, text_tokens)

@@ -116,6 +116,17 @@ def test_rehash_keeps_nothing_of_text_that_attends_with_the_video(
     assert job.text_tokens and kept(job, model) == (2 if guidance > 1 else 1)
 
 
+@pytest.mark.parametrize("slices", [None, 4])
+def test_a_step_is_of_the_branches_that_run_at_once(tmp_path: Path, slices: int | None) -> None:
+    """Without guidance there is one, of a family too that runs both together."""
+    model = inspect_model(write_tiny_cogvideox(tmp_path / "model"))
+    alone, both, any_of_them = (
+        step_bytes(job_of(model, Accelerations(), *guidance), model, "float32", slices)
+        for guidance in ((1.0,), (5.0,), (1.0, 5.0))
+    )
+    assert 1.8 * alone < both == any_of_them <= 2 * alone + 8
+
+
 def test_a_whole_first_stage_is_the_longest_tile(demo: ModelInfo) -> None:
     told = {"version": 1, "model": "demo", "prompt": "a kite", "seconds": 20, "pyramid": 3}
 
