@@ -82,7 +82,7 @@ PRESETS: dict[str, Preset] = {
             {"animatediff": _spectral(0.4, forecast=True)},
             {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
-                "wan with a pyramid": Measured(2.81, 33.2, 26.4, _PYRAMID, over_plain=4.69),
+                "wan with a pyramid": Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.39, 34.9, 30.4, _ANIMATEDIFF),
             },
             _scalar(0.05),
