@@ -20,6 +20,7 @@ SOURCES = {
     "`fast` with the pyramid": ["`fast` with the pyramid"],
     "best of eight other caches": ["peer: SeaCache", "`adaptive, form: spectral` (SeaCache"],
     "slicing: peak memory": ["AnimateDiff, 16 frames", "Stable Video Diffusion, 14 frames"],
+    "the same of a worker": ["as a worker holds it"],
     "Step Rehash": ["Step Rehash at 13 key steps"],
     "window attention": ["window attention"],
     "two minutes with": ["seconds in which the film looks", "borders that are plain to see"],
