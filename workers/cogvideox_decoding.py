@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from jobs.families.cogvideox import DECODE_BATCH_LATENT_FRAMES
-from workers.lanes import Lane
+from workers.lanes import Lane, moved
 
 
 def scaled(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
@@ -52,6 +52,9 @@ class CogVideoXLane(Lane):
         pixels, cache = vae.decoder(z, conv_cache=self._cache)
         self._cache = _read_again(cache)
         return pixels
+
+    def to(self, device: torch.device | str) -> None:
+        self._cache = moved(self._cache, device)
 
 
 def _read_again(cache: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
-from workers.lanes import Lane, go_on
+from workers.lanes import Lane, go_on, moved
 
 
 def unnormalise(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -57,6 +57,9 @@ class DecodeLane(Lane):
         if vae.config.patch_size is not None:
             x = unpatchify(x, patch_size=vae.config.patch_size)
         return torch.clamp(x, min=-1.0, max=1.0)
+
+    def to(self, device: torch.device | str) -> None:
+        self._features = moved(self._features, device)
 
 
 def decode_piece(

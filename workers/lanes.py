@@ -14,10 +14,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
-#: A decoder's context can be as large as its weights, so only a few shots keep theirs.
+#: A decoder's context is as large as what a piece makes, so only a few shots keep theirs.
 LANES_KEPT = 2
 
 
@@ -68,6 +69,10 @@ class Lane(ABC):
     def decode_batch(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels of one batch; moves the context on."""
 
+    @abstractmethod
+    def to(self, device: torch.device | str) -> None:
+        """Move the context there. Its bits stay."""
+
 
 def go_on(
     make: Callable[[int], Lane],
@@ -89,7 +94,8 @@ def go_on(
 
 
 class LaneKeeper:
-    """The lanes of the few shots that were decoded last."""
+    """The lanes of the few shots that were decoded last. They wait in the host's memory: on a GPU
+    nothing is planned for them beside a tile, or another shot's piece."""
 
     def __init__(self) -> None:
         self._lanes: OrderedDict[int, Lane] = OrderedDict()
@@ -97,15 +103,29 @@ class LaneKeeper:
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def take(self, shot: int) -> Lane | None:
+    def take(self, shot: int, device: torch.device | str) -> Lane | None:
         """Out of the keeper: a context that an error leaves half advanced is never met again."""
         lane = self._lanes.pop(shot, None)
         while len(self._lanes) >= LANES_KEPT:
             self._lanes.popitem(last=False)
+        if lane is not None:
+            lane.to(device)
         return lane
 
     def keep(self, shot: int, lane: Lane) -> None:
+        lane.to("cpu")
         self._lanes[shot] = lane
+
+
+def moved(context: Any, device: torch.device | str) -> Any:
+    """A context with its tensors, however deep in lists and dictionaries, on a device."""
+    if isinstance(context, torch.Tensor):
+        return context.to(device)
+    if isinstance(context, list):
+        return [moved(each, device) for each in context]
+    if isinstance(context, dict):
+        return {name: moved(each, device) for name, each in context.items()}
+    return context
 
 
 def _digest(latent: torch.Tensor) -> bytes:

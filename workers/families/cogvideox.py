@@ -103,7 +103,7 @@ class CogVideoXFamily(FolderFamily):
             latents,
             warm_start=warm_start,
             start=start,
-            lane=self._lanes.take(shot_index),
+            lane=self._lanes.take(shot_index, self.vae.device),
         )
         if lane.position < shot.latent_frames:
             self._lanes.keep(shot_index, lane)

@@ -96,7 +96,7 @@ class WanFamily(FolderFamily):
             latents,
             warm_start=warm_start,
             start=start,
-            lane=self._lanes.take(shot_index),
+            lane=self._lanes.take(shot_index, self.vae.device),
         )
         if lane.position < shot.latent_frames:
             self._lanes.keep(shot_index, lane)
