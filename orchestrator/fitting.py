@@ -18,6 +18,9 @@ from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
 from orchestrator.tile_memory import cuts_decoding, decode_bytes, denoise_bytes, dtype_of
 
+#: A transformer's first block runs at every step, and rehash needs a first and a last of the rest.
+REHASHED_BLOCKS = 3
+
 
 def with_fitted_accelerations(
     spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str
@@ -25,7 +28,11 @@ def with_fitted_accelerations(
     """The job with the slices that its budget asks for, and with what calibration has found for
     it. Raises BadJob for accelerations that this model does not take."""
     job = _with_presets_choice(spec, job, model, scheduler)
-    problems = [*_misfits(spec, job, model), *_noisy(spec, job, model, scheduler)]
+    problems = [
+        *_misfits(spec, job, model),
+        *_shallow(spec, job, model),
+        *_noisy(spec, job, model, scheduler),
+    ]
     if problems:
         raise bad_job(problems, spec._places)
     # before the slices: what plans of attention keep counts against a budget
@@ -58,6 +65,30 @@ def _misfits(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Iterator[Pro
         said = f"{family.name} models do not take {name} yet; they take "
         place = acceleration_place(spec, name)
         yield Problem(place, said + ", ".join(family.accelerations))
+
+
+def _shallow(spec: JobSpec, job: ResolvedSpec, model: ModelInfo) -> Iterator[Problem]:
+    """Models in which rehash finds too little to reuse: ``accel.rehash`` would refuse them."""
+    asked, config = job.accelerations, model.configs[model.family.denoiser]
+    if asked.rehash is None:
+        return
+    place = acceleration_place(spec, "rehash")
+    if "num_layers" in config:
+        blocks = config["num_layers"] + config.get("num_single_layers", 0)
+        if blocks < REHASHED_BLOCKS:
+            yield Problem(
+                place,
+                f"this model's {blocks} blocks are too few to reuse any of: rehash needs "
+                f"{REHASHED_BLOCKS} or more; leave it out, and try adaptive",
+            )
+    if asked.slicing and config["_class_name"] == "UNetSpatioTemporalConditionModel":
+        finest = config.get("up_block_types", ("CrossAttn",))[-1]
+        if "CrossAttn" not in finest:
+            yield Problem(
+                place,
+                f"this model's finest up-block, {finest}, has no attention, and rehash goes with "
+                "slicing where attention follows; leave one of the two out",
+            )
 
 
 def _noisy(spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str) -> Iterator[Problem]:

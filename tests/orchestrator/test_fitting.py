@@ -71,9 +71,13 @@ def published(folder: Path) -> ModelInfo:
     )
 
 
-def fitted(model: ModelInfo, image: str, **slicing: float):
+def fitted(model: ModelInfo, image: str, **slicing: float) -> ResolvedSpec:
     """A job of the published size with a budget or slices."""
-    asked = {"image": image, "pixel_frames": 14, "accelerations": {"slicing": slicing}}
+    return fitted_svd(model, image, slicing=slicing)
+
+
+def fitted_svd(model: ModelInfo, image: str, **accelerations: object) -> ResolvedSpec:
+    asked = {"image": image, "pixel_frames": 14, "accelerations": accelerations}
     spec = parse_spec({"version": 1, **asked})
     return with_fitted_accelerations(
         spec, resolve(spec, model.geometry, model.defaults), model, "euler"
@@ -124,6 +128,26 @@ def test_what_slices_do_not_cut_is_said(tmp_path: Path) -> None:
     assert planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices == 2
     with pytest.raises(BadJob, match=r"decoding takes .*, which slices make no smaller"):
         planned(folder, budget_gb=0.9 * needed / 1e9)
+
+
+def test_too_little_for_rehash_is_told_before_anything_is_loaded(
+    published: ModelInfo, image: str
+) -> None:
+    demo = inspect_model(resolve_model("demo"))
+    said = "accelerations.rehash: this model's 2 blocks are too few .*needs 3 or more; leave it out"
+    with pytest.raises(BadJob, match=said):
+        fitted_wan(_with(demo, "transformer", num_layers=2), rehash={"every": 2})
+    fitted_wan(_with(demo, "transformer", num_layers=3), rehash={"every": 2})
+    plain = _with(published, "unet", up_block_types=["UpBlockSpatioTemporal"] * 4)
+    both = {"slicing": {"slices": 2}, "rehash": {"every": 2}}
+    said = "accelerations.rehash: .* UpBlockSpatioTemporal, has no attention.*leave one of the two"
+    with pytest.raises(BadJob, match=said):
+        fitted_svd(plain, image, **both)
+    fitted_svd(plain, image, rehash={"every": 2})
+
+
+def _with(model: ModelInfo, part: str, **changes: object) -> ModelInfo:
+    return replace(model, configs=model.configs | {part: model.configs[part] | changes})
 
 
 #: Wan-AI/Wan2.1-T2V-14B's transformer, as far as planning asks, with patches of the demo's.
