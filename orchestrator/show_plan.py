@@ -111,8 +111,8 @@ def preset_rows() -> list[dict[str, Any]]:
 
 
 _FEWER_STEPS = (
-    "Fewer steps than these figures are of leave less to skip: demo renders 14 by default; over "
-    "the windows of one film balanced then skipped 10 of 70, and fast with the pyramid 11 of 40"
+    "Fewer steps than these figures are of leave less to skip; demo renders 14 by default. A "
+    "render's end and its report tell what was skipped"
 )
 
 
