@@ -157,7 +157,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     index = _read_json(folder, "model_index.json")
     family = family_of(index)
     configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
-    name_classes(family, configs)
+    name_classes(family, configs, str(folder))
     scheduler = _read_json(folder, "scheduler/scheduler_config.json")
     for encoder, tokenizer in tokenizers(family).items():
         _check_tokenizer(folder, family, tokenizer, encoder, configs[encoder].get("vocab_size"))

@@ -50,7 +50,7 @@ from orchestrator.cli_planning import (
     prepared_job,
     presets_command,
 )
-from orchestrator.export import check_latents_path
+from orchestrator.export import check_file
 from orchestrator.export import save_latents as export_latents
 from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, plan_to_json
 
@@ -119,7 +119,7 @@ def render_command(
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)
-    check_latents_path(save_latents)
+    check_file(save_latents, "--save-latents", ".safetensors")
     check_devices(prepared.plan, address, device.value)
     opened = _open(store, create=True)
     folder = opened.create_job(job_id, prepared.spec.canonical(), plan_to_json(prepared.plan))
@@ -155,7 +155,7 @@ def resume_command(
     check_same_model(plan)
     known = inspect_job.film_path(folder)
     film = check_out(out or known or Path(f"{job}{_ending(plan.codec)}"), plan.codec)
-    check_latents_path(save_latents)
+    check_file(save_latents, "--save-latents", ".safetensors")
     check_devices(plan, address, device.value)
     _render(
         opened, folder, plan, film, as_json, save_latents,
@@ -297,6 +297,7 @@ def report_command(
     went, with pictures."""
     from orchestrator.report import report_file, report_job
 
+    check_file(out, "--out", ".html")
     film = Path(job_or_film).expanduser()
     if film.is_file():
         said, pictures = report_file(film, reference, border or ())

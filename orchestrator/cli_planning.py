@@ -47,6 +47,7 @@ from orchestrator.cli_options import (
     StepsOption,
     WorkersOption,
 )
+from orchestrator.export import check_file
 from orchestrator.prepare import Prepared, prepare
 
 
@@ -138,8 +139,7 @@ def calibrate_command(
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
     _check_device(device)
-    if picture is not None and not picture.absolute().parent.is_dir():
-        raise errors.BadJob(f"--picture: {picture.parent} is no folder; make it, or name another")
+    check_file(picture, "--picture", ".png")
     if rehash is not None and delta is not None:
         raise errors.BadJob("--delta is for fast attention, --rehash for rehash; remove one")
     spec = _calibrated_on(

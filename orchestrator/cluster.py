@@ -98,6 +98,7 @@ def open_cluster(address: str | None, cpus: int, output_bytes: int = 0) -> Clust
 def look_at(address: str) -> Cluster:
     """Join the Ray at ``address`` and leave it again; warn if anybody could. Raises CannotRunHere
     if there is none."""
+    _refuse_silent(address)
     print(f"joining the Ray at {address}", file=sys.stderr)
     cluster = open_cluster(address, 0)
     cluster.stop()

@@ -16,6 +16,7 @@ from jobs.spec import JobSpec, ResolvedSpec
 from jobs.spec_accelerations import acceleration_place, adaptive_problem
 from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
+from orchestrator.sizes import gb
 from orchestrator.tile_memory import cuts_decoding, decode_bytes, denoise_bytes, dtype_of
 
 #: A transformer's first block runs at every step, and rehash needs a first and a last of the rest.
@@ -136,11 +137,17 @@ def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
 def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     """What is too large for a budget in the thinnest slices, and what would do."""
     least = _phases(job, model, MOST_SLICES)
-    fits_gb = math.ceil(max(least.values()) / 1e8) / 10
-    needs = ", ".join(f"{phase} takes {size / 1e9:.1f} GB" for phase, size in least.items())
+    fits_gb = _rounded_up(max(least.values()) / 1e9)
+    needs = ", ".join(f"{phase} takes {gb(size)}" for phase, size in least.items())
     uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
     return (
         f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "
         f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, or a size smaller than "
         f"{job.width_px}x{job.height_px}"
     )
+
+
+def _rounded_up(size: float) -> float:
+    """To three digits, which is near enough and never too little."""
+    unit = 10.0 ** (math.floor(math.log10(size)) - 2)
+    return float(f"{math.ceil(size / unit) * unit:.3g}")

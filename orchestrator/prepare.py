@@ -250,7 +250,14 @@ def _check_versions(data: Mapping[str, Any]) -> None:
 def check_same_model(plan: Plan) -> None:
     """Refuse to go on with other weights or images than the job began with. Raises BadJob,
     CannotRunHere."""
-    model, _ = with_loras(inspect_model(resolve_model(plan.model)), plan.loras)
+    try:
+        folder = resolve_model(plan.model)
+    except BadJob:
+        raise BadJob(
+            f"the model of this job is no longer at {plan.model}: put it back there to resume, or "
+            "render the job's file again as a new job, with --model and where it is now"
+        ) from None
+    model, _ = with_loras(inspect_model(folder), plan.loras)
     if model.identity != plan.model_identity:
         raise BadJob(
             f"the files of model {plan.model} have changed since this job was planned "

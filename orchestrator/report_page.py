@@ -203,7 +203,7 @@ def _fidelity_chart(report: dict[str, Any]) -> str:
 
 #: The colour of each letter of ``LETTERS``.
 _COLOURS = {
-    " ": "#ddd", ".": "white", "r": "tab:blue", "s": "tab:green", "w": "tab:orange", "x": "#333"
+    " ": "#ddd", ".": "#ffe28a", "r": "tab:blue", "s": "tab:green", "w": "tab:orange", "x": "#333"
 }  # fmt: skip
 
 

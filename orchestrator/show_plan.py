@@ -111,7 +111,7 @@ def preset_rows() -> list[dict[str, Any]]:
 
 
 _FEWER_STEPS = (
-    "Fewer steps than these figures are of leave less to skip; demo renders 14 by default. A "
+    "Fewer steps than these figures are of leave less to skip: demo renders 14 by default; a "
     "render's end and its report tell what was skipped"
 )
 

@@ -91,14 +91,15 @@ def require(config: Config, file: str, names: Sequence[str], lists: Sequence[str
             raise CannotRunHere(f"{file}: {name} cannot be {value!r}")
 
 
-def name_classes(family: FamilyFacts, configs: Mapping[str, dict[str, Any]]) -> None:
+def name_classes(family: FamilyFacts, configs: Mapping[str, dict[str, Any]], model: str) -> None:
     """Give the configs the classes that the family reads them as, as diffusers does with one that
     names none. Raises CannotRunHere for one that names another."""
     for part, kind in family.classes.items():
         found = configs[part].setdefault("_class_name", kind)
         if found != kind:
             raise CannotRunHere(
-                f"{part}/config.json: _class_name is {found!r}; it must be {kind} for {family.name}"
+                f"model {model}: {part}/config.json: _class_name is {found!r}; it must be {kind} "
+                f"for {family.name}. Copy {part}/ again from the model"
             )
 
 

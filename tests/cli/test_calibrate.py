@@ -291,7 +291,7 @@ def test_the_command_that_is_named_finds_what_is_missing(
 def test_all_that_is_missing_is_named_at_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "plans"))
     asked = {
-        "version": 1, "model": str(desk.model), "prompt": "kite", "seconds": 1, "size": [32, 32],
+        "version": 1, "model": "demo", "prompt": "kite", "seconds": 1,
         "accelerations": {"fast_attention": {}, "rehash": {"threshold": 0.5}},
     }  # fmt: skip
     desk.job(json.dumps(asked))
@@ -442,4 +442,6 @@ def test_a_gpu_beyond_the_last_is_named(
 
 def test_a_picture_that_cannot_be_is_refused_before_anything_is_measured(desk: Desk) -> None:
     ran = desk.run("calibrate", "--prompt", "x", "--picture", desk.folder / "none" / "a.png")
-    assert "--picture: " in refusal(ran, 2) and "is no folder" in ran.err
+    assert "the folder does not exist; create it first" in refusal(ran, 2)
+    ran = desk.run("calibrate", "--prompt", "x", "--picture", "film.mp4")
+    assert "--picture film.mp4: the file's name must end in .png" in refusal(ran, 2)

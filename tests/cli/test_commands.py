@@ -291,7 +291,8 @@ def test_a_model_that_changed_is_not_resumed(desk: Desk, stored: str, tmp_path: 
     assert "have changed since this job was planned" in said
     assert "Restore them to resume, or render again as a new job" in said
     shutil.rmtree(copy)
-    assert f"model: '{copy}' is no folder here" in refusal(command(desk, "resume", "changed"), 2)
+    said = refusal(command(desk, "resume", "changed"), 2)
+    assert f"is no longer at {copy}: put it back there to resume" in said
 
 
 # -- the console script

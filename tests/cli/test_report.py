@@ -52,7 +52,12 @@ def test_mistakes(desk: Desk, stored: str) -> None:
     assert f"--border is for video files, and {stored} is none" in said
     said = refusal(desk.run("report", film, "--border", "2"), 2)
     assert "--border 2 is not inside" in said and "from 0.08 to 1.92 s" in said
-    assert "cannot be written" in refusal(desk.run("report", film, "--out", "missing/a.html"), 2)
+    said = refusal(desk.run("report", film, "--out", "missing/a.html"), 2)
+    assert "--out missing/a.html: the folder does not exist; create it first" in said
+    before = (desk.folder / film).read_bytes()
+    said = refusal(desk.run("report", film, "--out", film), 2)
+    assert "the file's name must end in .html" in said
+    assert (desk.folder / film).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.gif"])

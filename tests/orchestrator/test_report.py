@@ -291,11 +291,11 @@ def test_what_the_tiles_did_is_drawn() -> None:
     colours = [[to_hex(colour) if colour[3] else "" for colour in row] for row in cells]
     edged = [bool(edge[3]) for edge in mesh.get_edgecolor()]
     assert edged == [bool(colour) for row in colours for colour in row]
-    dark, orange, green, blue, white, grey = (
-        "#333333", "#ff7f0e", "#2ca02c", "#1f77b4", "#ffffff", "#dddddd"
+    dark, orange, green, blue, yellow, grey = (
+        "#333333", "#ff7f0e", "#2ca02c", "#1f77b4", "#ffe28a", "#dddddd"
     )  # fmt: skip
     assert colours == [
-        [dark, orange, green, blue, white],
+        [dark, orange, green, blue, yellow],
         [dark, grey, orange, "", ""],
         [dark, dark, "", "", ""],
         [dark, "", "", "", ""],
@@ -306,7 +306,7 @@ def test_what_the_tiles_did_is_drawn() -> None:
         for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)
     }
     assert meaning == {
-        "not known": grey, "skipped the model": white, "reused a key step's features": blue,
+        "not known": grey, "skipped the model": yellow, "reused a key step's features": blue,
         "shared attention over steps or branches": green, "windowed attention": orange,
         "ran the model in full": dark,
     }  # fmt: skip

@@ -60,12 +60,14 @@ def render(
     told = JOB.format(model=model, scheduler=scheduler, dtype=dtype)
     job.write_text(told if scheduler != "ddim" else told.replace("text_tokens: 24\n", ""))
     store, latents = folder / "store", folder / "latents.safetensors"
+    latents.write_bytes(b"an adapter")
     ran = longtake(
         "render", job, "--store", store, "--out", folder / "film.mkv", "--workers", 1,
         "--save-latents", latents, "--address", ray["address"], *flags, **ray["env"],
     )  # fmt: skip
     assert ran.code == 0, ran.err
     assert len(job_ids(store)) == 1
+    assert (folder / "latents.1.safetensors").read_bytes() == b"an adapter"
     saved = load_file(latents)
     assert list(saved) == ["shot_000"]
     return saved["shot_000"], np.stack(list(iter_frames(folder / "film.mkv"))), load_plan(store)
