@@ -33,6 +33,9 @@ from orchestrator.tile_memory import (
 
 _PLAN = TypeAdapter(Plan)
 
+#: Up to so many times the pixels of a model's own size are nothing to warn of.
+USUAL_SIZES = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
@@ -124,6 +127,18 @@ def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         )
 
 
+def size_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
+    """Of a picture far larger than the model's own."""
+    width, height = model.defaults.size
+    times = job.width_px * job.height_px / (width * height)
+    if times > USUAL_SIZES:
+        yield (
+            f"{job.width_px}x{job.height_px} has {times:.0f} times the pixels of the {width}x"
+            f"{height} that this model is meant for: a step takes that much longer, or more, and "
+            "the film may look wrong"
+        )
+
+
 def image_warnings(
     images: Sequence[ImageFile | None], width_px: int, height_px: int
 ) -> Iterator[str]:
@@ -183,6 +198,7 @@ def make_plan(
         decode_context=geometry.decode_context_latent_frames,
         warnings=(
             *job.warnings,
+            *size_warnings(job, model),
             *first_stage_warnings(job, model),
             *image_warnings(images, job.width_px, job.height_px),
             *decoder_warnings(job, model),

@@ -98,6 +98,16 @@ def test_a_coarsest_stage_that_is_a_long_window_is_warned_of(
             assert "not trained for so long a one" in said[0]
 
 
+@pytest.mark.parametrize(("size", "times"), [([192, 192], None), ([4096, 4096], 1820)])
+def test_a_size_that_the_model_is_not_meant_for_is_warned_of(
+    size: list[int], times: int | None
+) -> None:
+    plan = prepare(parse_spec({"prompt": "x", "seconds": 1, "model": "demo", "size": size})).plan
+    said = [line for line in plan.warnings if "times the pixels" in line]
+    assert len(said) == (times is not None)
+    assert not said or f"4096x4096 has {times} times the pixels of the 96x96 that this" in said[0]
+
+
 def test_a_fetched_model_is_kept_with_its_commit(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
