@@ -88,24 +88,38 @@ def check_too_many_threads(job_file: Path, folder: Path, *args: object, **env: s
 def test_a_lost_node_is_nobodys_fault(
     job_file: Path, reference: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Its worker dies and its outputs are lost: they are computed again, and nobody is blamed."""
-    store, out = tmp_path / "store", tmp_path / "film.mp4"
+    """Its worker dies and what it computed is lost: it is computed again, and nobody is blamed. Now
+    and then all of that had just been told: then it shows nothing, and is tried again."""
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        report, busy, said = with_a_lost_node(job_file, reference["units_computed"] // 2, folder)
+        assert len(busy) == 2, "both nodes took part"
+        assert sum(line.startswith("worker w") for line in said.splitlines()) == 1, said
+        assert " failed on " not in said and "Unhandled error" not in said, said
+        assert "without a token" not in said, said
+        assert report["state"] == "done"
+        assert report["frames_sha256"] == reference["frames_sha256"]
+        if report["units_repeated"] > 0:
+            return
+    pytest.fail("nothing was lost: the test shows nothing")
+
+
+def with_a_lost_node(
+    job_file: Path, units: int, folder: Path
+) -> tuple[dict[str, Any], set[str], str]:
+    """A render on two nodes, one of which is lost after so many units: what the store says of it,
+    the workers that computed before, and what the person was told."""
+    store, out = folder / "store", folder / "film.mp4"
     with cluster_of_nodes(1, 1) as (cluster, token):
         args = ("render", job_file, "--store", store, "--out", out, "--workers", 2)
         args = (*args, "--address", cluster.address)
-        check_too_many_threads(job_file, tmp_path, "--address", cluster.address, **token)
-        with Running(*args, log=tmp_path / "log.txt", **token) as running:
-            wait_for_units(store, reference["units_computed"] // 2, running)
+        check_too_many_threads(job_file, folder, "--address", cluster.address, **token)
+        with Running(*args, log=folder / "log.txt", **token) as running:
+            wait_for_units(store, units, running)
             busy = busy_workers(store)
             node = next(iter(cluster.worker_nodes))
             cluster.remove_node(node, allow_graceful=False)
             assert running.wait() == 0, running.text()
             said = running.text()
-    assert len(busy) == 2, "both nodes took part"
-    assert sum(line.startswith("worker w") for line in said.splitlines()) == 1, said
-    assert " failed on " not in said and "Unhandled error" not in said, said
-    assert "without a token" not in said, said
-    report = show(store, job_ids(store)[0])
-    assert report["state"] == "done"
-    assert report["units_repeated"] > 0, "nothing was lost: the test shows nothing"
-    assert report["frames_sha256"] == reference["frames_sha256"]
+    return show(store, job_ids(store)[0]), busy, said
