@@ -101,14 +101,45 @@ SMALL: dict[str, Case] = {
 SIZES: tuple[Size, ...] = ((7, 24, 40), (1, 32, 32), (41, 16, 24), (5, 72, 128))
 
 STABLE_DIFFUSION = (128, 256, 512, 512)
+LTX_095: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 1024, 2048),
+    "down_block_types": ("LTXVideo095DownBlock3D",) * 4,
+    "layers_per_block": (4, 6, 6, 2, 2),
+    "spatio_temporal_scaling": (True,) * 4,
+    "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+    "decoder_block_out_channels": (256, 512, 1024),
+    "decoder_layers_per_block": (5,) * 4,
+    "decoder_spatio_temporal_scaling": (True,) * 3,
+    "decoder_inject_noise": (False,) * 4,
+    "upsample_residual": (True,) * 3,
+    "upsample_factor": (2,) * 3,
+    "timestep_conditioning": True,
+}
+WAN_22: dict[str, Any] = {
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "temperal_downsample": [False, True, True],
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "latents_mean": [0.0] * 48,
+    "latents_std": [1.0] * 48,
+}
 PUBLISHED: dict[str, tuple[Case, Size]] = {
     "wan, 480p": (wan(), (21, 60, 104)),
+    "wan 2.2, 704x1280": (wan(**WAN_22), (3, 44, 80)),
     "svd, 576x1024": (svd(STABLE_DIFFUSION, 2), (14, 72, 128)),
     "animatediff, 576x1024": (pictures(STABLE_DIFFUSION, 2), (16, 72, 128)),
     "animatediff, 512x512": (pictures(STABLE_DIFFUSION, 2), (16, 64, 64)),
     "cogvideox, 480x720": (cogvideox((128, 256, 256, 512), 3), (13, 60, 90)),
     "cogvideox, 768x1360": (cogvideox((128, 256, 256, 512), 3), (13, 96, 170)),
     "ltx, 480x704": (ltx((128, 256, 512, 512)), (21, 15, 22)),
+    "ltx 0.9.5, 480x704": (
+        Case("ltx", lambda: AutoencoderKLLTXVideo(**LTX_095)),
+        (21, 15, 22),
+    ),
     "hunyuan video, 720p": (hunyuan_video(STABLE_DIFFUSION, 2), (33, 90, 160)),
     "hunyuan video, 720p, short": (hunyuan_video(STABLE_DIFFUSION, 2), (2, 90, 160)),
 }
