@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from accel.handle import Branch, LostState, TileStep
 from accel.video_transformers import VIDEO_TRANSFORMERS
 from accel.wrapping import LastLayers, Wrapped
-from jobs.accelerations import Rehash
+from jobs.accelerations import REHASHED_BLOCKS, Rehash
 from jobs.errors import CannotRunHere
 
 
@@ -188,8 +188,10 @@ def _with_skips(count: int) -> Callable[..., Any]:
 def _wrap_transformer(model: Any, handle: RehashHandle) -> list[Wrapped]:
     kind = VIDEO_TRANSFORMERS[type(model).__name__]
     blocks = kind.blocks(model)
-    if len(blocks) < 3:
-        raise CannotRunHere(f"rehash: {len(blocks)} blocks are too few; it needs three or more")
+    if len(blocks) < REHASHED_BLOCKS:
+        raise CannotRunHere(
+            f"rehash: {len(blocks)} blocks are too few; it needs {REHASHED_BLOCKS} or more"
+        )
     entering, *between, leaving = blocks[1:]
     unchanged = _tokens if kind.outputs == 1 else _tokens_and_text
     return [

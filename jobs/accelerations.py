@@ -59,6 +59,10 @@ class Adaptive(Part):
 KeySteps = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 
 
+#: A transformer's first block runs at every step, and rehash needs a first and a last of the rest.
+REHASHED_BLOCKS = 3
+
+
 class Rehash(Part):
     """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
     2411.01171). Key steps are those of each stage, coarsest first, or every so many steps; or

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from jobs.accelerations import Accelerations
+from jobs.accelerations import REHASHED_BLOCKS, Accelerations
 from jobs.families.family import loaded_bytes
 from jobs.families.slicing_memory import MOST_SLICES, fewest_slices
 from jobs.model_folder import ModelInfo
@@ -18,9 +18,6 @@ from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
 from orchestrator.sizes import gb
 from orchestrator.tile_memory import cuts_decoding, decode_bytes, denoise_bytes, dtype_of
-
-#: A transformer's first block runs at every step, and rehash needs a first and a last of the rest.
-REHASHED_BLOCKS = 3
 
 
 def with_fitted_accelerations(
