@@ -7,8 +7,10 @@ Peaks are counted tensor by tensor (``accel.memory``) on fake tensors of the rea
 with guidance, so that no weights and no card are needed; workspaces inside operators and the
 allocator's rounding are not in them. Stock is diffusers as it comes: all weights loaded, attention
 by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
-The time is a small UNet's on one thread of this CPU, which says little of a card. ``--decoders``:
-of HunyuanVideo's and CogVideoX's decoders instead, which a render runs in float32.
+``as_a_worker_holds_it`` is what a render holds at its peak, with its decoder in either precision:
+the encoders are freed before the first step, the decoder is loaded for the last, and decodes picture
+by picture or in slices. The time is a small UNet's on one thread of this CPU, which says little of a card. ``--decoders``:
+of HunyuanVideo's and CogVideoX's decoders instead, in both precisions.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -38,6 +41,8 @@ from accel.memory import TensorAccounting, held_bytes
 from accel.slicing import apply
 from benchmarks.common import write_result
 from jobs.accelerations import Slicing
+from jobs.families.family import DTYPE_BYTES
+from jobs.families.slicing_memory import DECODERS as SLICED_DECODERS
 from jobs.families.slicing_memory import sliced_bytes
 
 SIZES = {"576x1024": (72, 128), "512x512": (64, 64)}  # px, and the latents' size
@@ -211,6 +216,49 @@ def peaks(
 
 
 @torch.no_grad()
+def as_a_worker_holds_it(
+    make: Callable[[], Pipeline], slices: int, decoder_dtype: str
+) -> dict[str, int]:
+    """Bytes in each of a render's phases: its denoiser in float16, beside the encoders (and, of an
+    image, the autoencoder in float32), then beside the decoder."""
+    (steps, _), weights = _made(make, "float16", slices)
+    (_, decoding), decoder = _made(make, decoder_dtype, slices)
+    encoders = {name: size for name, size in weights.items() if name not in ("unet", "vae")}
+    if "image_encoder" in encoders:
+        encoders["vae"] = weights["vae"] * DTYPE_BYTES["float32"] // DTYPE_BYTES["float16"]
+    beside = weights["unet"] + decoder["vae"]
+    phases = {
+        "encoding, without what it makes": weights["unet"] + sum(encoders.values()),
+        "denoising": beside + steps,
+        "decoding": beside + decoding,
+    }
+    return phases | {"peak": max(phases.values())}
+
+
+def _made(
+    make: Callable[[], Pipeline], dtype: str, slices: int
+) -> tuple[tuple[int, int], dict[str, int]]:
+    """What a sliced step and a worker's decoding make, and the weights."""
+    torch.set_default_dtype(getattr(torch, dtype))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        pipeline = make()
+        unet, vae = pipeline.phases
+        cuts = type(vae.model).__name__ in SLICED_DECODERS
+        decoding = sliced_activations(vae, slices) if cuts else _picture_by_picture(vae)
+        found = sliced_activations(unet, slices), decoding
+    torch.set_default_dtype(torch.float32)
+    return found, pipeline.weights
+
+
+def _picture_by_picture(phase: Phase) -> int:
+    frames, height, width = phase.latent_size
+    z = torch.randn(frames, phase.model.config.latent_channels, height, width)
+    with TensorAccounting() as memory:
+        torch.stack([phase.model.decode(each[None]).sample for each in z])
+    return memory.peak_bytes
+
+
+@torch.no_grad()
 def operations(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str, float]:
     """Of products and convolutions, a sliced pass's over a stock one's: rows that two slices see,
     and the widest features, are made twice."""
@@ -268,7 +316,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.decoders:
         found = {
-            name: peaks(make, options.slices, "float32")
+            name: {dtype: peaks(make, options.slices, dtype) for dtype in ("float32", "bfloat16")}
             | {"operations_ratio": operations(make, options.slices)}
             for name, make in DECODERS.items()
         }
@@ -277,8 +325,17 @@ def main() -> None:
     figures: dict[str, Any] = {"weights": "none: fake tensors, and random ones for the time"}
     for name, make in {"animatediff": animatediff, "svd": svd}.items():
         for size, (height, width) in SIZES.items():
-            found = peaks(lambda m=make, h=height, w=width: m(h, w), options.slices)
-            figures[f"{name} {size}"] = found
+            sized = partial(make, height, width)
+            found = peaks(sized, options.slices)
+            stock = found["by_slices"]["stock"]["peak_bytes"]
+            figures[f"{name} {size}"] = found | {
+                "as_a_worker_holds_it": {
+                    f"{count} slices, decoding in {dtype}": held | {"ratio": held["peak"] / stock}
+                    for count in options.slices
+                    for dtype in ("float32", "float16")
+                    for held in [as_a_worker_holds_it(sized, count, dtype)]
+                }
+            }
     figures["wan 1.3B 480x832"] = peaks(lambda: wan(60, 104), options.slices)
     figures["time"] = time_ratios(options.slices, options.repeats)
     write_result("slicing", figures)

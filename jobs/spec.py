@@ -78,6 +78,7 @@ SchedulerName = Literal[
     "auto", "unipc", "euler", "dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
 ]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DecoderDtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 def _number_or_list(value: Any) -> Any:
@@ -180,6 +181,7 @@ class JobSpec(Part):
     negative: Text | None = None
     text_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     dtype: DtypeName = "auto"
+    decoder_dtype: DecoderDtypeName = "float32"
     preset: PresetName = "exact"
     accelerations: Annotated[Accelerations, BeforeValidator(_none_is_off)] = Accelerations()
     regions: Annotated[int, Field(ge=1, le=64)] = 1
@@ -269,6 +271,7 @@ class ResolvedSpec:
     flow_shift: float | None
     text_tokens: int
     dtype: DtypeName
+    decoder_dtype: DecoderDtypeName
     preset: PresetName
     accelerations: Accelerations
     numerics: Literal["any", "pinned"]
@@ -340,6 +343,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         flow_shift=_or(spec.flow_shift, defaults.flow_shift),
         text_tokens=_or(spec.text_tokens, defaults.text_tokens),
         dtype=spec.dtype,
+        decoder_dtype=spec.decoder_dtype,
         preset=spec.preset,
         accelerations=asked,
         numerics=spec.numerics,

@@ -124,7 +124,7 @@ def _in_slices(job: ResolvedSpec, slices: int) -> Accelerations:
 def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
     """Bytes of weights and a tile while it is denoised and while it is decoded."""
     dtype, sliced = dtype_of(job, model), replace(job, accelerations=_in_slices(job, slices))
-    weights = loaded_bytes(model.family, model.parameters, dtype)
+    weights = loaded_bytes(model.family, model.parameters, dtype, job.decoder_dtype)
     return {
         "denoising": weights + denoise_bytes(sliced, model, dtype),
         "decoding": weights + decode_bytes(sliced, model),
@@ -137,10 +137,12 @@ def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     fits_gb = _rounded_up(max(least.values()) / 1e9)
     needs = ", ".join(f"{phase} takes {gb(size)}" for phase, size in least.items())
     uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
+    full = job.decoder_dtype == "float32" and least["decoding"] > least["denoising"]
+    half = "decoder_dtype: bfloat16, " if full else ""
     return (
         f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "
-        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, or a size smaller than "
-        f"{job.width_px}x{job.height_px}"
+        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, {half}or a size smaller "
+        f"than {job.width_px}x{job.height_px}"
     )
 
 

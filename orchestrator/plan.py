@@ -139,6 +139,7 @@ class Plan:
     shots: tuple[ShotPlan, ...]
     tile_bytes: int  # estimated memory that one tile needs beside the model
     model_bytes: int  # estimated memory that the loaded model needs
+    decoder_dtype: str = "float32"
     kept_bytes: int = 0  # estimated: what accelerations keep with a tile from step to step
     title: str = ""
     planner_version: int = PLANNER_VERSION

@@ -181,6 +181,7 @@ def make_plan(
         model_identity=model.identity,
         geometry=geometry,
         dtype=dtype,
+        decoder_dtype=job.decoder_dtype,
         preset=job.preset,
         accelerations=job.accelerations,
         threads=job.threads,
@@ -194,7 +195,7 @@ def make_plan(
         shots=tuple(shots),
         tile_bytes=tile_bytes(job, model, dtype),
         kept_bytes=kept_bytes(job, model, dtype),
-        model_bytes=loaded_bytes(model.family, model.parameters, dtype),
+        model_bytes=loaded_bytes(model.family, model.parameters, dtype, job.decoder_dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=(
             *job.warnings,

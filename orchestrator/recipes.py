@@ -95,7 +95,7 @@ class Recipes:
             "codec": plan.codec,
             "quality": plan.quality,
             "encoder": ENCODER_VERSION,
-        }
+        } | ({} if plan.decoder_dtype == "float32" else {"decoder_dtype": plan.decoder_dtype})
 
 
 def _versioned(accelerations: dict[str, Any]) -> dict[str, Any]:

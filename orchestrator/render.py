@@ -241,6 +241,7 @@ class _Render:
                 loras=plan.loras,
                 images=plan.images,
                 dtype=plan.dtype,
+                decoder_dtype=plan.decoder_dtype,
                 device=options.device,
                 threads=plan.threads,
                 accelerations=plan.accelerations,

@@ -26,6 +26,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "pixel_frames": plan.pixel_frames,
         "seconds": plan.pixel_frames / plan.fps,
         "dtype": plan.dtype,
+        "decoder_dtype": plan.decoder_dtype,
         "preset": plan.preset,
         "accelerations": plan.accelerations.recipe(),
         "own_accelerations": own_accelerations(plan),
@@ -175,11 +176,16 @@ def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
     ]
 
 
+def _decoding(dtype: str) -> str:
+    return "" if dtype == "float32" else f"decoded in {dtype}, "
+
+
 def plan_text(report: dict[str, Any]) -> str:
     width, height = report["size"]
     lines = [
         f"{report['seconds']:.1f} s, {counted(report['pixel_frames'], 'frame')} of "
         f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
+        f"{_decoding(report['decoder_dtype'])}"
         f"{asked_for(report)}",
     ]
     for number, shot in enumerate(report["shots"], 1):

@@ -105,8 +105,8 @@ def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
     if slicing is not None and slicing.slices is not None and cuts_decoding(model):
         longest = max(pieces, key=lambda piece: piece.frames)
         size = longest.frames, longest.height, longest.width
-        return sliced_bytes(vae, size, "float32", slicing.slices, text_tokens=0, branches=1)
-    return max(decoding_bytes(vae, piece) for piece in pieces)
+        return sliced_bytes(vae, size, job.decoder_dtype, slicing.slices, text_tokens=0, branches=1)
+    return max(decoding_bytes(vae, piece, job.decoder_dtype) for piece in pieces)
 
 
 def _pieces(job: ResolvedSpec, geometry: ModelGeometry) -> list[Piece]:

@@ -75,11 +75,17 @@ def decode_piece(
     return go_on(make, latents, warm_start=warm_start, start=start, lane=lane)
 
 
+class NotFinite(ArithmeticError):
+    """Pixels that are NaN, which what overflows becomes in a decoder's norms."""
+
+
 def to_rgb8(x_BCFHW: torch.Tensor) -> np.ndarray:
     """uint8 [F, H, W, 3] as diffusers' VideoProcessor makes PIL frames: each value is
-    round(255 * clamp(x / 2 + 1/2)), halves to even."""
+    round(255 * clamp(x / 2 + 1/2)), halves to even. Raises NotFinite."""
     unit = (x_BCFHW[0] * 0.5 + 0.5).clamp(0, 1)
     frames = unit.permute(1, 2, 3, 0).cpu().float().numpy()
+    if np.isnan(frames).any():
+        raise NotFinite
     return (frames * 255).round().astype(np.uint8)
 
 

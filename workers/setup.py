@@ -18,7 +18,8 @@ class WorkerSetup:
     family: str = "wan"
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights
     images: tuple[ImageFile, ...] = ()  # that shots start from
-    dtype: str = "float32"  # of the denoiser and text encoder; the VAE is always float32
+    dtype: str = "float32"  # of the denoiser and the encoders of text and images
+    decoder_dtype: str = "float32"  # that latents are decoded in
     device: str = "cpu"  # or "cuda:0"
     threads: int = 1  # CPU threads; part of the numerics class
     accelerations: Accelerations = field(default_factory=Accelerations)

@@ -28,6 +28,7 @@ from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL
+from workers.decoding import NotFinite
 from workers.families import open_family
 from workers.families.family import stepper_of
 from workers.schedulers import RangeStepper
@@ -58,6 +59,7 @@ class Worker:
             setup.dtype,
             setup.device,
             [(lora.path, lora.scale) for lora in setup.loras],
+            setup.decoder_dtype,
         )
         self._numerics = machine.numerics_class(setup)
         self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()
@@ -318,6 +320,9 @@ def _blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
         yield
     except UnitError:
         raise
+    except NotFinite:
+        what, field = "the decoded pixels", "decoder_dtype"
+        raise _not_finite(unit, what, field, setup.decoder_dtype) from None
     except (BadJob, CannotRunHere) as error:
         raise UnitError("bad_job", f"{unit}: {error}") from error
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
@@ -340,6 +345,8 @@ def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
     """What a job can ask for, so that a unit which ran out needs less. ``autoencoder`` is the class
     of the model's."""
     fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
+    if unit.kind == "decode" and setup.decoder_dtype == "float32":
+        fixes += ", or decoder_dtype: bfloat16"
     is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
     if not is_cut:
         return fixes
@@ -356,15 +363,19 @@ def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
 
 
 def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:
-    if torch.isfinite(tensor).all():
-        return
+    if not torch.isfinite(tensor).all():
+        raise _not_finite(unit, what, "dtype", dtype)
+
+
+def _not_finite(unit: Unit, what: str, field: str, dtype: str) -> UnitError:
+    """``field`` of the job is where ``dtype`` was said."""
     if dtype == "float16":
-        fix = "its range is small: use dtype bfloat16 or float32"
+        fix = f"its range is small: use {field} bfloat16 or float32"
     elif dtype == "bfloat16":
-        fix = "try dtype float32"
+        fix = f"try {field} float32"
     else:
         fix = "the model's weights or the guidance may be at fault: try a lower guidance"
-    raise UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
+    return UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
 
 
 def _sha256(frame: np.ndarray) -> str:

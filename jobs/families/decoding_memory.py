@@ -2,7 +2,8 @@
 
 As in ``whole_memory``, a peak falls on one of a few moments, each what lives at once then. A
 decoder has some at every level, where besides lie the pictures that are done and, of a causal one,
-what its convolutions keep. In elements of float32; what pads rows and columns is not counted.
+what its convolutions keep. In elements of the decoder's dtype, of which a value in float32 takes
+``single``; what pads rows and columns is not counted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from jobs.families.family import VAE_BYTES, Config
+from jobs.families.family import DTYPE_BYTES, Config, float32_elements
 from jobs.families.ltx import decoded_frames, decoder_levels, filled
 from jobs.families.slicing_causal_memory import (
     BATCH,
@@ -22,14 +23,8 @@ from jobs.families.slicing_causal_memory import (
     hunyuan_video_levels,
 )
 
-#: Pictures of a piece when all are decoded: as they are, halved, and moved to [0, 1].
-_PICTURES = 3
-
 #: Frames that LTX-Video's convolutions join to their input, of which they hold copies meanwhile.
 _BESIDE = 2
-
-#: A mask of every pair of places, in float32, and what it is made of, a byte each.
-_MASK = 1 + 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +43,39 @@ class Piece:
         return self.before + self.frames + self.after
 
 
-def decoding_bytes(config: Config, piece: Piece) -> int:
-    """Estimate of what decoding a piece makes at its peak, as its family decodes. ``config`` is the
-    autoencoder's config.json."""
+def decoding_bytes(config: Config, piece: Piece, dtype: str) -> int:
+    """Estimate of what decoding a piece in ``dtype`` makes at its peak, as its family decodes.
+    ``config`` is the autoencoder's config.json."""
     moments = _MOMENTS[config["_class_name"]]
-    return int(max(moments(config, piece)) * VAE_BYTES)
+    return int(max(moments(config, piece, float32_elements(dtype))) * DTYPE_BYTES[dtype])
 
 
 def _pictures(frames: int, area_px: float) -> float:
     return 3 * frames * area_px
 
 
-def _single_pictures(config: Config, piece: Piece) -> Iterator[float]:
+def _finished(frames: int, area_px: float, single: int) -> float:
+    """Of all pictures of a piece: as they were decoded, in [0, 1], and in float32 on their way to
+    bytes; of a decoder in float32 once halved."""
+    return (2 + single) * _pictures(frames, area_px)
+
+
+def _single_pictures(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """Picture by picture. A block's result is added to its input and scaled, beside the level's."""
     frames, height, width = piece.frames, piece.height, piece.width
     area_px = height * width * _scale(config) ** 2
     for live in _picture_levels(config, height * width, mixing=4):
         yield _pictures(frames - 1, area_px) + live
-    yield (_PICTURES + 1) * _pictures(frames, area_px)
+    yield _pictures(frames, area_px) + _finished(frames, area_px, single)
 
 
-def _temporal(config: Config, piece: Piece) -> Iterator[float]:
+def _temporal(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """All frames at once. A block's spatial and temporal results are mixed, beside its input and
     the level's."""
     frames, height, width = piece.frames, piece.height, piece.width
     for live in _picture_levels(config, height * width, mixing=6):
         yield frames * live
-    yield _PICTURES * _pictures(frames, height * width * _scale(config) ** 2)
+    yield _finished(frames, height * width * _scale(config) ** 2, single)
 
 
 def _scale(config: Config) -> int:
@@ -96,7 +97,7 @@ def _picture_levels(config: Config, area: int, mixing: int) -> Iterator[int]:
         entering, area = wide, 4 * area
 
 
-def _wan(config: Config, piece: Piece) -> Iterator[float]:
+def _wan(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """A latent frame at a time. A convolution joins its input to the frames that it kept and pads
     that, beside the input of its block and of the level, and what it keeps next. The very first
     frame is joined to none, and what is kept gathers while it is decoded."""
@@ -112,14 +113,15 @@ def _wan(config: Config, piece: Piece) -> Iterator[float]:
         moments.append((kept + kept_frames * level.entering * area, level.held + first * area))
         kept += kept_frames * level.keeping * area
         moments.append((kept, level.held + (2 * now + padded + result) * wide * area))
-        # All channels at twice the resolution, then a convolution.
-        upsampled = now * wide + level.after * (wide + 4 * (wide + level.leaving))
+        # All channels at twice the resolution, beside that in float32; then a convolution.
+        largest = max(4 * (wide + level.leaving), 4 * wide * (2 * single - 1))
+        upsampled = now * wide + level.after * (wide + largest)
         moments.append((kept, level.held + upsampled * area if level.leaving else 0))
     area_px = area * (config.get("patch_size") or 1) ** 2
     done = _pictures(max(0, 1 + now * (frames - 2)), area_px)
     for then, inside in moments:
         yield done + inside + (then if alone else kept)
-    yield kept + _PICTURES * _pictures(1 + now * (frames - 1), area_px)
+    yield kept + _finished(1 + now * (frames - 1), area_px, single)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def _wan_levels(config: Config, area: int, *, doubles: bool) -> Iterator[_WanLev
         entering, frames, area = leaving, after, 4 * area
 
 
-def _cogvideox(config: Config, piece: Piece) -> Iterator[float]:
+def _cogvideox(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """A batch of frames at a time: the first, or a later one, beside what convolutions kept of the
     one before and the pictures that are done."""
     frames, height, width = piece.frames, piece.height, piece.width
@@ -173,7 +175,7 @@ def _cogvideox(config: Config, piece: Piece) -> Iterator[float]:
         done = _pictures(max(0, 1 + ratio * (frames - 1 - BATCH)), area_px)
         levels = cogvideox_levels(config, (BATCH, height, width))
         yield kept + done + max(_cogvideox_batch(config, levels)[1])
-    yield kept + _PICTURES * _pictures(1 + ratio * (frames - 1), area_px)
+    yield kept + _finished(1 + ratio * (frames - 1), area_px, single)
 
 
 def _cogvideox_batch(config: Config, levels: list[Level]) -> tuple[float, list[float]]:
@@ -193,7 +195,7 @@ def _cogvideox_batch(config: Config, levels: list[Level]) -> tuple[float, list[f
     return kept + levels[-1].kept, moments
 
 
-def _hunyuan_video(config: Config, piece: Piece) -> Iterator[float]:
+def _hunyuan_video(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """A tile in time at once, beside those that are done: of a piece the one before it, too, whose
     end is blended in. A convolution pads its input, beside the input of its block and of the level;
     an upsampler's, beside its own parts and what they were made of. The middle block's attention
@@ -204,7 +206,7 @@ def _hunyuan_video(config: Config, piece: Piece) -> Iterator[float]:
     made = min(piece.shot_frames, frames + TILE_STRIDE + 1)
     tile = min(made, TILE)
     done = (made - tile) // TILE_STRIDE * _pictures(1 + ratio * (tile - 1), area_px)
-    yield done + _MASK * (tile * height * width) ** 2
+    yield done + _mask(single) * (tile * height * width) ** 2
     before = 0
     for level in hunyuan_video_levels(config, (tile, height, width)):
         size = level.frames * level.area
@@ -214,13 +216,19 @@ def _hunyuan_video(config: Config, piece: Piece) -> Iterator[float]:
         yield done + ((3 + level.past) * level.entering + level.width) * size
         yield done + (level.entering + (4 + level.past) * level.width) * size
         before = level.entering * size
-    yield _PICTURES * _pictures(1 + ratio * (frames - 1), area_px)
+    yield _finished(1 + ratio * (frames - 1), area_px, single)
 
 
-def _ltx(config: Config, piece: Piece) -> Iterator[float]:
+def _mask(single: int) -> float:
+    """A mask of every pair of places: in float32, beside what it is made of, a byte each; then in
+    half precision, too."""
+    return 1 + 1 / 4 if single == 1 else 1 + single
+
+
+def _ltx(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """A piece at once, with what it depends on: each block of the decoder reads only what matters
     from there on. A convolution joins its input to frames before and after, beside the input of its
-    block and all that the level was given."""
+    block and all that the level was given; a norm squares its own, in float32."""
     frames, height, width = piece.frames, piece.height, piece.width
     config, area = filled(config), height * width
     made, *entering, shown = decoded_frames(config, piece.before, frames, piece.after)
@@ -232,13 +240,14 @@ def _ltx(config: Config, piece: Piece) -> Iterator[float]:
             yield latents + before + joined * area
         if level.doubles:  # what the first frame was doubled to lives on, unseen
             count, area = 2 * count - 1, 4 * area
-        yield latents + before + (4 * count + doubled + 2 * _BESIDE) * level.width * area
+        inside = doubled + max(4 * count + 2 * _BESIDE, 3 * single * count)
+        yield latents + before + inside * level.width * area
         made = count
     own = min(shown, frames * 2 ** sum(level.doubles for level in levels))
-    yield _pictures(shown + (_PICTURES - 1) * own, area * config["patch_size"] ** 2)
+    yield _pictures(shown + (1 + single) * own, area * config["patch_size"] ** 2)
 
 
-_MOMENTS: dict[str, Callable[[Config, Piece], Iterator[float]]] = {
+_MOMENTS: dict[str, Callable[[Config, Piece, int], Iterator[float]]] = {
     "AutoencoderKL": _single_pictures,
     "AutoencoderKLCogVideoX": _cogvideox,
     "AutoencoderKLHunyuanVideo": _hunyuan_video,

@@ -106,19 +106,25 @@ def name_classes(family: FamilyFacts, configs: Mapping[str, dict[str, Any]], mod
 #: Bytes per parameter of what a worker loads.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-#: The VAE is always loaded, and decodes, in float32.
-VAE_BYTES = 4
+
+def float32_elements(dtype: str) -> int:
+    """Elements of ``dtype`` that a value takes which is computed in float32."""
+    return 4 // DTYPE_BYTES[dtype]
 
 
-def loaded_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
+def loaded_bytes(
+    family: FamilyFacts, parameters: Mapping[str, int], dtype: str, decoder_dtype: str
+) -> int:
     """Estimate of the weights held at once, in the larger of a worker's two phases.
 
     A worker holds the denoiser from its start. While it encodes what shots start from, it holds
-    the encoders too, and frees them; after that comes the VAE. An image needs the VAE at once.
+    the encoders too, an image's VAE in float32 among them, and frees them; after that comes the
+    VAE that decodes.
     """
     width = DTYPE_BYTES[dtype]
     encoders = set(family.components) - {family.denoiser, "vae"}
     encoding = sum(parameters[each] for each in encoders) * width
-    decoding = parameters["vae"] * VAE_BYTES
-    both = encoding + decoding if "image_encoder" in encoders else max(encoding, decoding)
-    return parameters[family.denoiser] * width + both
+    if "image_encoder" in encoders:
+        encoding += parameters["vae"] * DTYPE_BYTES["float32"]
+    decoding = parameters["vae"] * DTYPE_BYTES[decoder_dtype]
+    return parameters[family.denoiser] * width + max(encoding, decoding)

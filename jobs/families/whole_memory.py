@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from jobs.families.family import DTYPE_BYTES, Config
+from jobs.families.family import DTYPE_BYTES, Config, float32_elements
 from jobs.families.hunyuan_video_memory import refining_bytes
 from jobs.families.slicing_groups import Size
 from jobs.families.unet_memory import unet_moments
@@ -28,21 +28,16 @@ def whole_bytes(
     return int(elements * DTYPE_BYTES[dtype])
 
 
-def _float32(dtype: str) -> int:
-    """Elements that a value takes that is computed in float32."""
-    return 4 // DTYPE_BYTES[dtype]
-
-
 def _normed(dtype: str) -> int:
     """Copies of what a root-mean-square norm makes beside its input: that scaled, and with weights;
     in half precision its input in float32, too, and all in that."""
-    return 2 if _float32(dtype) == 1 else 3 * _float32(dtype)
+    return 2 if float32_elements(dtype) == 1 else 3 * float32_elements(dtype)
 
 
 def _turned(dtype: str) -> int:
     """Copies of what turning queries or keys by their places makes beside them: their halves
     changed over, both products and, of those in float32, the sum or what it takes."""
-    return 1 + 3 * _float32(dtype)
+    return 1 + 3 * float32_elements(dtype)
 
 
 def _wan(
@@ -56,10 +51,10 @@ def _wan(
     tokens = branches * frames * (height // patch_height) * (width // patch_width)
     features = config["num_attention_heads"] * config["attention_head_dim"]
     size, text = tokens * features, branches * text_tokens * features
-    held = text + 2 * tokens / branches * config["attention_head_dim"] * _float32(dtype)
+    held = text + 2 * tokens / branches * config["attention_head_dim"] * float32_elements(dtype)
     normed = _normed(dtype)
     yield held + 4 * size + 2 * tokens * config["ffn_dim"]
-    yield held + (6 + 1.5 * _float32(dtype)) * size  # queries and keys turned, by halves
+    yield held + (6 + 1.5 * float32_elements(dtype)) * size  # queries and keys turned, by halves
     yield held + (5 + normed) * size + 2 * text  # queries to the text, beside its keys and values
     yield held + 5 * size + (2 + normed) * text  # its keys
 
@@ -73,7 +68,7 @@ def _ltx(
     tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
     features = config["num_attention_heads"] * config["attention_head_dim"]
     size, text = tokens * features, branches * text_tokens * features
-    held = text + 2 * size * _float32(dtype)
+    held = text + 2 * size * float32_elements(dtype)
     normed = _normed(dtype)
     yield held + (4 + 2 * 4) * size
     yield held + (5 + _turned(dtype)) * size
@@ -93,7 +88,7 @@ def _cogvideox(
     video, both = features * tokens, features * (tokens + config["max_text_seq_length"])
     rotary = 0
     if config.get("use_rotary_positional_embeddings"):
-        rotary = 2 * tokens * config["attention_head_dim"] * _float32(dtype)
+        rotary = 2 * tokens * config["attention_head_dim"] * float32_elements(dtype)
         yield rotary + 5 * both + (1 + _turned(dtype)) * video
     yield rotary + (4 + 2 * 4) * both
 
@@ -108,7 +103,7 @@ def _hunyuan_video(
     tokens = branches * (frames // patch_frames) * (height // patch) * (width // patch)
     features = config["num_attention_heads"] * config["attention_head_dim"]
     video, both = features * tokens, features * (tokens + branches * text_tokens)
-    rotary = 2 * tokens / branches * config["attention_head_dim"] * _float32(dtype)
+    rotary = 2 * tokens / branches * config["attention_head_dim"] * float32_elements(dtype)
     inside = config.get("mlp_ratio", 4.0)
     yield rotary + (inside + 7) * both + _turned(dtype) * video
     yield rotary + (inside + (inside + 1) + 7) * both

@@ -76,9 +76,11 @@ def fitted(model: ModelInfo, image: str, **slicing: float) -> ResolvedSpec:
     return fitted_svd(model, image, slicing=slicing)
 
 
-def fitted_svd(model: ModelInfo, image: str, **accelerations: object) -> ResolvedSpec:
+def fitted_svd(
+    model: ModelInfo, image: str, decoder_dtype: str = "float32", **accelerations: object
+) -> ResolvedSpec:
     asked = {"image": image, "pixel_frames": 14, "accelerations": accelerations}
-    spec = parse_spec({"version": 1, **asked})
+    spec = parse_spec({"version": 1, "decoder_dtype": decoder_dtype, **asked})
     return with_fitted_accelerations(
         spec, resolve(spec, model.geometry, model.defaults), model, "euler"
     )
@@ -104,11 +106,20 @@ def test_a_budget_that_decoding_breaks_in_any_slices_is_refused(
     said = r"slicing\.budget_gb: slicing cannot bring the model under 8 GB: .*decoding takes"
     with pytest.raises(BadJob, match=said) as refused:
         fitted(published, image, budget_gb=8)
-    assert "than 1024x576" in str(refused.value)
+    assert "or more, decoder_dtype: bfloat16, or a size smaller than 1024x576" in str(refused.value)
     (would_fit,) = re.findall(r"give budget_gb: ([\d.]+)", str(refused.value))
     assert fitted(published, image, budget_gb=float(would_fit)).accelerations.slicing.slices > 2
     with pytest.raises(BadJob):
         fitted(published, image, budget_gb=float(would_fit) - 0.1)
+
+
+def test_a_decoder_in_half_precision_takes_half(published: ModelInfo, image: str) -> None:
+    full = fitted(published, image, slices=8)
+    half = fitted_svd(published, image, "bfloat16", slicing={"slices": 8})
+    assert decode_bytes(half, published) == pytest.approx(decode_bytes(full, published) / 2)
+    assert fitted_svd(published, image, "bfloat16", slicing={"budget_gb": 12})
+    with pytest.raises(BadJob, match="or more, or a size smaller"):
+        fitted_svd(published, image, "float16", slicing={"budget_gb": 10})
 
 
 def planned(folder: Path, **slicing: float) -> Plan:
@@ -192,7 +203,7 @@ def test_what_plans_of_attention_keep_counts_against_a_budget(
         assert denoise_bytes(job, wide, "bfloat16") > decode_bytes(job, wide), "or it shows nothing"
         return weights + tile_bytes(job, wide, "bfloat16")
 
-    weights = loaded_bytes(wide.family, wide.parameters, "bfloat16")
+    weights = loaded_bytes(wide.family, wide.parameters, "bfloat16", "float32")
     budget_gb = (needed(2) + needed(99)) / 2e9
     budget = {"budget_gb": budget_gb}
     job = fitted_wan(wide, slicing=budget, fast_attention=plans)

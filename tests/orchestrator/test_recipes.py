@@ -52,7 +52,9 @@ def test_every_result_depends_on(changes: dict[str, object]) -> None:
     assert not theirs & {Recipes(after, "a-1").key(unit) for unit in after.units()}
 
 
-@pytest.mark.parametrize("changes", [{"codec": "ffv1"}, {"quality": 3}, {"fps": 8}])
+@pytest.mark.parametrize(
+    "changes", [{"codec": "ffv1"}, {"quality": 3}, {"fps": 8}, {"decoder_dtype": "bfloat16"}]
+)
 def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) -> None:
     before, after = two_shots(), replace(two_shots(), **changes)
     assert film_key(before) != film_key(after)

@@ -35,6 +35,14 @@ def test_a_short_shots_steps_cost_less() -> None:
     assert "a step of 8 latent frames, others in proportion; start" in both["wall_basis"]
 
 
+def test_what_decodes_in_half_precision_is_said() -> None:
+    plan = make_plan(8)
+    assert "model demo in float32, preset" in plan_text(plan_report(plan, 1, None))
+    half = plan_report(replace(plan, decoder_dtype="bfloat16"), 1, None)
+    assert half["decoder_dtype"] == "bfloat16"
+    assert "model demo in float32, decoded in bfloat16, preset" in plan_text(half)
+
+
 def test_memory_is_in_the_reports_unit() -> None:
     plan = replace(make_plan(8), model_bytes=28_400_000_000, tile_bytes=67_108_864)
     said = plan_text(plan_report(plan, 1, None))

@@ -166,7 +166,7 @@ def test_the_piece_counts_that_is_decoded_with_most_around_it(tmp_path: Path) ->
         scale = model.geometry.spatial_scale
         height, width = model.defaults.size[1] // scale, model.defaults.size[0] // scale
         piece = Piece(frames, height, width, before=before, after=after)
-        return decoding_bytes(model.configs["vae"], piece)
+        return decoding_bytes(model.configs["vae"], piece, "float32")
 
     r = model.geometry.temporal_scale
     assert decoding(1 + 99 * r, 5, 1) == of(4, 48, 48) > of(5, 95, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -151,13 +152,24 @@ def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workers.lanes._digest", lambda latent: b"")
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 @torch.no_grad()
-def predicted_over_measured(case: Case, piece: Piece) -> float:
+def predicted_over_measured(case: Case, piece: Piece, dtype: str = "float32") -> float:
     """Of what a family decodes, up to where a fake tensor's pixels would be read."""
     kind = WORKERS_FAMILIES[case.family]
     family = kind.__new__(kind)  # type: ignore[misc]  # of no folder
     with FakeTensorMode(allow_non_fake_inputs=True):
-        family.vae = case.make().eval()
+        with default_dtype(getattr(torch, dtype)):
+            family.vae = case.make().eval()
         family._lanes, family._text = LaneKeeper(), None
         config = dict(family.vae.config) | {"_class_name": type(family.vae).__name__}
         back, forth = _context(case.family, config)
@@ -169,7 +181,7 @@ def predicted_over_measured(case: Case, piece: Piece) -> float:
         with TensorAccounting() as memory, pytest.raises(RuntimeError, match="numpy"):
             start, stop = piece.before, piece.before + piece.frames
             family.decode(0, shot, latents, start - back, start, stop)
-    return decoding_bytes(config, piece) / memory.peak_bytes
+    return decoding_bytes(config, piece, dtype) / memory.peak_bytes
 
 
 def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
@@ -179,6 +191,7 @@ def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
     return (4, 1) if family == "hunyuan-video" else (0, 0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
     "name, size",
     [
@@ -192,16 +205,17 @@ def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
         for size in SIZES
     ],
 )
-def test_the_model_predicts_what_is_measured(name: str, size: Size) -> None:
-    found = predicted_over_measured(SMALL[name], Piece(*size))
+def test_the_model_predicts_what_is_measured(name: str, size: Size, dtype: str) -> None:
+    found = predicted_over_measured(SMALL[name], Piece(*size), dtype)
     assert found == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models_at_their_sizes(name: str) -> None:
+def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
     case, size = PUBLISHED[name]
-    assert predicted_over_measured(case, Piece(*size)) == pytest.approx(1, abs=TOLERANCE)
+    assert predicted_over_measured(case, Piece(*size), dtype) == pytest.approx(1, abs=TOLERANCE)
 
 
 @pytest.mark.slow

@@ -337,7 +337,7 @@ def test_a_decoder_that_slicing_does_not_cut_is_told(folder: Path) -> None:
 
     (said,), model = warnings(folder, 2), inspect_model(folder)
     side = 32 // model.geometry.spatial_scale
-    needs = decoding_bytes(model.configs["vae"], Piece(21, side, side, before=8))
+    needs = decoding_bytes(model.configs["vae"], Piece(21, side, side, before=8), "float32")
     name = "AutoencoderKLLTXVideo"
     assert said.startswith(f"slicing does not cut this model's decoder ({name}): a tile's takes")
     assert f"about {gb(needs)}, however many slices" in said

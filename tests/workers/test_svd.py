@@ -296,4 +296,8 @@ def test_slices_of_the_decoder_are_counted(folder: Path, image: ImageFile) -> No
 
 def test_an_image_is_encoded_by_encoder_and_autoencoder_together() -> None:
     parameters = {"unet": 1000, "vae": 10, "image_encoder": 500}
-    assert loaded_bytes(SVD(), parameters, "bfloat16") == 2 * (1000 + 500) + 4 * 10
+    half = 2 * (1000 + 500) + 4 * 10
+    assert loaded_bytes(SVD(), parameters, "bfloat16", "float32") == half
+    assert loaded_bytes(SVD(), parameters, "bfloat16", "float16") == half, "an image's is float32"
+    wide = parameters | {"vae": 1000, "image_encoder": 0}
+    assert loaded_bytes(SVD(), wide, "bfloat16", "float16") == 2 * 1000 + 4 * 1000

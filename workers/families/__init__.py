@@ -27,9 +27,14 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
 
 
 def open_family(
-    name: str, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()
+    name: str,
+    folder: str,
+    dtype: str,
+    device: str,
+    loras: Sequence[Adapter] = (),
+    decoder_dtype: str = "float32",
 ) -> ModelFamily:
     """A family on a model folder; reads config files only. ``loras``: files and scales."""
     if name not in FAMILIES:
         raise BadJob(f"unknown model family '{name}'; valid: {', '.join(sorted(FAMILIES))}")
-    return FAMILIES[name](folder, dtype, device, loras)
+    return FAMILIES[name](folder, dtype, device, loras, decoder_dtype)

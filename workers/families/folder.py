@@ -43,9 +43,17 @@ class FolderModel(ABC):
     rounds_latents: ClassVar[bool] = False
     even_sigmas: ClassVar[bool] = False  # whether the pipeline spreads a flow's steps from 1 to 0
 
-    def __init__(self, folder: str, dtype: str, device: str, loras: Sequence[Adapter] = ()) -> None:
+    def __init__(
+        self,
+        folder: str,
+        dtype: str,
+        device: str,
+        loras: Sequence[Adapter] = (),
+        decoder_dtype: str = "float32",
+    ) -> None:
         self._folder, self._loras = Path(folder), loras
         self._dtype, self._device = read_dtype(dtype), torch.device(device)
+        self._decoder_dtype = read_dtype(decoder_dtype)
         facts = FAMILIES[self.name]
         index = read_json(self._folder / "model_index.json")
         if family_of(index).name != self.name:
@@ -77,8 +85,8 @@ class FolderModel(ABC):
 
     @cached_property
     def vae(self) -> Any:
-        """In float32 whatever the denoiser's dtype: bfloat16 bands smooth gradients."""
-        return self._load(self.vae_kind, "vae", torch_dtype=torch.float32)
+        """What decodes: in float32, unless asked otherwise, whatever the denoiser's dtype."""
+        return self._load(self.vae_kind, "vae", torch_dtype=self._decoder_dtype)
 
     def loaded_bytes(self) -> int:
         """Bytes of the weights that are held now."""

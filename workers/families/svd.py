@@ -59,12 +59,18 @@ class SVDFamily(FolderModel):
         multiplies matrices that do not lie in one piece by another kernel without."""
         return super().denoiser.requires_grad_(True)
 
+    def _load_encoders(self) -> Any:
+        """An image is encoded in float32, as the pipeline does for weights in float16."""
+        pipeline = super()._load_encoders()
+        pipeline.vae = self._load(self.vae_kind, "vae", torch_dtype=torch.float32)
+        return pipeline
+
     def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
         """``image``: CLIP's embedding [1, 1, text_dim]. ``image_latents``: [1, C, H, W]."""
         assert shot.image is not None, "the plan has an image for every shot of this family"
         image = decode_image(read_image(shot.image), shot.image.path)
         embedding = pipeline._encode_image(image, self._device, 1, False)
-        vae = self.vae
+        vae = pipeline.vae
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         height, width = scale * shot.latent_height, scale * shot.latent_width
         pixels = pipeline.video_processor.preprocess(image, height=height, width=width)

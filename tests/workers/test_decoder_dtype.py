@@ -1,0 +1,142 @@
+"""Decoding in half precision, of every family: what diffusers gives, whoever decodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers.video_processor import VideoProcessor
+
+from jobs.arrays import Bundle
+from jobs.errors import UnitError
+from jobs.families import FAMILIES
+from jobs.units import DecodeTask, Unit, Window
+from tests.workers.tiny import encode, tiny_worker
+from tests.workers.tiny_families import TinyFamily, tiny_family
+from workers import decoding, ltx_decoding
+from workers.bundles import to_bundle
+from workers.cogvideox_decoding import scaled
+from workers.families import open_family
+
+KINDS = ("wan", "animatediff", "svd", "cogvideox-2b", "ltx", "hunyuan-video")
+HALVES = ("bfloat16", "float16")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyFamily:
+    return tiny_family(request.param, tmp_path_factory.mktemp("tiny"))
+
+
+def latents_of(tiny: TinyFamily) -> torch.Tensor:
+    shot, channels = tiny.shot, open_family(tiny.name, str(tiny.folder), "float32", "cpu")
+    size = shot.latent_frames, shot.latent_height, shot.latent_width
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels.latent_channels, *size, generator=generator)
+
+
+def decoded(tiny: TinyFamily, dtype: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """By a family that has decoded nothing before."""
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
+    return family.decode(
+        0, tiny.shot, latents_of(tiny)[:, :, :stop], 0, start, stop or tiny.shot.latent_frames
+    )
+
+
+def _by_picture(vae, latents: torch.Tensor) -> torch.Tensor:
+    pictures = (1 / vae.config.scaling_factor * latents.to(vae.dtype)[0]).unbind(1)
+    return torch.stack([vae.decode(each[None]).sample for each in pictures], dim=2)
+
+
+def _together(vae, latents: torch.Tensor) -> torch.Tensor:
+    frames = (1 / vae.config.scaling_factor * latents.to(vae.dtype))[0].transpose(0, 1).contiguous()
+    return vae.decode(frames, num_frames=len(frames)).sample.transpose(0, 1)[None]
+
+
+#: What a family's pipeline does with a whole shot's latents.
+DIFFUSERS: dict[str, Callable[..., torch.Tensor]] = {
+    "wan": lambda vae, latents: vae.decode(decoding.unnormalise(vae, latents)).sample,
+    "animatediff": _by_picture,
+    "svd": _together,
+    "cogvideox": lambda vae, latents: vae.decode(scaled(vae, latents)).sample,
+    "ltx": lambda vae, latents: vae.decode(ltx_decoding.unnormalise(vae, latents), None).sample,
+    "hunyuan-video": lambda vae, latents: (
+        vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    ),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_shot_is_decoded_as_diffusers_does(tiny: TinyFamily, dtype: str) -> None:
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
+    assert family.vae.dtype == getattr(torch, dtype)
+    pixels = DIFFUSERS[tiny.name](family.vae, latents_of(tiny))
+    theirs = VideoProcessor().postprocess_video(pixels, output_type="pil")[0]
+    ours = decoded(tiny, dtype)
+    assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
+    full = decoded(tiny, "float32").astype(int)
+    apart = np.abs(ours - full)
+    assert apart.max() > 0 and apart.mean() < (1 if dtype == "bfloat16" else 0.2), "of 255"
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_piece_has_the_same_bits_whoever_decoded_the_one_before(
+    tiny: TinyFamily, dtype: str
+) -> None:
+    """Of the families that go on where they stood."""
+    if tiny.name not in ("wan", "cogvideox"):
+        pytest.skip("keeps no context")
+    family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
+    latents, shot = latents_of(tiny), tiny.shot
+    first = family.decode(0, shot, latents[:, :, :3], 0, 0, 3)
+    rest = family.decode(0, shot, latents, 0, 3, shot.latent_frames)
+    assert np.array_equal(rest, decoded(tiny, dtype, 3))
+    assert np.array_equal(np.concatenate([first, rest]), decoded(tiny, dtype))
+
+
+def test_what_overflows_is_no_picture(tiny: TinyFamily) -> None:
+    """A float16 decoder that becomes NaN would otherwise write black frames."""
+    worker = tiny_worker(tiny.folder, family=tiny.name, decoder_dtype="float16")
+    for parameter in worker._family.vae.parameters():
+        parameter.data *= 1e3
+    shot = tiny.shot
+    window = Window(0, 0, shot.latent_frames)
+    task = DecodeTask(
+        unit=Unit("decode", 0),
+        attempt=1,
+        shot=shot,
+        windows=(window,),
+        owned=((0, shot.latent_frames),),
+        warm_start=0,
+        start=0,
+        stop=shot.latent_frames,
+        codec="ffv1",
+        quality=0,
+    )
+    says = r"the decoded pixels became NaN.* in float16; .*use decoder_dtype bfloat16 or float32"
+    with pytest.raises(UnitError, match=says) as caught:
+        worker.run(task, [to_bundle({"latents": latents_of(tiny)})])
+    assert caught.value.kind == "not_finite"
+
+
+def test_only_decoding_is_in_half_precision(tiny: TinyFamily) -> None:
+    """An image, too, is encoded in float32."""
+
+    def encoded(dtype: str) -> Bundle:
+        worker = tiny_worker(tiny.folder, family=tiny.name, decoder_dtype=dtype)
+        bundle = encode(worker, dataclasses.replace(tiny.shot))
+        assert "vae" not in vars(worker._family), "what decodes is not loaded yet"
+        return bundle
+
+    full, half = encoded("float32"), encoded("bfloat16")
+    assert {name: array.tobytes() for name, array in full.arrays.items()} == {
+        name: array.tobytes() for name, array in half.arrays.items()
+    }
+
+
+def test_every_family_is_here(tmp_path: Path) -> None:
+    assert FAMILIES.keys() == DIFFUSERS.keys()
