@@ -38,6 +38,7 @@ class Here:
     plan: Plan
     frames: NDArray[np.uint8]  # [F, H, W, 3]
     steps_s: float  # wall time of all steps of tiles
+    decode_s: float  # of all pieces, writing them included
     passes: int  # of the denoiser, guidance branches counted
     operations: int  # multiplications of the denoiser: linear layers, convolutions, attention
     engaged: Counter[str]
@@ -55,18 +56,19 @@ def render_here(job: Mapping[str, Any], tune: Tune = lambda family: nullcontext(
 def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
     """A planned film by a worker that is loaded."""
     outputs: dict[Unit, Bundle] = {}
-    steps_s, engaged = 0.0, Counter[str]()
+    seconds, engaged = dict.fromkeys(_KINDS, 0.0), Counter[str]()
     family = worker._family
     with counted(family.denoiser) as counts, tune(family):
         for unit in _in_order(plan):
             inputs = [outputs[each] for each in plan.inputs(unit)]
             report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
             engaged.update(report.engaged)
-            steps_s += report.elapsed_s if unit.kind == "step" else 0.0
+            seconds[unit.kind] += report.elapsed_s
     return Here(
         plan=plan,
         frames=np.concatenate([_frames(outputs[goal]) for goal in plan.goals()]),
-        steps_s=steps_s,
+        steps_s=seconds["step"],
+        decode_s=seconds["decode"],
         passes=counts["passes"],
         operations=counts["operations"],
         engaged=engaged,
@@ -79,18 +81,22 @@ def _worker(prepared: Prepared) -> Worker:
         str(prepared.model.folder),
         prepared.model.family.name,
         plan.dtype,
+        plan.decoder_dtype,
         plan.threads,
         plan.accelerations.model_dump_json(),
     )
 
 
 @cache
-def _loaded(folder: str, family: str, dtype: str, threads: int, accelerations: str) -> Worker:
+def _loaded(
+    folder: str, family: str, dtype: str, decoder_dtype: str, threads: int, accelerations: str
+) -> Worker:
     setup = WorkerSetup(
         worker="here",
         model=folder,
         family=family,
         dtype=dtype,
+        decoder_dtype=decoder_dtype,
         threads=threads,
         accelerations=Accelerations.model_validate_json(accelerations),
     )

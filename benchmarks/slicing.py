@@ -7,10 +7,10 @@ Peaks are counted tensor by tensor (``accel.memory``) on fake tensors of the rea
 with guidance, so that no weights and no card are needed; workspaces inside operators and the
 allocator's rounding are not in them. Stock is diffusers as it comes: all weights loaded, attention
 by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
-``as_a_worker_holds_it`` is what a render holds at its peak, with its decoder in either precision:
-the encoders are freed before the first step, the decoder is loaded for the last, and decodes picture
-by picture or in slices. The time is a small UNet's on one thread of this CPU, which says little of a card. ``--decoders``:
-of HunyuanVideo's and CogVideoX's decoders instead, in both precisions.
+``as_a_worker_holds_it`` is what a render holds, its decoder in either precision: encoders are freed
+before the first step, and a decoder goes picture by picture or in slices. The time is a small
+UNet's on one thread of this CPU, which says little of a card. ``--decoders``: of HunyuanVideo's and
+CogVideoX's decoders instead, in both precisions.
 """
 
 from __future__ import annotations
