@@ -80,6 +80,10 @@ SchedulerName = Literal[
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DecoderDtypeName = Literal["float32", "bfloat16", "float16"]
 
+#: Whether every latent frame starts from noise of its own, or from that of the frame a window's
+#: length before (FreeNoise, Qiu et al. 2023, arXiv 2310.15169), so that all windows start alike.
+NoiseName = Literal["independent", "repeated"]
+
 
 def _number_or_list(value: Any) -> Any:
     lone = isinstance(value, int | float) and not isinstance(value, bool)
@@ -192,6 +196,7 @@ class JobSpec(Part):
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # CPU threads per worker
     window_latent_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     overlap_latent_frames: Annotated[int, Field(ge=0, le=4095)] | None = None
+    noise: NoiseName = "independent"
     checkpoint_every: Annotated[int, Field(ge=1, le=1000)] = 5  # steps
     loras: Loras = ()
     audio: SoundTrack = None
@@ -278,6 +283,7 @@ class ResolvedSpec:
     threads: int
     window_latent_frames: int
     overlap_latent_frames: int
+    noise: NoiseName
     checkpoint_every: int
     codec: Literal["h264", "ffv1"]
     quality: int
@@ -350,6 +356,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         threads=spec.threads,
         window_latent_frames=window,
         overlap_latent_frames=overlap,
+        noise=spec.noise,
         checkpoint_every=spec.checkpoint_every,
         codec=spec.output.codec,
         quality=spec.output.quality,

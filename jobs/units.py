@@ -77,6 +77,7 @@ class ShotRender:
     pixel_frames: int  # of the whole shot, after trimming
     fps: int
     image: ImageFile | None = None  # what the shot starts from
+    noise_period: int | None = None  # frames of the first stage after which its noise comes again
 
     @property
     def steps(self) -> int:

@@ -92,6 +92,15 @@ PyramidOption = Annotated[
         "the weights were trained",
     ),
 ]
+NoiseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--noise",
+        metavar="independent|repeated",
+        help="repeated: all windows of a shot start from the same noise, so that a long film keeps "
+        "its look (FreeNoise); default: independent",
+    ),
+]
 FirstStageOption = Annotated[
     str | None,
     typer.Option(

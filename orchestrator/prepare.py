@@ -222,6 +222,7 @@ def _render(
         scheduler=job.scheduler,
         flow_shift=job.flow_shift,
         text_tokens=job.text_tokens,
+        noise_period=job.window_latent_frames if job.noise == "repeated" else None,
         latent_frames=geometry.latent_frames(shot.pixel_frames),
         latent_height=job.height_px // geometry.spatial_scale,
         latent_width=job.width_px // geometry.spatial_scale,

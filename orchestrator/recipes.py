@@ -83,6 +83,7 @@ class Recipes:
                 "stage_positions": render.stage_positions,
             }
             | ({"fps": render.fps} if self._plan.geometry.time_in_seconds else {})
+            | ({"noise_period": render.noise_period} if render.noise_period else {})
         )
 
     def _piece(self, unit: Unit) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def _shot_report(shot: Any) -> dict[str, Any]:
         "image": None if render.image is None else render.image.path,
         "shows": render.shows,
         "seed": render.seed,
+        "noise_period": render.noise_period,
         "seconds": render.pixel_frames / render.fps,
         "pixel_frames": render.pixel_frames,
         "latent_frames": render.latent_frames,
@@ -195,7 +196,8 @@ def plan_text(report: dict[str, Any]) -> str:
             f"{counted(shot['latent_frames'], 'latent frame')} in "
             f"{counted(len(windows), 'window')} of {windows[0][1] - windows[0][0]}, "
             f"{counted(shot['steps'], 'step')}, "
-            f"{counted(shot['pieces'], 'piece')}, seed {shot['seed']}: {shorten(shot['shows'])}"
+            f"{counted(shot['pieces'], 'piece')}, seed {shot['seed']}"
+            f"{', noise repeated' if shot['noise_period'] else ''}: {shorten(shot['shows'])}"
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]

@@ -33,6 +33,13 @@ def initial_noise(shot: ShotRender, frames: Iterable[int], channels: int) -> tor
     return _noise(shot, frames, channels, "initial", 0)
 
 
+def noise_frames(start: int, stop: int, period: int | None) -> list[int]:
+    """The frames of a first stage whose noise its frames ``[start, stop)`` start from: their own,
+    or with a period those that far before, so that any ``period`` frames in a row have all of it
+    once (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, section 3.2, but without shuffling)."""
+    return [frame % period if period else frame for frame in range(start, stop)]
+
+
 def jump_noise(shot: ShotRender, stage: int, frames: Iterable[int], channels: int) -> torch.Tensor:
     """Fresh noise [1, C, T, H, W] for the jump to ``stage``, for these latent frames."""
     return _noise(shot, frames, channels, "jump", stage)

@@ -13,7 +13,7 @@ import torch
 from jobs.pyramid import firsts
 from jobs.units import ShotRender
 from workers.families.family import BranchContext, ModelFamily
-from workers.noise import initial_noise, jump_noise, step_noise
+from workers.noise import initial_noise, jump_noise, noise_frames, step_noise
 from workers.schedulers import History, RangeStepper
 
 
@@ -30,7 +30,12 @@ class StageSteps:
 
     def start(self, frames: tuple[int, int]) -> torch.Tensor:
         """The latents that the first stage starts from: noise."""
-        drawn = initial_noise(self.shot, self._places(*frames, 1), self.family.latent_channels)
+        places = self._places(0, frames[1], 1)
+        drawn = initial_noise(
+            self.shot,
+            [places[n] for n in noise_frames(*frames, self.shot.noise_period)],
+            self.family.latent_channels,
+        )
         return self.family.kept(self.stepper.start(drawn.to(self.device)))
 
     def jump(self, frames: tuple[int, int], latents: torch.Tensor, first: int) -> torch.Tensor:

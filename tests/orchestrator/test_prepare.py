@@ -26,6 +26,13 @@ def test_a_plan_reads_back() -> None:
     assert (plan.planner_version, plan.noise_version) == (PLANNER_VERSION, NOISE_VERSION)
 
 
+def test_a_plan_from_before_a_setting_was_there_has_its_default() -> None:
+    plan = make_plan(6)
+    stored = plan_to_json(plan)
+    del stored["decoder_dtype"], stored["shots"][0]["render"]["noise_period"]
+    assert plan_from_json(stored) == plan
+
+
 @pytest.mark.parametrize("name", ["planner_version", "noise_version"])
 def test_a_plan_of_another_version_is_refused(name: str) -> None:
     stored = plan_to_json(make_plan(6))

@@ -63,6 +63,14 @@ def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) 
         assert same == (unit.kind != "decode")
 
 
+def test_only_what_is_encoded_does_not_depend_on_its_noise() -> None:
+    plan = two_shots()
+    repeated = tuple(replace(s, render=replace(s.render, noise_period=8)) for s in plan.shots)
+    for unit in plan.units():
+        keys = {Recipes(each, "a-1").key(unit) for each in (plan, replace(plan, shots=repeated))}
+        assert (len(keys) == 1) == (unit.kind == "encode")
+
+
 def test_a_model_that_counts_seconds_denoises_another_film_at_another_rate() -> None:
     plan = two_shots()
     seconds = replace(plan, geometry=replace(plan.geometry, time_in_seconds=True))

@@ -9,7 +9,7 @@ import torch
 
 from jobs.versions import NOISE_VERSION
 from tests.workers.tiny import tiny_shot
-from workers.noise import frame_noise, image_noise, initial_noise
+from workers.noise import frame_noise, image_noise, initial_noise, noise_frames
 
 SHAPE = (4, 8, 8)
 
@@ -21,6 +21,14 @@ def test_any_window_draws_the_same_noise() -> None:
     assert whole.dtype == torch.float32
     for start, stop in [(0, 1), (3, 7), (8, 9)]:
         assert torch.equal(initial_noise(shot, range(start, stop), 4), whole[:, :, start:stop])
+
+
+def test_any_window_in_a_row_has_all_of_repeated_noise_once() -> None:
+    assert noise_frames(2, 7, None) == [2, 3, 4, 5, 6]
+    assert noise_frames(0, 5, 5) == [0, 1, 2, 3, 4], "a shot of one window has its own"
+    for start in range(12):
+        assert sorted(noise_frames(start, start + 5, 5)) == [0, 1, 2, 3, 4]
+    assert noise_frames(3, 8, 5) == [3, 4, 0, 1, 2]
 
 
 def test_every_part_of_the_key_matters() -> None:

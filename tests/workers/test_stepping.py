@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from jobs.units import ShotRender
@@ -38,3 +40,16 @@ def test_a_steps_noise_is_of_that_step_of_the_shot_and_of_the_frames_that_it_sta
     assert torch.equal(second.step_noise(1, (2, 5)), drawn(STEPS[0] + 1, [2, 3, 4]))
     assert torch.equal(second.step_noise(0, (0, 1)), drawn(STEPS[0], [0]))
     assert not torch.equal(second.step_noise(1, (0, 1)), first.step_noise(1, (0, 1)))
+
+
+@pytest.mark.parametrize("steps", [(3,), STEPS])
+def test_repeated_noise_comes_again_after_so_many_frames_of_the_first_stage(
+    tiny_wan: Path, steps: tuple[int, ...]
+) -> None:
+    shot = tiny_shot(stage_steps=steps, latent_frames=17, pixel_frames=33)
+    plain = stage_of(tiny_wan, shot, 0)
+    stage = stage_of(tiny_wan, replace(shot, noise_period=4), 0)
+    first = plain.start((0, 4))
+    assert torch.equal(stage.start((0, 4)), first), "a window's length is as it was"
+    assert torch.equal(stage.start((3, 9)), first[:, :, [3, 0, 1, 2, 3, 0]])
+    assert not torch.equal(plain.start((4, 8)), first)
