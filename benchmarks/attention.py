@@ -35,7 +35,7 @@ from accel.windowed import Geometry, block_size, dense_flops, window_flops, wind
 from benchmarks.common import write_result
 from jobs.attention_plan import AttentionPlan, Extent
 from jobs.model_folder import inspect_model, resolve_model
-from jobs.units import ShotRender, Unit
+from jobs.units import DecodeTask, ShotRender, Unit
 from workers.calibration import CalibrationSample, find_plans
 from workers.families import ModelFamily, open_family
 from workers.fidelity import compare
@@ -137,8 +137,18 @@ def render(
     samples = [CalibrationSample(family, shot) for shot in shots]
     pairs = list(zip(samples, shots, strict=True))
     latents, times = timed(lambda: [denoise(family, s, shot.steps, plan) for s, shot in pairs])
-    frames = [family.decode(n, shots[n], z, 0, 0, z.shape[2]) for n, z in enumerate(latents)]
+    frames = [
+        family.decode(_whole(n, shot), z)
+        for n, (shot, z) in enumerate(zip(shots, latents, strict=True))
+    ]
     return Rendered(torch.cat(latents), np.concatenate(frames), times)
+
+
+def _whole(number: int, shot: ShotRender) -> DecodeTask:
+    return DecodeTask(
+        unit=Unit("decode", number), attempt=1, shot=shot, start=0, stop=shot.latent_frames,
+        warm_start=0, windows=(), owned=(), codec="ffv1", quality=0,
+    )  # fmt: skip
 
 
 def psnr_db(ours: torch.Tensor, reference: torch.Tensor) -> float | None:

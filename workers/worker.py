@@ -232,9 +232,7 @@ class Worker:
         )
         assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
         with self._sliced_decoder(task.unit, engaged):
-            frames = self._family.decode(
-                task.unit.shot, task.shot, latents, task.warm_start, task.start, task.stop
-            )
+            frames = self._family.decode(task, latents)
         first, stop = self._family.geometry.pixel_range(task.start, task.stop)
         frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)

@@ -23,7 +23,7 @@ from jobs.units import ShotRender, Window
 from orchestrator.prepare import prepare
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_pyramid import STEPS, ended, run_all
-from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_animatediff import (
     SCALE_PX,
     TEXT_TOKENS,
@@ -90,10 +90,10 @@ def test_decoded_frames_are_the_pipelines(folder: Path) -> None:
     shot = animatediff_shot(stage_steps=(2,))
     latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
     family = AnimateDiffFamily(str(folder), "float32", "cpu")
-    ours = family.decode(0, shot, latents, 0, 0, latents.shape[2])
+    ours = family.decode(piece_task(shot, 0, latents.shape[2]), latents)
     theirs = run_pipeline(folder, shot, output_type="pil", decode_chunk_size=1)[0]
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
-    piece = family.decode(0, shot, latents[:, :, 3:8], 3, 5, 8)
+    piece = family.decode(piece_task(shot, 5, 8, 3), latents[:, :, 3:8])
     assert np.array_equal(piece, ours[5:8]), "a piece has the frames of the whole"
 
 

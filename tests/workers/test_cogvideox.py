@@ -23,7 +23,7 @@ from orchestrator.prepare import prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_loras import write_lora
-from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_cogvideox import (
     SCALE_PX,
     TEXT_TOKENS,
@@ -119,7 +119,7 @@ def test_decoded_frames_are_the_pipelines(folder: Path, monkeypatch) -> None:
     shot = cogvideox_shot(stage_steps=(2,))
     latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
     family = CogVideoXFamily(str(folder), "float32", "cpu")
-    ours = family.decode(0, shot, latents, 0, 0, latents.shape[2])
+    ours = family.decode(piece_task(shot, 0, latents.shape[2]), latents)
     theirs = run_pipeline(folder, shot, monkeypatch, output_type="pil")[0]
     assert len(theirs) == 17
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))

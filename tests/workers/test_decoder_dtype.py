@@ -14,8 +14,8 @@ from diffusers.video_processor import VideoProcessor
 from jobs.arrays import Bundle
 from jobs.errors import UnitError
 from jobs.families import FAMILIES
-from jobs.units import DecodeTask, Unit, Window
-from tests.workers.tiny import encode, tiny_worker
+from jobs.units import Window
+from tests.workers.tiny import encode, piece_task, tiny_worker
 from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers import decoding, ltx_decoding
 from workers.bundles import to_bundle
@@ -42,7 +42,8 @@ def decoded(tiny: TinyFamily, dtype: str, start: int = 0, stop: int | None = Non
     """By a family that has decoded nothing before."""
     family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
     return family.decode(
-        0, tiny.shot, latents_of(tiny)[:, :, :stop], 0, start, stop or tiny.shot.latent_frames
+        piece_task(tiny.shot, start, stop or tiny.shot.latent_frames),
+        latents_of(tiny)[:, :, :stop],
     )
 
 
@@ -84,16 +85,15 @@ def test_a_shot_is_decoded_as_diffusers_does(tiny: TinyFamily, dtype: str) -> No
 
 
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("tiny", ["wan", "cogvideox-2b"], indirect=True)
 def test_a_piece_has_the_same_bits_whoever_decoded_the_one_before(
     tiny: TinyFamily, dtype: str
 ) -> None:
     """Of the families that go on where they stood."""
-    if tiny.name not in ("wan", "cogvideox"):
-        pytest.skip("keeps no context")
     family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
     latents, shot = latents_of(tiny), tiny.shot
-    first = family.decode(0, shot, latents[:, :, :3], 0, 0, 3)
-    rest = family.decode(0, shot, latents, 0, 3, shot.latent_frames)
+    first = family.decode(piece_task(shot, 0, 3), latents[:, :, :3])
+    rest = family.decode(piece_task(shot, 3, shot.latent_frames), latents)
     assert np.array_equal(rest, decoded(tiny, dtype, 3))
     assert np.array_equal(np.concatenate([first, rest]), decoded(tiny, dtype))
 
@@ -104,19 +104,8 @@ def test_what_overflows_is_no_picture(tiny: TinyFamily) -> None:
     for parameter in worker._family.vae.parameters():
         parameter.data *= 1e3
     shot = tiny.shot
-    window = Window(0, 0, shot.latent_frames)
-    task = DecodeTask(
-        unit=Unit("decode", 0),
-        attempt=1,
-        shot=shot,
-        windows=(window,),
-        owned=((0, shot.latent_frames),),
-        warm_start=0,
-        start=0,
-        stop=shot.latent_frames,
-        codec="ffv1",
-        quality=0,
-    )
+    window, whole = Window(0, 0, shot.latent_frames), (0, shot.latent_frames)
+    task = dataclasses.replace(piece_task(shot, *whole), windows=(window,), owned=(whole,))
     says = r"the decoded pixels became NaN.* in float16; .*use decoder_dtype bfloat16 or float32"
     with pytest.raises(UnitError, match=says) as caught:
         worker.run(task, [to_bundle({"latents": latents_of(tiny)})])

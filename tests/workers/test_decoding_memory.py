@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from accel.memory import TensorAccounting
 from jobs.families import FAMILIES
 from jobs.families.decoding_memory import _MOMENTS, Piece, decoding_bytes
 from jobs.families.ltx import decode_reach
+from tests.workers.tiny import piece_task, tiny_shot
 from tests.workers.tiny_ltx import LATER_VAE
 from workers.families import FAMILIES as WORKERS_FAMILIES
 from workers.lanes import LaneKeeper
@@ -177,10 +177,11 @@ def predicted_over_measured(case: Case, piece: Piece, dtype: str = "float32") ->
         channels = config.get("latent_channels") or config["z_dim"]
         size = back + piece.frames + forth, piece.height, piece.width
         latents = torch.empty(1, channels, *size)
-        shot = SimpleNamespace(latent_frames=piece.shot_frames)
+        start, stop = piece.before, piece.before + piece.frames
+        shot = replace(tiny_shot(), latent_frames=piece.shot_frames)
+        task = piece_task(shot, start, stop, start - back)
         with TensorAccounting() as memory, pytest.raises(RuntimeError, match="numpy"):
-            start, stop = piece.before, piece.before + piece.frames
-            family.decode(0, shot, latents, start - back, start, stop)
+            family.decode(task, latents)
     return decoding_bytes(config, piece, dtype) / memory.peak_bytes
 
 

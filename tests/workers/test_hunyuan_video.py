@@ -28,7 +28,7 @@ from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_pyramid import STEPS, run_all
-from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_hunyuan_video import SCALE_PX, hunyuan_shot, write_tiny_hunyuan_video
 from workers.bundles import to_tensor
 from workers.decoding import to_rgb8
@@ -168,7 +168,7 @@ def test_decoded_frames_are_the_pipelines(folder: Path, latent_frames: int) -> N
     shot = hunyuan_shot(latent_frames=latent_frames, pixel_frames=frames, stage_steps=(2,))
     latents = one_window(worker_of(folder), shot)
     ours = HunyuanVideoFamily(str(folder), "float32", "cpu").decode(
-        0, shot, latents, 0, 0, latents.shape[2]
+        piece_task(shot, 0, latents.shape[2]), latents
     )
     pipeline = load_pipeline(folder)
     theirs = run_pipeline(pipeline, shot, guidance_scale=6.0, output_type="pil")[0]
@@ -295,9 +295,9 @@ def test_slices_of_pieces_join_to_those_of_the_whole(folder: Path) -> None:
     family, shot = HunyuanVideoFamily(str(folder), "float32", "cpu"), hunyuan_shot(latent_frames=17)
     slicing.apply(family.vae, Slicing(slices=3))
     latents = initial_noise(shot, range(17), CHANNELS)
-    first = family.decode(0, shot, latents[:, :, :8], 0, 0, 7)[:25]
-    rest = family.decode(0, shot, latents[:, :, 3:], 3, 7, 17)
-    whole = family.decode(0, shot, latents, 0, 0, latents.shape[2])
+    first = family.decode(piece_task(shot, 0, 7), latents[:, :, :8])[:25]
+    rest = family.decode(piece_task(shot, 7, 17, 3), latents[:, :, 3:])
+    whole = family.decode(piece_task(shot, 0, latents.shape[2]), latents)
     assert np.array_equal(np.concatenate([first, rest]), whole)
 
 

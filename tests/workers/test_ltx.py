@@ -24,7 +24,7 @@ from tests.workers.test_animatediff import spoiled
 from tests.workers.test_cogvideox import render
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_loras import write_lora
-from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_ltx import (
     CAUSAL_VAE,
     LATER_VAE,
@@ -106,7 +106,7 @@ def test_decoded_frames_are_the_pipelines(tmp_path: Path, config) -> None:
     shot = ltx_shot(stage_steps=(2,), pixel_frames=1 + 8 * r)
     latents = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
     family = LTXFamily(str(folder), "float32", "cpu")
-    ours = family.decode(0, shot, latents, 0, 0, 9)
+    ours = family.decode(piece_task(shot, 0, 9), latents)
     theirs = run_pipeline(folder, shot, output_type="pil")[0]
     assert len(theirs) == 1 + 8 * r
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
@@ -299,8 +299,10 @@ def test_schedulers_that_are_not_built_are_refused(
 def test_a_decode_gives_no_frames_that_it_only_looked_at(folder: Path) -> None:
     family, shot = LTXFamily(str(folder), "float32", "cpu"), ltx_shot(latent_frames=40)
     latents = latents_of(40)
-    assert len(family.decode(0, shot, latents[:, :, 5:28], 5, 15, 18)) == 2 * 3
-    assert len(family.decode(0, shot, latents[:, :, 25:], 25, 35, 38)) == 2 * 3, "near the end, too"
+    assert len(family.decode(piece_task(shot, 15, 18, 5), latents[:, :, 5:28])) == 2 * 3
+    assert len(family.decode(piece_task(shot, 35, 38, 25), latents[:, :, 25:])) == 2 * 3, (
+        "near the end, too"
+    )
 
 
 def test_a_prompt_that_would_lose_its_end_is_refused(folder: Path) -> None:

@@ -27,7 +27,7 @@ from orchestrator.prepare import check_same_model, new_job_id, plan_from_json, p
 from orchestrator.recipes import film_key
 from orchestrator.show_plan import plan_report, plan_text
 from tests.workers.test_animatediff import spoiled
-from tests.workers.tiny import CHANNELS, encode, render_windows, tiny_worker
+from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_svd import FRAMES, SCALE_PX, WIDTH, svd_shot, write_image, write_tiny_svd
 from workers.bundles import to_bundle, to_tensor
 from workers.families.svd import SVDFamily
@@ -102,7 +102,9 @@ def test_one_window_is_the_pipeline(
 def test_decoded_frames_are_the_pipelines(folder: Path, image: ImageFile, monkeypatch) -> None:
     shot = svd_shot(image, stage_steps=(2,))
     latents = finished(worker_of(folder), shot)
-    ours = SVDFamily(str(folder), "float32", "cpu").decode(0, shot, latents, 0, 0, latents.shape[2])
+    ours = SVDFamily(str(folder), "float32", "cpu").decode(
+        piece_task(shot, 0, latents.shape[2]), latents
+    )
     theirs = run_pipeline(folder, shot, monkeypatch, "pil")
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
 

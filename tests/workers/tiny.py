@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from jobs.arrays import Bundle
-from jobs.units import EncodeTask, ShotRender, StepTask, Unit, Window
+from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Unit, Window
 from workers.setup import WorkerSetup
 from workers.worker import Worker
 
@@ -130,6 +130,22 @@ def tiny_worker(folder: Path, **changes: object) -> Worker:
 
 def encode(worker: Worker, shot: ShotRender) -> Bundle:
     return worker.run(EncodeTask(unit=Unit("encode", 0), attempt=1, shot=shot), [])[1]
+
+
+def piece_task(shot: ShotRender, start: int, stop: int, warm_start: int = 0) -> DecodeTask:
+    """For a family, which reads no windows."""
+    return DecodeTask(
+        unit=Unit("decode", 0),
+        attempt=1,
+        shot=shot,
+        start=start,
+        stop=stop,
+        warm_start=warm_start,
+        windows=(),
+        owned=(),
+        codec="ffv1",
+        quality=0,
+    )
 
 
 def step_task(shot: ShotRender, windows: Sequence[Window], index: int, step: int) -> StepTask:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
 
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import CLIP_TOKENIZERS, FolderFamily, Parts, check_length
@@ -70,17 +70,10 @@ class AnimateDiffFamily(FolderFamily):
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)
 
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
-        return self.decode_frames(latents[:, :, start - warm_start : stop - warm_start])
+        first = task.start - task.warm_start
+        return self.decode_frames(latents[:, :, first : first + task.stop - task.start])
 
     @torch.no_grad()
     def decode_frames(self, latents: torch.Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransf
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.cogvideox_decoding import CogVideoXLane
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
@@ -88,25 +88,17 @@ class CogVideoXFamily(FolderFamily):
         uncond, cond = prediction.chunk(2)
         return uncond + shot.guidance[0] * (cond - uncond)
 
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
         pixels, lane = go_on(
             partial(CogVideoXLane, self.vae),
             latents,
-            warm_start=warm_start,
-            start=start,
-            lane=self._lanes.take(shot_index, self.vae.device),
+            warm_start=task.warm_start,
+            start=task.start,
+            lane=self._lanes.take(task.unit.shot, self.vae.device),
         )
-        if lane.position < shot.latent_frames:
-            self._lanes.keep(shot_index, lane)
+        if lane.position < task.shot.latent_frames:
+            self._lanes.keep(task.unit.shot, lane)
         return to_rgb8(pixels)
 
 

@@ -12,7 +12,7 @@ import torch
 from accel.handle import Branch
 from jobs.families.family import Diffusion
 from jobs.geometry import ModelGeometry
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.schedulers import RangeStepper
 
 #: Enters an acceleration's state around one pass of the denoiser.
@@ -74,16 +74,8 @@ class ModelFamily(Protocol):
         """The denoiser's prediction [1, C, T, H, W] for a tile, guidance included."""
         ...
 
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
-        """RGB uint8 [F, H, W, 3] of the latent frames ``[start, stop)``; ``latents`` begin at
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
+        """RGB uint8 [F, H, W, 3] of a task's piece; ``latents`` [1, C, T, H, W] begin at its
         ``warm_start``. Those of frames that were only looked ahead at may follow."""
         ...
 

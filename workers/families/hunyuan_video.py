@@ -26,7 +26,7 @@ from diffusers import (
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
 from jobs.errors import BadJob
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import FolderModel, Parts
@@ -112,22 +112,14 @@ class HunyuanVideoFamily(FolderModel):
         return uncond + shot.guidance[0] * (cond - uncond)
 
     @torch.no_grad()
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
         vae = self.vae
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        if warm_start == 0 and shot.latent_frames == latents.shape[2]:
+        if task.warm_start == 0 and task.shot.latent_frames == latents.shape[2]:
             pixels = vae.decode(scaled, return_dict=False)[0]
-            return to_rgb8(pixels[:, :, _pixel_frame(vae, start) :])
-        return to_rgb8(decode_tiles(vae, scaled, warm_start, start))
+            return to_rgb8(pixels[:, :, _pixel_frame(vae, task.start) :])
+        return to_rgb8(decode_tiles(vae, scaled, task.warm_start, task.start))
 
 
 def decode_tiles(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import (
@@ -114,14 +114,6 @@ class LTXFamily(FolderFamily):
         space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
         return time / shot.fps, space, space
 
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
-        return to_rgb8(decode_range(self.vae, latents, warm_start, start, stop))
+        return to_rgb8(decode_range(self.vae, latents, task.warm_start, task.start, task.stop))

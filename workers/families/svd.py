@@ -21,7 +21,7 @@ from diffusers import (
 )
 
 from jobs.images import decode_image, read_image
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import FolderModel, Parts
@@ -115,17 +115,9 @@ class SVDFamily(FolderModel):
         return uncond + guidance * (cond - uncond)
 
     @torch.no_grad()
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         """The whole shot at once: every frame of the decoder looks at the frames around it."""
-        assert (warm_start, start, stop) == (0, 0, shot.latent_frames)
+        assert (task.warm_start, task.start, task.stop) == (0, 0, task.shot.latent_frames)
         self.free_text()
         vae = self.vae
         frames = latents.to(vae.device, vae.dtype)[0].transpose(0, 1)  # [T, C, H, W]

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 
 from accel.positions import stage_positions
-from jobs.units import ShotRender
+from jobs.units import DecodeTask, ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts
@@ -81,25 +81,17 @@ class WanFamily(FolderFamily):
         uncond = forward("uncond")
         return uncond + shot.guidance[0] * (cond - uncond)
 
-    def decode(
-        self,
-        shot_index: int,
-        shot: ShotRender,
-        latents: torch.Tensor,
-        warm_start: int,
-        start: int,
-        stop: int,
-    ) -> np.ndarray:
+    def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
         pixels, lane = decode_piece(
             self.vae,
             latents,
-            warm_start=warm_start,
-            start=start,
-            lane=self._lanes.take(shot_index, self.vae.device),
+            warm_start=task.warm_start,
+            start=task.start,
+            lane=self._lanes.take(task.unit.shot, self.vae.device),
         )
-        if lane.position < shot.latent_frames:
-            self._lanes.keep(shot_index, lane)
+        if lane.position < task.shot.latent_frames:
+            self._lanes.keep(task.unit.shot, lane)
         return to_rgb8(pixels)
 
 
