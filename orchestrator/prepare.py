@@ -22,7 +22,7 @@ from jobs.spec_errors import Problem, bad_job
 from jobs.units import ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
-from orchestrator.plan import Plan, lay_shot
+from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.tile_memory import (
     decoder_warnings,
     denoised_frames,
@@ -127,6 +127,16 @@ def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         )
 
 
+def noise_warnings(job: ResolvedSpec, shots: Sequence[ShotPlan]) -> Iterator[str]:
+    """Of noise that never comes again."""
+    longest = max(shot.stages[0].windows[-1].stop for shot in shots)
+    if job.noise == "repeated" and longest <= job.window_latent_frames:
+        yield (
+            "noise: repeated makes no difference here: each shot starts as one window of up to "
+            f"{job.window_latent_frames} latent frames"
+        )
+
+
 def size_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
     """Of a picture far larger than the model's own."""
     width, height = model.defaults.size
@@ -201,6 +211,7 @@ def make_plan(
             *job.warnings,
             *size_warnings(job, model),
             *first_stage_warnings(job, model),
+            *noise_warnings(job, shots),
             *image_warnings(images, job.width_px, job.height_px),
             *decoder_warnings(job, model),
         ),

@@ -105,6 +105,18 @@ def test_a_coarsest_stage_that_is_a_long_window_is_warned_of(
             assert "not trained for so long a one" in said[0]
 
 
+def test_noise_that_has_no_time_to_come_again_is_warned_of() -> None:
+    told = {"prompt": "x", "model": "demo", "noise": "repeated"}
+
+    def warnings(seconds: float, **changes: object) -> tuple[str, ...]:
+        return prepare(parse_spec(told | {"seconds": seconds} | changes)).plan.warnings
+
+    (said,) = warnings(1)
+    assert said.startswith("noise: repeated makes no difference here: each shot starts as one win")
+    assert warnings(20) == warnings(1, noise="independent") == ()
+    assert warnings(5, model="demo-pyramid") == (said,), "a quarter of the frames"
+
+
 @pytest.mark.parametrize(("size", "times"), [([192, 192], None), ([4096, 4096], 1820)])
 def test_a_size_that_the_model_is_not_meant_for_is_warned_of(
     size: list[int], times: int | None
