@@ -88,7 +88,23 @@ def measure(plan: Plan, shot: int, frames: NDArray[np.uint8], scene: Scene) -> d
             "ratio": [row["ratio"] for row in ratios],
         },
         "lab": _by_column(colours.drift(windows, FPS)),
+        "comes_again": comes_again(frames),
     }
+
+
+def comes_again(frames: NDArray[np.uint8], shortest_s: float = 2.0) -> dict[str, float]:
+    """How much a film is a loop: the squared difference of frames a lag apart, at the lag where it
+    is least, over its median; 1 in a film that never comes again, 0 in a loop or a still. Lags are
+    of 2 s (a quarter of a short film) to half of it, frames a quarter as large."""
+    small = frames[:, 2::4, 2::4].astype(np.float64).reshape(len(frames), -1)
+    small -= small.mean(axis=0)
+    size_F, inner_FF = (small**2).sum(1), small @ small.T
+    apart_FF = size_F[:, None] + size_F[None] - 2 * inner_FF
+    lags = range(min(round(shortest_s * FPS), len(frames) // 4), len(frames) // 2)
+    by_lag = {lag: float(np.diagonal(apart_FF, lag).mean()) for lag in lags}
+    least = min(by_lag, key=by_lag.__getitem__)
+    usual = median(by_lag.values())
+    return {"share": by_lag[least] / usual if usual else 0.0, "lag_s": least / FPS}
 
 
 def _by_column(drift: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +172,7 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
         "right": {name: mean(i["right"][name] for i in identities) for name in LOOKS},
         "steady": mean(i["steady"] for i in identities),
         "films": shares([{"kept": i["kept"], **_alone(i)} for i in identities]),
+        "comes_again": median(film["comes_again"]["share"] for film in films),
         "seams": {
             "borders": len(ratios),
             "median": median(ratios) if ratios else None,

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import judge
 from benchmarks.judge import LOOKS
-from benchmarks.long_films import draw_films, identity, measure, summaries
+from benchmarks.long_films import comes_again, draw_films, identity, measure, summaries
 from jobs.spec_file import spec_from_flags
 from orchestrator.borders import borders
 from orchestrator.prepare import prepare
@@ -46,6 +46,16 @@ def test_a_film_without_its_body_has_no_identity() -> None:
     empty = replace(SCENE, bodies=())
     said = identity(frames(empty, 4), SCENE)
     assert set(said["right"].values()) == {0.0} and said["kept"] == 0.0
+
+
+def test_a_loop_is_noticed() -> None:
+    own = np.random.default_rng(0).integers(0, 256, (120, 32, 32, 3), dtype=np.uint8)
+    assert comes_again(own)["share"] > 0.9
+    loop = np.concatenate([own[:36]] * 4)
+    assert comes_again(loop) == {"share": pytest.approx(0, abs=1e-9), "lag_s": 3.0}
+    faded = (loop // 2 + np.concatenate([own, own[:24]]) // 2).astype(np.uint8)
+    assert 0.3 < comes_again(faded)["share"] < 0.7, "half of it comes again"
+    assert comes_again(np.zeros_like(own))["share"] == 0.0
 
 
 def test_films_vary() -> None:
