@@ -14,7 +14,7 @@ from statistics import mean, median
 from typing import Any
 
 from benchmarks.common import model_name, rounded, write_result
-from benchmarks.here import Here, render_here
+from benchmarks.here import render_here
 from benchmarks.model import draw_prompts
 from workers.fidelity import compare
 
@@ -24,13 +24,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 def of_prompt(model: str, prompt: str, seconds: float) -> dict[str, Any]:
     """By dtype: seconds of decoding, and PSNR in dB to what float32 gives."""
     job = {"model": model, "prompt": prompt, "seconds": seconds}
-    films: dict[str, Here] = {
-        dtype: render_here(job | {"decoder_dtype": dtype}) for dtype in DTYPES
-    }
-    full = films["float32"].frames
+    full = render_here(job)
+    steps = {unit: output for unit, output in full.outputs.items() if unit.kind != "decode"}
+    films = {dtype: render_here(job | {"decoder_dtype": dtype}, given=steps) for dtype in DTYPES}
     return {
         dtype: {"decode_s": film.decode_s}
-        | ({} if dtype == "float32" else compare(film.frames, full).summary())
+        | ({} if dtype == "float32" else compare(film.frames, full.frames).summary())
         for dtype, film in films.items()
     }
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,24 +43,37 @@ class Here:
     passes: int  # of the denoiser, guidance branches counted
     operations: int  # multiplications of the denoiser: linear layers, convolutions, attention
     engaged: Counter[str]
+    outputs: Mapping[Unit, Bundle]  # of all units
 
 
-def render_here(job: Mapping[str, Any], tune: Tune = lambda family: nullcontext()) -> Here:
-    """A film by one worker, unit after unit, written without loss."""
+def render_here(
+    job: Mapping[str, Any],
+    tune: Tune = lambda family: nullcontext(),
+    given: Mapping[Unit, Bundle] = MappingProxyType({}),
+) -> Here:
+    """A film by one worker, unit after unit, written without loss; those ``given`` are not computed
+    again."""
     assert not job.get("loras"), "the worker here loads none"
     lossless = {"output": {"codec": "ffv1"}}
     prepared = prepare(JobSpec.model_validate({"version": 1, **job, **lossless}))
     plan, worker = prepared.plan, _worker(prepared)
-    return render_plan(plan, worker, tune)
+    return render_plan(plan, worker, tune, given)
 
 
-def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
+def render_plan(
+    plan: Plan,
+    worker: Worker,
+    tune: Tune,
+    given: Mapping[Unit, Bundle] = MappingProxyType({}),
+) -> Here:
     """A planned film by a worker that is loaded."""
-    outputs: dict[Unit, Bundle] = {}
+    outputs = dict(given)
     seconds, engaged = dict.fromkeys(_KINDS, 0.0), Counter[str]()
     family = worker._family
     with counted(family.denoiser) as counts, tune(family):
         for unit in _in_order(plan):
+            if unit in given:
+                continue
             inputs = [outputs[each] for each in plan.inputs(unit)]
             report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
             engaged.update(report.engaged)
@@ -72,6 +86,7 @@ def render_plan(plan: Plan, worker: Worker, tune: Tune) -> Here:
         passes=counts["passes"],
         operations=counts["operations"],
         engaged=engaged,
+        outputs=outputs,
     )
 
 

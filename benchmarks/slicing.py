@@ -221,8 +221,8 @@ def as_a_worker_holds_it(
 ) -> dict[str, int]:
     """Bytes in each of a render's phases: its denoiser in float16, beside the encoders (and, of an
     image, the autoencoder in float32), then beside the decoder."""
-    (steps, _), weights = _made(make, "float16", slices)
-    (_, decoding), decoder = _made(make, decoder_dtype, slices)
+    steps, weights = _made(make, "float16", lambda unet, _: sliced_activations(unet, slices))
+    decoding, decoder = _made(make, decoder_dtype, lambda _, vae: _decoding(vae, slices))
     encoders = {name: size for name, size in weights.items() if name not in ("unet", "vae")}
     if "image_encoder" in encoders:
         encoders["vae"] = weights["vae"] * DTYPE_BYTES["float32"] // DTYPE_BYTES["float16"]
@@ -236,18 +236,22 @@ def as_a_worker_holds_it(
 
 
 def _made(
-    make: Callable[[], Pipeline], dtype: str, slices: int
-) -> tuple[tuple[int, int], dict[str, int]]:
-    """What a sliced step and a worker's decoding make, and the weights."""
+    make: Callable[[], Pipeline], dtype: str, count: Callable[[Phase, Phase], int]
+) -> tuple[int, dict[str, int]]:
+    """What is counted of a pipeline in a dtype, and its weights, in bytes."""
     torch.set_default_dtype(getattr(torch, dtype))
     with FakeTensorMode(allow_non_fake_inputs=True):
         pipeline = make()
-        unet, vae = pipeline.phases
-        cuts = type(vae.model).__name__ in SLICED_DECODERS
-        decoding = sliced_activations(vae, slices) if cuts else _picture_by_picture(vae)
-        found = sliced_activations(unet, slices), decoding
+        found = count(*pipeline.phases)
     torch.set_default_dtype(torch.float32)
     return found, pipeline.weights
+
+
+def _decoding(phase: Phase, slices: int) -> int:
+    """As a worker decodes: in slices where its decoder is one that they cut."""
+    if type(phase.model).__name__ in SLICED_DECODERS:
+        return sliced_activations(phase, slices)
+    return _picture_by_picture(phase)
 
 
 def _picture_by_picture(phase: Phase) -> int:

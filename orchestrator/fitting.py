@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from jobs.accelerations import REHASHED_BLOCKS, Accelerations
-from jobs.families.family import loaded_bytes
+from jobs.families.family import encoding_bytes, rendering_bytes
 from jobs.families.slicing_memory import MOST_SLICES, fewest_slices
 from jobs.model_folder import ModelInfo
 from jobs.model_scheduler import SCHEDULERS
@@ -122,10 +122,11 @@ def _in_slices(job: ResolvedSpec, slices: int) -> Accelerations:
 
 
 def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
-    """Bytes of weights and a tile while it is denoised and while it is decoded."""
+    """Bytes of weights alone while what shots start from is encoded, and with a tile afterwards."""
     dtype, sliced = dtype_of(job, model), replace(job, accelerations=_in_slices(job, slices))
-    weights = loaded_bytes(model.family, model.parameters, dtype, job.decoder_dtype)
+    weights = rendering_bytes(model.family, model.parameters, dtype, job.decoder_dtype)
     return {
+        "encoding": encoding_bytes(model.family, model.parameters, dtype),
         "denoising": weights + denoise_bytes(sliced, model, dtype),
         "decoding": weights + decode_bytes(sliced, model),
     }
@@ -137,11 +138,12 @@ def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     fits_gb = _rounded_up(max(least.values()) / 1e9)
     needs = ", ".join(f"{phase} takes {gb(size)}" for phase, size in least.items())
     uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
-    full = job.decoder_dtype == "float32" and least["decoding"] > least["denoising"]
-    half = "decoder_dtype: bfloat16, " if full else ""
+    half = replace(job, decoder_dtype="float16")
+    would_fit = max(_phases(half, model, MOST_SLICES).values()) <= budget_gb * 1e9
+    narrower = "decoder_dtype: float16, " if would_fit else ""
     return (
         f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "
-        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, {half}or a size smaller "
+        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, {narrower}or a size smaller "
         f"than {job.width_px}x{job.height_px}"
     )
 

@@ -135,8 +135,8 @@ def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         return
     yield (
         f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
-        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size or "
-        "shorter windows take less"
+        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size, shorter windows"
+        f"{' or decoder_dtype: float16' if job.decoder_dtype == 'float32' else ''} take less"
     )
 
 

@@ -78,6 +78,9 @@ def decode_piece(
 class NotFinite(ArithmeticError):
     """Pixels that are NaN, which what overflows becomes in a decoder's norms."""
 
+    def __init__(self) -> None:
+        super().__init__("the decoded pixels became NaN")
+
 
 def to_rgb8(x_BCFHW: torch.Tensor) -> np.ndarray:
     """uint8 [F, H, W, 3] as diffusers' VideoProcessor makes PIL frames: each value is

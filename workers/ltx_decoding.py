@@ -27,13 +27,13 @@ from jobs.families.ltx import seen_frames
 
 
 def unnormalise(vae: AutoencoderKLLTXVideo, latents: torch.Tensor) -> torch.Tensor:
-    """Finished latents, any dtype, to what the autoencoder decodes. In LTXPipeline's own
+    """Finished latents, in float32, to what the autoencoder decodes. In LTXPipeline's own
     arithmetic."""
-    latents = latents.to(vae.device, vae.dtype)
+    latents = latents.to(vae.device)
     mean, std = (
         each.view(1, -1, 1, 1, 1).to(latents) for each in (vae.latents_mean, vae.latents_std)
     )
-    return latents * std / vae.config.scaling_factor + mean
+    return (latents * std / vae.config.scaling_factor + mean).to(vae.dtype)
 
 
 @torch.no_grad()

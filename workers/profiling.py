@@ -141,7 +141,9 @@ class PartFile:
         cls, folder: Path, keys: Sequence[CalibrationKey], stage: int, shot: ShotRender
     ) -> PartFile:
         """That of a shot, all of which counts, in one of its stages."""
-        how = {"keys": [asdict(key) for key in keys], "stage": stage, "shot": asdict(shot)}
+        told = asdict(shot)
+        del told["noise_period"]  # no window's own noise depends on it
+        how = {"keys": [asdict(key) for key in keys], "stage": stage, "shot": told}
         text = json.dumps(how, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         return cls(folder / f"rehash-part-{digest}.json", json.loads(text))

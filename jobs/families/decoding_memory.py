@@ -60,13 +60,18 @@ def _finished(frames: int, area_px: float, single: int) -> float:
     return (2 + single) * _pictures(frames, area_px)
 
 
+def _finished_float32(frames: int, area_px: float, single: int) -> float:
+    """The same where the family's pipeline brings them to [0, 1] in float32."""
+    return 3 * single * _pictures(frames, area_px)
+
+
 def _single_pictures(config: Config, piece: Piece, single: int) -> Iterator[float]:
     """Picture by picture. A block's result is added to its input and scaled, beside the level's."""
     frames, height, width = piece.frames, piece.height, piece.width
     area_px = height * width * _scale(config) ** 2
     for live in _picture_levels(config, height * width, mixing=4):
         yield _pictures(frames - 1, area_px) + live
-    yield _pictures(frames, area_px) + _finished(frames, area_px, single)
+    yield _finished_float32(frames, area_px, single)
 
 
 def _temporal(config: Config, piece: Piece, single: int) -> Iterator[float]:
@@ -75,7 +80,7 @@ def _temporal(config: Config, piece: Piece, single: int) -> Iterator[float]:
     frames, height, width = piece.frames, piece.height, piece.width
     for live in _picture_levels(config, height * width, mixing=6):
         yield frames * live
-    yield _finished(frames, height * width * _scale(config) ** 2, single)
+    yield _finished_float32(frames, height * width * _scale(config) ** 2, single)
 
 
 def _scale(config: Config) -> int:

@@ -115,16 +115,25 @@ def float32_elements(dtype: str) -> int:
 def loaded_bytes(
     family: FamilyFacts, parameters: Mapping[str, int], dtype: str, decoder_dtype: str
 ) -> int:
-    """Estimate of the weights held at once, in the larger of a worker's two phases.
+    """Estimate of the weights held at once, in the larger of a worker's two phases."""
+    return max(
+        encoding_bytes(family, parameters, dtype),
+        rendering_bytes(family, parameters, dtype, decoder_dtype),
+    )
 
-    A worker holds the denoiser from its start. While it encodes what shots start from, it holds
-    the encoders too, an image's VAE in float32 among them, and frees them; after that comes the
-    VAE that decodes.
-    """
-    width = DTYPE_BYTES[dtype]
-    encoders = set(family.components) - {family.denoiser, "vae"}
-    encoding = sum(parameters[each] for each in encoders) * width
-    if "image_encoder" in encoders:
-        encoding += parameters["vae"] * DTYPE_BYTES["float32"]
-    decoding = parameters["vae"] * DTYPE_BYTES[decoder_dtype]
-    return parameters[family.denoiser] * width + max(encoding, decoding)
+
+def encoding_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
+    """Of the weights while what shots start from is encoded: the denoiser, which a worker holds
+    from its start, and the encoders, an image's VAE in float32 among them. They are freed then."""
+    encoders = set(family.components) - {"vae"}
+    held = sum(parameters[each] for each in encoders) * DTYPE_BYTES[dtype]
+    image = "image_encoder" in encoders
+    return held + (parameters["vae"] * DTYPE_BYTES["float32"] if image else 0)
+
+
+def rendering_bytes(
+    family: FamilyFacts, parameters: Mapping[str, int], dtype: str, decoder_dtype: str
+) -> int:
+    """Of the weights afterwards: the denoiser, and the VAE that decodes."""
+    denoiser = parameters[family.denoiser] * DTYPE_BYTES[dtype]
+    return denoiser + parameters["vae"] * DTYPE_BYTES[decoder_dtype]

@@ -291,9 +291,14 @@ def test_both_tokenizers_are_part_of_the_models_identity(folder: Path, tmp_path:
 
 
 @torch.no_grad()
-def test_slices_of_pieces_join_to_those_of_the_whole(folder: Path) -> None:
-    family, shot = HunyuanVideoFamily(str(folder), "float32", "cpu"), hunyuan_shot(latent_frames=17)
-    slicing.apply(family.vae, Slicing(slices=3))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("slices", [None, 3])
+def test_pieces_join_to_the_whole(folder: Path, dtype: str, slices: int | None) -> None:
+    """Slices of pieces to those of the whole."""
+    family = HunyuanVideoFamily(str(folder), "float32", "cpu", (), dtype)
+    shot = hunyuan_shot(latent_frames=17)
+    if slices:
+        slicing.apply(family.vae, Slicing(slices=slices))
     latents = initial_noise(shot, range(17), CHANNELS)
     first = family.decode(piece_task(shot, 0, 7), latents[:, :, :8])[:25]
     rest = family.decode(piece_task(shot, 7, 17, 3), latents[:, :, 3:])

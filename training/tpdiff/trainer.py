@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -28,6 +29,7 @@ from training.tpdiff.texts import Texts
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.videos import Track, Video, untracked
 from workers.contact_sheet import Row, sheet_of
+from workers.decoding import NotFinite
 
 SETTINGS = "tpdiff.json"
 
@@ -201,14 +203,22 @@ class Trainer:
                 name: trainee.padded([self.texts[prompt]]).to(self.accelerator.device)
                 for name, prompt in (("cond", asked), ("uncond", self.no_text))
             }
-            clips.append(trainee.sample(shot, told))
+            try:
+                clips.append(trainee.sample(shot, told))
+            except NotFinite as error:
+                self.say(f"no sample of {asked!r}: {error}")
+                continue
             first = sum(len(clip) for clip in clips[:-1])
             rows.append(Row(asked, first, first + len(clips[-1])))
         trainee.denoiser.train()
+        if clips:
+            self._keep_samples(np.concatenate(clips), rows)
+
+    def _keep_samples(self, frames: NDArray[np.uint8], rows: list[Row]) -> None:
         folder = self.out / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         picture = folder / f"step_{self.step:06}.png"
-        sheet = sheet_of(np.concatenate(clips), rows)
+        sheet = sheet_of(frames, rows)
         assert sheet is not None, "there are clips"
         sheet.save(picture)
         self.say(f"samples: {picture}")

@@ -81,4 +81,5 @@ class AnimateDiffFamily(FolderFamily):
         vae, (frames,) = self.vae, latents
         scaled = 1 / vae.config.scaling_factor * frames.to(vae.device, vae.dtype)
         pixels = [vae.decode(each[None]).sample for each in scaled.unbind(1)]
-        return to_rgb8(torch.stack(pixels, dim=2))
+        pixels = torch.stack(pixels, dim=2).float()
+        return to_rgb8(pixels)

@@ -122,7 +122,7 @@ class SVDFamily(FolderModel):
         vae = self.vae
         frames = latents.to(vae.device, vae.dtype)[0].transpose(0, 1)  # [T, C, H, W]
         scaled = 1 / vae.config.scaling_factor * frames.contiguous()
-        pixels = vae.decode(scaled, num_frames=len(scaled)).sample  # [T, 3, H, W]
+        pixels = vae.decode(scaled, num_frames=len(scaled)).sample.float()  # [T, 3, H, W]
         return to_rgb8(pixels.transpose(0, 1).unsqueeze(0))
 
 
