@@ -220,7 +220,7 @@ def of_length(
 ) -> dict[str, Any]:
     shots = [{"prompt": said, "seconds": seconds} for _, said in drawn]
     job = {"model": options.model, "seed": options.seed, "pyramid": options.pyramid}
-    job |= {"pyramid_first_stage": options.first_stage, "noise": options.noise}
+    job |= {"pyramid_first_stage": options.first_stage, "repeated_noise": options.repeated_noise}
     run = render(job | {"shots": shots}, workers=2)
     scenes = [scene for scene, _ in drawn]
     if options.sheets:
@@ -267,7 +267,7 @@ def main() -> None:
         "--bodies", type=int, choices=(1, 2), help="of all films; else half of each"
     )
     parser.add_argument("--first-stage", default="windows", choices=("windows", "whole"))
-    parser.add_argument("--noise", default="independent", choices=("independent", "repeated"))
+    parser.add_argument("--repeated-noise", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sheets", type=Path, help="write a picture of each length's films here")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
@@ -278,7 +278,7 @@ def main() -> None:
         "model": options.model,
         "pyramid": options.pyramid,
         "first_stage": options.first_stage,
-        "noise": options.noise,
+        "repeated_noise": options.repeated_noise,
         "bodies": options.bodies or "half 1, half 2",
         "lengths": [rounded(of_length(seconds, drawn, options), 3) for seconds in options.seconds],
     }
@@ -291,7 +291,7 @@ def _result_name(options: argparse.Namespace) -> str:
     parts += [] if options.model == "demo" else [model_name(options.model)]
     parts += [] if options.pyramid == "auto" else [f"pyramid_{options.pyramid}"]
     parts += ["whole"] if options.first_stage == "whole" else []
-    parts += ["repeated"] if options.noise == "repeated" else []
+    parts += [f"repeated_{options.repeated_noise:g}"] if options.repeated_noise else []
     parts += [f"bodies_{options.bodies}"] if options.bodies else []
     return "_".join(parts)
 

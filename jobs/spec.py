@@ -80,10 +80,6 @@ SchedulerName = Literal[
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DecoderDtypeName = Literal["float32", "bfloat16", "float16"]
 
-#: Whether every latent frame starts from noise of its own, or from that of the frame a window's
-#: length before (FreeNoise, Qiu et al. 2023, arXiv 2310.15169), so that all windows start alike.
-NoiseName = Literal["independent", "repeated"]
-
 
 def _number_or_list(value: Any) -> Any:
     lone = isinstance(value, int | float) and not isinstance(value, bool)
@@ -196,7 +192,7 @@ class JobSpec(Part):
     threads: Annotated[int, Field(ge=1, le=256)] = 1  # CPU threads per worker
     window_latent_frames: Annotated[int, Field(ge=1, le=4096)] | None = None
     overlap_latent_frames: Annotated[int, Field(ge=0, le=4095)] | None = None
-    noise: NoiseName = "independent"
+    repeated_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # share, by variance
     checkpoint_every: Annotated[int, Field(ge=1, le=1000)] = 5  # steps
     loras: Loras = ()
     audio: SoundTrack = None
@@ -283,7 +279,7 @@ class ResolvedSpec:
     threads: int
     window_latent_frames: int
     overlap_latent_frames: int
-    noise: NoiseName
+    repeated_noise: float
     checkpoint_every: int
     codec: Literal["h264", "ffv1"]
     quality: int
@@ -356,7 +352,7 @@ def resolve(spec: JobSpec, geometry: ModelGeometry, defaults: ModelDefaults) -> 
         threads=spec.threads,
         window_latent_frames=window,
         overlap_latent_frames=overlap,
-        noise=spec.noise,
+        repeated_noise=spec.repeated_noise,
         checkpoint_every=spec.checkpoint_every,
         codec=spec.output.codec,
         quality=spec.output.quality,

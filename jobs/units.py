@@ -59,6 +59,15 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedNoise:
+    """Part of the noise that a shot starts from comes again with each window, so that all windows
+    decide alike (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, repeats all of it, shuffled)."""
+
+    period: int  # in frames of the first stage
+    share: float  # of the variance; 0 to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShotRender:
     """All that a worker must know of a shot to compute any of its units."""
 
@@ -77,7 +86,7 @@ class ShotRender:
     pixel_frames: int  # of the whole shot, after trimming
     fps: int
     image: ImageFile | None = None  # what the shot starts from
-    noise_period: int | None = None  # frames of the first stage after which its noise comes again
+    repeated_noise: RepeatedNoise | None = None
 
     @property
     def steps(self) -> int:

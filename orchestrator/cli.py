@@ -30,11 +30,11 @@ from orchestrator.cli_options import (
     LorasOption,
     ModelOption,
     NegativeOption,
-    NoiseOption,
     OutOption,
     PresetOption,
     PromptOption,
     PyramidOption,
+    RepeatedNoiseOption,
     SecondsOption,
     SeedOption,
     SizeOption,
@@ -98,7 +98,7 @@ def render_command(
     steps: StepsOption = None,
     pyramid: PyramidOption = None,
     pyramid_first_stage: FirstStageOption = None,
-    noise: NoiseOption = None,
+    repeated_noise: RepeatedNoiseOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
     preset: PresetOption = None,
@@ -117,7 +117,7 @@ def render_command(
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
         fps=fps, seed=seed, steps=steps, pyramid=pyramid, pyramid_first_stage=pyramid_first_stage,
-        noise=noise, model=model, loras=loras_given(lora), preset=preset,
+        repeated_noise=repeated_noise, model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
     job_id = new_job_id(prepared.spec)
     film = check_out(out or Path(f"{job_id}{_ending(prepared.plan.codec)}"), prepared.plan.codec)

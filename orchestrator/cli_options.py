@@ -92,13 +92,13 @@ PyramidOption = Annotated[
         "the weights were trained",
     ),
 ]
-NoiseOption = Annotated[
-    str | None,
+RepeatedNoiseOption = Annotated[
+    float | None,
     typer.Option(
-        "--noise",
-        metavar="independent|repeated",
-        help="repeated: all windows of a shot start from the same noise, so that a long film keeps "
-        "its look (FreeNoise); default: independent",
+        "--repeated-noise",
+        metavar="0-1",
+        help="how much of the noise that a shot starts from comes again with each window: a long "
+        "film keeps its look, and comes again itself; default: 0",
     ),
 ]
 FirstStageOption = Annotated[

@@ -34,7 +34,6 @@ from orchestrator.cli_options import (
     LorasOption,
     ModelOption,
     NegativeOption,
-    NoiseOption,
     PictureOption,
     PlansOption,
     PresetOption,
@@ -42,6 +41,7 @@ from orchestrator.cli_options import (
     PromptsOption,
     PyramidOption,
     RehashOption,
+    RepeatedNoiseOption,
     SecondsOption,
     SeedOption,
     SizeOption,
@@ -88,7 +88,7 @@ def plan_command(
     steps: StepsOption = None,
     pyramid: PyramidOption = None,
     pyramid_first_stage: FirstStageOption = None,
-    noise: NoiseOption = None,
+    repeated_noise: RepeatedNoiseOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
     preset: PresetOption = None,
@@ -103,7 +103,7 @@ def plan_command(
     prepared = prepared_job(
         file, prompt=prompt, negative=negative, image=image, seconds=seconds, size=size,
         fps=fps, seed=seed, steps=steps, pyramid=pyramid, pyramid_first_stage=pyramid_first_stage,
-        noise=noise, model=model, loras=loras_given(lora), preset=preset,
+        repeated_noise=repeated_noise, model=model, loras=loras_given(lora), preset=preset,
     )  # fmt: skip
     if step_seconds is not None and workers is None:
         from orchestrator.render import workers_here

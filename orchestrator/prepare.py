@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_mod
 from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
-from jobs.units import ShotRender
+from jobs.units import RepeatedNoise, ShotRender
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, ShotPlan, lay_shot
@@ -129,11 +129,11 @@ def first_stage_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
 
 def noise_warnings(job: ResolvedSpec, shots: Sequence[ShotPlan]) -> Iterator[str]:
     """Of noise that never comes again."""
-    longest = max(shot.stages[0].windows[-1].stop for shot in shots)
-    if job.noise == "repeated" and longest <= job.window_latent_frames:
+    if job.repeated_noise and all(shot.render.repeated_noise is None for shot in shots):
+        longest = max(shot.stages[0].longest for shot in shots)
         yield (
-            "noise: repeated makes no difference here: each shot starts as one window of up to "
-            f"{job.window_latent_frames} latent frames"
+            "repeated_noise makes no difference here: each shot starts as one window, of up to "
+            f"{longest} latent frames"
         )
 
 
@@ -183,7 +183,7 @@ def make_plan(
             whole_first_stage=job.first_stage == "whole",
             piece_border=geometry.piece_border,
         )
-        shots.append(laid)
+        shots.append(_with_noise(laid, job.repeated_noise))
         first += shot.pixel_frames
     return Plan(
         title=job.title,
@@ -233,7 +233,6 @@ def _render(
         scheduler=job.scheduler,
         flow_shift=job.flow_shift,
         text_tokens=job.text_tokens,
-        noise_period=job.window_latent_frames if job.noise == "repeated" else None,
         latent_frames=geometry.latent_frames(shot.pixel_frames),
         latent_height=job.height_px // geometry.spatial_scale,
         latent_width=job.width_px // geometry.spatial_scale,
@@ -241,6 +240,15 @@ def _render(
         fps=job.fps,
         image=image,
     )
+
+
+def _with_noise(laid: ShotPlan, share: float) -> ShotPlan:
+    """Noise comes again only where a shot starts in several windows."""
+    first = laid.stages[0]
+    if not share or len(first.windows) == 1:
+        return laid
+    repeated = RepeatedNoise(period=first.longest, share=share)
+    return replace(laid, render=replace(laid.render, repeated_noise=repeated))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

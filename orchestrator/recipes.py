@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -83,7 +84,7 @@ class Recipes:
                 "stage_positions": render.stage_positions,
             }
             | ({"fps": render.fps} if self._plan.geometry.time_in_seconds else {})
-            | ({"noise_period": render.noise_period} if render.noise_period else {})
+            | ({"repeated_noise": asdict(repeated)} if (repeated := render.repeated_noise) else {})
         )
 
     def _piece(self, unit: Unit) -> dict[str, Any]:

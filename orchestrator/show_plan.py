@@ -49,7 +49,7 @@ def _shot_report(shot: Any) -> dict[str, Any]:
         "image": None if render.image is None else render.image.path,
         "shows": render.shows,
         "seed": render.seed,
-        "noise_period": render.noise_period,
+        "repeated_noise": render.repeated_noise and asdict(render.repeated_noise),
         "seconds": render.pixel_frames / render.fps,
         "pixel_frames": render.pixel_frames,
         "latent_frames": render.latent_frames,
@@ -177,6 +177,12 @@ def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
     ]
 
 
+def _noise(repeated: dict[str, Any] | None) -> str:
+    if repeated is None:
+        return ""
+    return f", {repeated['share']:.0%} of noise repeated every {repeated['period']} frames"
+
+
 def _decoding(dtype: str) -> str:
     return "" if dtype == "float32" else f"decoded in {dtype}, "
 
@@ -197,7 +203,7 @@ def plan_text(report: dict[str, Any]) -> str:
             f"{counted(len(windows), 'window')} of {windows[0][1] - windows[0][0]}, "
             f"{counted(shot['steps'], 'step')}, "
             f"{counted(shot['pieces'], 'piece')}, seed {shot['seed']}"
-            f"{', noise repeated' if shot['noise_period'] else ''}: {shorten(shot['shows'])}"
+            f"{_noise(shot['repeated_noise'])}: {shorten(shot['shows'])}"
         )
         lines += _pyramid_lines(shot)
     lines += [f"adapter: {each['path']}, scale {each['scale']:g}" for each in report["loras"]]

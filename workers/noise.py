@@ -33,11 +33,12 @@ def initial_noise(shot: ShotRender, frames: Iterable[int], channels: int) -> tor
     return _noise(shot, frames, channels, "initial", 0)
 
 
-def noise_frames(start: int, stop: int, period: int | None) -> list[int]:
-    """The frames of a first stage whose noise its frames ``[start, stop)`` start from: their own,
-    or with a period those that far before, so that any ``period`` frames in a row have all of it
-    once (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, section 3.2, but without shuffling)."""
-    return [frame % period if period else frame for frame in range(start, stop)]
+def repeated_noise(shot: ShotRender, frames: tuple[int, int], channels: int) -> torch.Tensor:
+    """Noise [1, C, T, H, W] that comes again, for frames ``[start, stop)`` of the first stage: of
+    any period's length of them in a row, each has another."""
+    assert shot.repeated_noise is not None
+    places = (frame % shot.repeated_noise.period for frame in range(*frames))
+    return _noise(shot, places, channels, "repeated", 0)
 
 
 def jump_noise(shot: ShotRender, stage: int, frames: Iterable[int], channels: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ Renders and calibrations both go through this, so that what is calibrated is wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from jobs.pyramid import firsts
 from jobs.units import ShotRender
 from workers.families.family import BranchContext, ModelFamily
-from workers.noise import initial_noise, jump_noise, noise_frames, step_noise
+from workers.noise import initial_noise, jump_noise, repeated_noise, step_noise
 from workers.schedulers import History, RangeStepper
 
 
@@ -30,12 +31,11 @@ class StageSteps:
 
     def start(self, frames: tuple[int, int]) -> torch.Tensor:
         """The latents that the first stage starts from: noise."""
-        places = self._places(0, frames[1], 1)
-        drawn = initial_noise(
-            self.shot,
-            [places[n] for n in noise_frames(*frames, self.shot.noise_period)],
-            self.family.latent_channels,
-        )
+        drawn = initial_noise(self.shot, self._places(*frames, 1), self.family.latent_channels)
+        if self.shot.repeated_noise is not None:
+            repeated = repeated_noise(self.shot, frames, self.family.latent_channels)
+            share = self.shot.repeated_noise.share
+            drawn = math.sqrt(share) * repeated + math.sqrt(1 - share) * drawn
         return self.family.kept(self.stepper.start(drawn.to(self.device)))
 
     def jump(self, frames: tuple[int, int], latents: torch.Tensor, first: int) -> torch.Tensor:

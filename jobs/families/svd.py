@@ -26,7 +26,7 @@ _TIME_IDS = 3
 
 #: Fields of a job that it has no use for.
 _TEXT = ("prompt", "negative", "text_tokens")
-_LAYOUT = ("window_latent_frames", "overlap_latent_frames", "noise")
+_LAYOUT = ("window_latent_frames", "overlap_latent_frames", "repeated_noise")
 _NO_TEXT = "this model reads no text, so it would have no effect"
 _ONE_WINDOW = "this model makes each shot as one window, so it would have no effect"
 

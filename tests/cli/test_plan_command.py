@@ -50,15 +50,6 @@ def test_flags_win_over_the_file(desk: Desk) -> None:
     assert (report["shots"][0]["steps"], report["shots"][0]["prompt"]) == (3, "b")
 
 
-def test_noise_that_comes_again_is_shown(desk: Desk, flags: list[str]) -> None:
-    plain, repeated = (
-        desk.run("plan", *flags, "--noise", noise, "--json").json()["shots"][0]
-        for noise in ("independent", "repeated")
-    )
-    assert (plain["noise_period"], repeated["noise_period"]) == (None, 21), "a window's frames"
-    assert "seed 3, noise repeated: kite" in desk.run("plan", *flags, "--noise", "repeated").out
-
-
 def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
     asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
     said = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked}

@@ -137,7 +137,7 @@ def test_pixel_frames_are_taken_as_they_are():
         ({"flow_shift": 0}, "flow_shift: must be more than 0"),
         ({"version": 2}, "version: must be 1, got 2"),
         ({"dtype": "fp16"}, "valid: auto, float32, bfloat16, float16"),
-        ({"noise": "repeat"}, "noise: unknown value 'repeat'; did you mean 'repeated'? valid: in"),
+        ({"repeated_noise": 1.5}, "repeated_noise: must be at most 1, got 1.5"),
         ({"decoder_dtype": "auto"}, "decoder_dtype: unknown value 'auto'; valid: float32, bfloat"),
         ({"scheduler": "eular"}, "did you mean 'euler'? valid: auto, unipc, euler, dpm++"),
         ({"numerics": "exact"}, "valid: any, pinned"),

@@ -15,8 +15,12 @@ from jobs.families.family import loaded_bytes
 from jobs.families.wan import Wan
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.spec_file import load_spec, parse_spec
+from jobs.units import RepeatedNoise
 from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
+from orchestrator.recipes import film_key
+from orchestrator.show_plan import plan_report, plan_text
 from tests.orchestrator.plans import frames_for, make_plan
 
 
@@ -29,7 +33,7 @@ def test_a_plan_reads_back() -> None:
 def test_a_plan_from_before_a_setting_was_there_has_its_default() -> None:
     plan = make_plan(6)
     stored = plan_to_json(plan)
-    del stored["decoder_dtype"], stored["shots"][0]["render"]["noise_period"]
+    del stored["decoder_dtype"], stored["shots"][0]["render"]["repeated_noise"]
     assert plan_from_json(stored) == plan
 
 
@@ -105,16 +109,21 @@ def test_a_coarsest_stage_that_is_a_long_window_is_warned_of(
             assert "not trained for so long a one" in said[0]
 
 
-def test_noise_that_has_no_time_to_come_again_is_warned_of() -> None:
-    told = {"prompt": "x", "model": "demo", "noise": "repeated"}
+def test_noise_comes_again_where_a_shot_starts_in_several_windows() -> None:
+    def planned(seconds: float, **changes: object) -> Plan:
+        told = {"prompt": "x", "model": "demo", "repeated_noise": 0.5, "seconds": seconds}
+        return prepare(parse_spec(told | changes)).plan
 
-    def warnings(seconds: float, **changes: object) -> tuple[str, ...]:
-        return prepare(parse_spec(told | {"seconds": seconds} | changes)).plan.warnings
-
-    (said,) = warnings(1)
-    assert said.startswith("noise: repeated makes no difference here: each shot starts as one win")
-    assert warnings(20) == warnings(1, noise="independent") == ()
-    assert warnings(5, model="demo-pyramid") == (said,), "a quarter of the frames"
+    plan = planned(20)
+    assert plan.shots[0].render.repeated_noise == RepeatedNoise(period=9, share=0.5)
+    assert plan_from_json(plan_to_json(plan)) == plan
+    assert "50% of noise repeated every 9 frames" in plan_text(plan_report(plan, 1, None))
+    whole = {"model": "demo-pyramid", "pyramid_first_stage": "whole"}
+    for alone in (planned(1), planned(5, model="demo-pyramid"), planned(20, **whole)):
+        assert alone.shots[0].render.repeated_noise is None
+        assert any("repeated_noise makes no difference here" in said for said in alone.warnings)
+    assert film_key(planned(1)) == film_key(planned(1, repeated_noise=0))
+    assert plan.warnings == planned(1, repeated_noise=0).warnings == ()
 
 
 @pytest.mark.parametrize(("size", "times"), [([192, 192], None), ([4096, 4096], 1820)])

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.accelerations import Accelerations, Adaptive
 from jobs.images import ImageFile
-from jobs.units import Unit
+from jobs.units import RepeatedNoise, Unit
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
 from tests.orchestrator.plans import frames_for, make_plan
@@ -65,10 +65,16 @@ def test_only_pieces_depend_on_how_they_are_written(changes: dict[str, object]) 
 
 def test_only_what_is_encoded_does_not_depend_on_its_noise() -> None:
     plan = two_shots()
-    repeated = tuple(replace(s, render=replace(s.render, noise_period=8)) for s in plan.shots)
+
+    def with_noise(period: int, share: float) -> Plan:
+        noise = RepeatedNoise(period=period, share=share)
+        shots = [replace(s, render=replace(s.render, repeated_noise=noise)) for s in plan.shots]
+        return replace(plan, shots=tuple(shots))
+
+    plans = [plan, with_noise(8, 0.5), with_noise(8, 1.0), with_noise(9, 1.0)]
     for unit in plan.units():
-        keys = {Recipes(each, "a-1").key(unit) for each in (plan, replace(plan, shots=repeated))}
-        assert (len(keys) == 1) == (unit.kind == "encode")
+        keys = {Recipes(each, "a-1").key(unit) for each in plans}
+        assert len(keys) == (1 if unit.kind == "encode" else len(plans))
 
 
 def test_a_model_that_counts_seconds_denoises_another_film_at_another_rate() -> None:

@@ -7,9 +7,10 @@ import hashlib
 import numpy as np
 import torch
 
+from jobs.units import RepeatedNoise
 from jobs.versions import NOISE_VERSION
 from tests.workers.tiny import tiny_shot
-from workers.noise import frame_noise, image_noise, initial_noise, noise_frames
+from workers.noise import frame_noise, image_noise, initial_noise, repeated_noise
 
 SHAPE = (4, 8, 8)
 
@@ -24,11 +25,16 @@ def test_any_window_draws_the_same_noise() -> None:
 
 
 def test_any_window_in_a_row_has_all_of_repeated_noise_once() -> None:
-    assert noise_frames(2, 7, None) == [2, 3, 4, 5, 6]
-    assert noise_frames(0, 5, 5) == [0, 1, 2, 3, 4], "a shot of one window has its own"
-    for start in range(12):
-        assert sorted(noise_frames(start, start + 5, 5)) == [0, 1, 2, 3, 4]
-    assert noise_frames(3, 8, 5) == [3, 4, 0, 1, 2]
+    shot = tiny_shot(repeated_noise=RepeatedNoise(period=5, share=0.5))
+    whole = repeated_noise(shot, (0, 5), 4)
+    frames = {whole[:, :, n].numpy().tobytes() for n in range(5)}
+    assert len(frames) == 5
+    for start in range(1, 12):
+        window = repeated_noise(shot, (start, start + 5), 4)
+        assert {window[:, :, n].numpy().tobytes() for n in range(5)} == frames
+    assert torch.equal(repeated_noise(shot, (13, 14), 4), whole[:, :, 3:4])
+    own = initial_noise(shot, range(5), 4)
+    assert not {own[:, :, n].numpy().tobytes() for n in range(5)} & frames
 
 
 def test_every_part_of_the_key_matters() -> None:

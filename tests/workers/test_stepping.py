@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs.units import ShotRender
+from jobs.units import RepeatedNoise, ShotRender
 from tests.workers.tiny import CHANNELS, tiny_shot
 from workers.families import open_family
 from workers.families.family import stepper_of
@@ -43,13 +43,23 @@ def test_a_steps_noise_is_of_that_step_of_the_shot_and_of_the_frames_that_it_sta
 
 
 @pytest.mark.parametrize("steps", [(3,), STEPS])
-def test_repeated_noise_comes_again_after_so_many_frames_of_the_first_stage(
-    tiny_wan: Path, steps: tuple[int, ...]
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_part_of_the_noise_comes_again_after_so_many_frames_of_the_first_stage(
+    tiny_wan: Path, steps: tuple[int, ...], share: float
 ) -> None:
-    shot = tiny_shot(stage_steps=steps, latent_frames=17, pixel_frames=33)
-    plain = stage_of(tiny_wan, shot, 0)
-    stage = stage_of(tiny_wan, replace(shot, noise_period=4), 0)
-    first = plain.start((0, 4))
-    assert torch.equal(stage.start((0, 4)), first), "a window's length is as it was"
-    assert torch.equal(stage.start((3, 9)), first[:, :, [3, 0, 1, 2, 3, 0]])
-    assert not torch.equal(plain.start((4, 8)), first)
+    shot = tiny_shot(stage_steps=steps, latent_frames=33, latent_height=64, latent_width=64)
+    repeated = RepeatedNoise(period=4, share=share)
+    stage = stage_of(tiny_wan, replace(shot, repeated_noise=repeated), 0)
+    first, again, other = (stage.start(part).flatten() for part in ((0, 4), (8, 12), (9, 13)))
+    assert torch.equal(stage.start((6, 11))[:, :, 2:], stage.start((8, 12))[:, :, :3]), "of places"
+    correlated = torch.corrcoef(torch.stack([first, again, other]))
+    assert correlated[0, 1] == pytest.approx(share, abs=0.02)
+    assert correlated[0, 2] == pytest.approx(0, abs=0.02), "it comes again in its own place"
+    assert first.std() == pytest.approx(1, abs=0.02)
+
+
+def test_no_share_that_comes_again_is_as_ever(tiny_wan: Path) -> None:
+    shot = tiny_shot(latent_frames=17, pixel_frames=33)
+    none = replace(shot, repeated_noise=RepeatedNoise(period=4, share=0.0))
+    plain, none = (stage_of(tiny_wan, each, 0).start((3, 9)) for each in (shot, none))
+    assert torch.equal(plain, none)

@@ -211,7 +211,7 @@ def test_the_images_content_is_part_of_the_film(folder: Path, tmp_path: Path) ->
         ({"pyramid": 2}, "pyramid: this model makes each shot as one window"),
         ({"window_latent_frames": 5}, "window_latent_frames: .*one window, so .* remove it"),
         ({"overlap_latent_frames": 1}, "overlap_latent_frames: .*one window"),
-        ({"noise": "repeated"}, "noise: .*one window, so it would have no effect; remove it"),
+        ({"repeated_noise": 0.5}, "repeated_noise: .*one window, so .* no effect; remove it"),
         ({"loras": [{"path": "a"}]}, "loras: adapters of this family's models are not built"),
         ({"pixel_frames": FRAMES + 1}, "8 frames are too many: this model makes at most 7 in a"),
         ({"guidance": [1, 3]}, "guidance: has 2 values"),
