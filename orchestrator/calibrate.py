@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,12 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
         known.name, str(prepared.model.folder), plan.dtype, device_of(device),
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
-    shots = [shot.render for shot in plan.shots if _window_lengths(shot) == longest]
+    # What is found on a first window's noise holds for any.
+    shots = [
+        replace(shot.render, repeated_noise=None)
+        for shot in plan.shots
+        if _window_lengths(shot) == longest
+    ]
     return _Given(family, shots, window)
 
 

@@ -142,7 +142,7 @@ class PartFile:
     ) -> PartFile:
         """That of a shot, all of which counts, in one of its stages."""
         told = asdict(shot)
-        del told["repeated_noise"]  # here a shot is one window
+        del told["repeated_noise"]  # there is none in a calibration
         how = {"keys": [asdict(key) for key in keys], "stage": stage, "shot": told}
         text = json.dumps(how, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
