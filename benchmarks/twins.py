@@ -51,12 +51,14 @@ def quality(
 # -- time and operations of one long shot
 
 
-def speed(models: dict[str, str], said: str, seconds: float, repeats: int) -> dict[str, Any]:
-    """One worker, the models in turn, the order changing; medians."""
+def speed(
+    models: dict[str, str], said: str, seconds: float, repeats: int, **more: Any
+) -> dict[str, Any]:
+    """One worker, the models in turn, the order changing; medians. ``more`` of the job."""
     runs: dict[str, list[Rendered]] = {name: [] for name in models}
     for repeat in range(repeats):
         for name in (*models,)[:: -1 if repeat % 2 else 1]:
-            job = {"model": models[name], "prompt": said, "seconds": seconds}
+            job = {"model": models[name], "prompt": said, "seconds": seconds, **more}
             runs[name].append(render(job, workers=1))
     figures: dict[str, Any] = {}
     for name, model in models.items():
@@ -171,6 +173,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder-dtype", default="float32", help="of what is timed")
     parser.add_argument("--speed-only", action="store_true", help="quality is measured elsewhere")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
@@ -186,7 +189,14 @@ def main() -> None:
     figures = {
         "models": {name: model_name(model) for name, model in models.items()},
         "stages": stages,
-        "speed": speed(models, drawn[0][1], options.seconds, options.repeats),
+        "decoder_dtype": options.decoder_dtype,
+        "speed": speed(
+            models,
+            drawn[0][1],
+            options.seconds,
+            options.repeats,
+            decoder_dtype=options.decoder_dtype,
+        ),
     }
     if not options.speed_only:
         judged = {name: quality(model, drawn) for name, model in models.items()}
@@ -196,8 +206,9 @@ def main() -> None:
             "pyramid_is_worse_on": worse_on(judged),
             "untrained": quality(models["plain"], drawn, stages),
         }
-    name = f"twins_{'speed_' if options.speed_only else ''}{_family(models['plain'])}"
-    write_result(name, figures, models=[*models.values()], keep=not options.quick)
+    parts = ["twins", *(["speed"] if options.speed_only else []), _family(models["plain"])]
+    parts += [options.decoder_dtype] if options.decoder_dtype != "float32" else []
+    write_result("_".join(parts), figures, models=[*models.values()], keep=not options.quick)
 
 
 def _family(model: str) -> str:

@@ -135,9 +135,14 @@ def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         return
     yield (
         f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
-        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size, shorter windows"
-        f"{' or decoder_dtype: float16' if job.decoder_dtype == 'float32' else ''} take less"
+        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size or "
+        f"shorter windows{_narrower(job)} take less"
     )
+
+
+def _narrower(job: ResolvedSpec) -> str:
+    full = job.decoder_dtype == "float32"
+    return ", or decoder_dtype: float16 or bfloat16," if full else ""
 
 
 def _vae(model: ModelInfo) -> Config:

@@ -344,7 +344,7 @@ def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
     of the model's."""
     fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
-        fixes += ", or decoder_dtype: float16"
+        fixes += ", or decoder_dtype: float16 or bfloat16"
     is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
     if not is_cut:
         return fixes

@@ -118,7 +118,9 @@ def test_a_decoder_in_half_precision_takes_half(published: ModelInfo, image: str
     half = fitted_svd(published, image, "bfloat16", slicing={"slices": 8})
     assert decode_bytes(half, published) == pytest.approx(decode_bytes(full, published) / 2)
     asked = {"slicing": {"budget_gb": 12}}
-    with pytest.raises(BadJob, match="or more, decoder_dtype: float16, or a size smaller"):
+    with pytest.raises(
+        BadJob, match="or more, decoder_dtype: float16 or bfloat16, or a size smaller"
+    ):
         fitted_svd(published, image, **asked)
     assert fitted_svd(published, image, "float16", **asked)
 

@@ -259,7 +259,7 @@ def test_what_runs_out_of_memory_says_what_needs_less(
     with pytest.raises(UnitError) as caught, _blame(Unit(kind, 0), setup, autoencoder):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
     slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}" if slices else ""
-    half = ", or decoder_dtype: float16" if kind == "decode" else ""
+    half = ", or decoder_dtype: float16 or bfloat16" if kind == "decode" else ""
     says = f"GiB free; plan smaller windows or a smaller size{half}{slicing} (2 GiB too much)"
     assert says in str(caught.value)
 
