@@ -7,6 +7,7 @@ import sys
 from benchmarks import (
     attention,
     attention_step,
+    decoder_dtype,
     detectors,
     film,
     long_films,
@@ -35,6 +36,8 @@ BENCHMARKS = (
     (long_films, "--films 6 --bodies 1 --model demo-pyramid"),
     (long_films, "--films 6 --model demo-pyramid"),
     (long_films, "--films 6 --model demo-pyramid --first-stage whole"),
+    (long_films, "--films 6 --model demo-pyramid --repeated-noise 1"),
+    (long_films, "--films 6 --repeated-noise 1"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (
@@ -42,6 +45,11 @@ BENCHMARKS = (
         "--pyramid workers/demo_animatediff_pyramid --plain workers/demo_animatediff --prompts 40",
     ),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only"),
+    (
+        twins,
+        "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only "
+        "--decoder-dtype bfloat16",
+    ),
     (twins, "--jumps demo-pyramid --prompts 40"),
     (twins, "--jumps demo-animatediff-pyramid --prompts 40"),
     (tpdiff, ""),
@@ -49,6 +57,8 @@ BENCHMARKS = (
     (attention, ""),
     (slicing, ""),
     (slicing, "--decoders"),
+    (decoder_dtype, ""),
+    (decoder_dtype, "--model demo-animatediff"),
     (rehash_cost, ""),
     # Other prompts than the settings of the presets were chosen on.
     (techniques, "--prompts 3 --seed 7 --plot docs/techniques.png"),
