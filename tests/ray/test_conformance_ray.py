@@ -35,6 +35,7 @@ fps: 8
 steps: 6
 scheduler: {scheduler}
 dtype: {dtype}
+decoder_dtype: {decoder_dtype}
 window_latent_frames: 9
 text_tokens: 24
 guidance: 5.0
@@ -53,11 +54,18 @@ def ray() -> Iterator[dict[str, Any]]:
 
 
 def render(
-    model: Path, scheduler: str, dtype: str, folder: Path, ray: dict[str, Any], *flags: object
+    model: Path,
+    scheduler: str,
+    dtypes: tuple[str, str],
+    folder: Path,
+    ray: dict[str, Any],
+    *flags: object,
 ) -> tuple[torch.Tensor, np.ndarray, Any]:
-    """The latents and frames of a render, and the plan that it followed."""
+    """The latents and frames of a render, and the plan that it followed. ``dtypes``: of the
+    denoiser and of the decoder."""
     job = folder / "film.yaml"
-    told = JOB.format(model=model, scheduler=scheduler, dtype=dtype)
+    dtype, decoder_dtype = dtypes
+    told = JOB.format(model=model, scheduler=scheduler, dtype=dtype, decoder_dtype=decoder_dtype)
     job.write_text(told if scheduler != "ddim" else told.replace("text_tokens: 24\n", ""))
     store, latents = folder / "store", folder / "latents.safetensors"
     latents.write_bytes(b"an adapter")
@@ -73,27 +81,34 @@ def render(
     return saved["shot_000"], np.stack(list(iter_frames(folder / "film.mkv"))), load_plan(store)
 
 
-QUICK = [("unipc", "float32")]
+QUICK = [("unipc", "float32", "bfloat16")]
 LONG = [
-    ("euler", "bfloat16"), ("dpm++", "float32"), ("unipc", "bfloat16"), ("euler", "float32"),
-    ("dpm++", "bfloat16"),
+    ("euler", "bfloat16", "float32"), ("dpm++", "float32", "float32"),
+    ("unipc", "bfloat16", "bfloat16"), ("euler", "float32", "float16"),
+    ("dpm++", "bfloat16", "float32"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "dtype"),
+    ("scheduler", "dtype", "decoder_dtype"),
     [*QUICK, *(pytest.param(*each, marks=pytest.mark.long) for each in LONG)],
 )
 def test_a_render_on_ray_is_the_pipeline(
-    model: Path, scheduler: str, dtype: str, ray: dict[str, Any], tmp_path: Path
+    model: Path,
+    scheduler: str,
+    dtype: str,
+    decoder_dtype: str,
+    ray: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
-    ours, frames, plan = render(model, scheduler, dtype, tmp_path, ray)
+    ours, frames, plan = render(model, scheduler, (dtype, decoder_dtype), tmp_path, ray)
     shot = plan.shots[0].render
     assert (len(plan.shots[0].stages), len(plan.shots[0].stages[0].windows)) == (1, 1)
     assert (shot.guidance, shot.steps, plan.preset) == ((5.0,), 6, "exact")
 
     torch.set_num_threads(plan.threads)
     pipeline = load_pipeline(model, getattr(torch, dtype))
+    pipeline.vae.to(getattr(torch, decoder_dtype))
     pipeline.scheduler = scheduler_as_a_user_would(scheduler, pipeline.scheduler.config, FLOW_SHIFT)
     theirs = run_pipeline(pipeline, shot)
     assert ours.dtype == theirs.dtype
@@ -108,7 +123,7 @@ def test_a_render_of_animatediff_with_an_adapter_is_the_pipeline(
     model = write_tiny_animatediff(tmp_path / "model")
     lora = write_lora("animatediff", model, tmp_path / "lora")
     ours, frames, plan = render(
-        model, "ddim", "float32", tmp_path, ray, "--lora", f"{lora.parent}=0.7"
+        model, "ddim", ("float32", "float32"), tmp_path, ray, "--lora", f"{lora.parent}=0.7"
     )
     assert (plan.loras[0].path, plan.loras[0].scale) == (str(lora), 0.7)
     torch.set_num_threads(plan.threads)
