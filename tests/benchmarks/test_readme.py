@@ -24,6 +24,7 @@ SOURCES = {
     "Step Rehash": ["Step Rehash at 13 key steps"],
     "window attention": ["window attention"],
     "two minutes with": ["seconds in which the film looks", "borders that are plain to see"],
+    "two minutes whose noise": ["seconds in which the film looks", "borders that are plain to see"],
 }
 
 
