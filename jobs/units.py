@@ -60,8 +60,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatedNoise:
-    """Part of the noise that a shot starts from comes again with each window, so that all windows
-    decide alike (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, repeats all of it, shuffled)."""
+    """Part of the noise that a shot starts from comes again after each window's length, so that all
+    windows decide alike (FreeNoise, Qiu et al. 2023, arXiv 2310.15169, repeats all, shuffled)."""
 
     period: int  # in frames of the first stage
     share: float  # of the variance; 0 to 1

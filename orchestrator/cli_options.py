@@ -97,8 +97,8 @@ RepeatedNoiseOption = Annotated[
     typer.Option(
         "--repeated-noise",
         metavar="0-1",
-        help="how much of the noise that a shot starts from comes again with each window: a long "
-        "film keeps its look, and comes again itself; default: 0",
+        help="how much of a shot's first noise comes again after each window's length: a long film "
+        "keeps its look, and its motion comes again; default: 0",
     ),
 ]
 FirstStageOption = Annotated[

@@ -140,11 +140,12 @@ def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
     half = replace(job, decoder_dtype="float16")
     would_fit = max(_phases(half, model, MOST_SLICES).values()) <= budget_gb * 1e9
-    narrower = "decoder_dtype: float16 or bfloat16, " if would_fit else ""
+    narrower = ", decoder_dtype: float16 or bfloat16" if would_fit else ""
+    weights_fit = least["encoding"] <= budget_gb * 1e9
+    smaller = f", or a size smaller than {job.width_px}x{job.height_px}" if weights_fit else ""
     return (
         f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "
-        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more, {narrower}or a size smaller "
-        f"than {job.width_px}x{job.height_px}"
+        f"slices, {needs}{uncut}; give budget_gb: {fits_gb:g} or more{narrower}{smaller}"
     )
 
 

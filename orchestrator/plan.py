@@ -138,7 +138,8 @@ class Plan:
     height_px: int
     shots: tuple[ShotPlan, ...]
     tile_bytes: int  # estimated memory that one tile needs beside the model
-    model_bytes: int  # estimated memory that the loaded model needs
+    model_bytes: int  # estimated memory that the denoiser and what decodes need
+    encoding_bytes: int = 0  # estimated: of the denoiser and encoders, before the first tile
     decoder_dtype: str = "float32"
     kept_bytes: int = 0  # estimated: what accelerations keep with a tile from step to step
     title: str = ""
@@ -147,6 +148,11 @@ class Plan:
     decode_context: int = field(default=0)
     warnings: tuple[str, ...] = ()  # of what the job asks for
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights, in this order
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated: the most that a worker with one tile holds at once."""
+        return max(self.encoding_bytes, self.model_bytes + self.tile_bytes)
 
     # -- what there is to do
 

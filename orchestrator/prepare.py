@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from jobs.families.family import loaded_bytes
+from jobs.families.family import encoding_bytes, rendering_bytes
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
@@ -205,7 +205,8 @@ def make_plan(
         shots=tuple(shots),
         tile_bytes=tile_bytes(job, model, dtype),
         kept_bytes=kept_bytes(job, model, dtype),
-        model_bytes=loaded_bytes(model.family, model.parameters, dtype, job.decoder_dtype),
+        model_bytes=rendering_bytes(model.family, model.parameters, dtype, job.decoder_dtype),
+        encoding_bytes=encoding_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=(
             *job.warnings,

@@ -336,7 +336,7 @@ def class_of_results(plan: Plan, recipes: Recipes, results: Results) -> str | No
 def default_workers(plan: Plan) -> int:
     """Workers for this machine's processors: one per ``threads`` cores, as memory allows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    each = plan.model_bytes + plan.tile_bytes + 400 * 2**20
+    each = plan.peak_bytes + 400 * 2**20
     return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
 
 

@@ -33,6 +33,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "model_calls": plan.model_calls,
         "memory_model_bytes": plan.model_bytes,
         "memory_tile_bytes": plan.tile_bytes,
+        "memory_encoding_bytes": plan.encoding_bytes,
         "memory_basis": "estimated from the model's configuration",
         "checkpoint_every": plan.checkpoint_every,
         "workers": workers,
@@ -177,6 +178,10 @@ def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
     ]
 
 
+def _before(encoding_bytes: int) -> str:
+    return f"; before the first, {gb(encoding_bytes)} with encoders" if encoding_bytes else ""
+
+
 def _noise(repeated: dict[str, Any] | None) -> str:
     if repeated is None:
         return ""
@@ -212,7 +217,8 @@ def plan_text(report: dict[str, Any]) -> str:
         f"model calls: {'at most ' * ('adaptive' in report['accelerations'])}"
         f"{report['model_calls']}",
         f"memory per worker: {gb(report['memory_model_bytes'])} model + "
-        f"{gb(report['memory_tile_bytes'])} tile ({report['memory_basis']})",
+        f"{gb(report['memory_tile_bytes'])} tile{_before(report['memory_encoding_bytes'])} "
+        f"({report['memory_basis']})",
         f"checkpoint every {report['checkpoint_every']} steps",
     ]
     wall = report["wall_s"]

@@ -76,20 +76,20 @@ def decode_piece(
 
 
 class NotFinite(ArithmeticError):
-    """Pixels that are NaN, which what overflows becomes in a decoder's norms."""
+    """Pixels that are infinite, or NaN, which what overflows becomes in a decoder's norms."""
 
-    def __init__(self) -> None:
-        super().__init__("the decoded pixels became NaN")
+    def __init__(self, said: str = "the decoded pixels became NaN or infinite") -> None:
+        super().__init__(said)
 
 
 def to_rgb8(x_BCFHW: torch.Tensor) -> np.ndarray:
     """uint8 [F, H, W, 3] as diffusers' VideoProcessor makes PIL frames: each value is
     round(255 * clamp(x / 2 + 1/2)), halves to even. Raises NotFinite."""
-    unit = (x_BCFHW[0] * 0.5 + 0.5).clamp(0, 1)
+    unit = x_BCFHW[0] * 0.5 + 0.5
     frames = unit.permute(1, 2, 3, 0).cpu().float().numpy()
-    if np.isnan(frames).any():
+    if not np.isfinite(frames).all():
         raise NotFinite
-    return (frames * 255).round().astype(np.uint8)
+    return (frames.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 @torch.no_grad()

@@ -112,16 +112,6 @@ def float32_elements(dtype: str) -> int:
     return 4 // DTYPE_BYTES[dtype]
 
 
-def loaded_bytes(
-    family: FamilyFacts, parameters: Mapping[str, int], dtype: str, decoder_dtype: str
-) -> int:
-    """Estimate of the weights held at once, in the larger of a worker's two phases."""
-    return max(
-        encoding_bytes(family, parameters, dtype),
-        rendering_bytes(family, parameters, dtype, decoder_dtype),
-    )
-
-
 def encoding_bytes(family: FamilyFacts, parameters: Mapping[str, int], dtype: str) -> int:
     """Of the weights while what shots start from is encoded: the denoiser, which a worker holds
     from its start, and the encoders, an image's VAE in float32 among them. They are freed then."""

@@ -50,6 +50,16 @@ def test_flags_win_over_the_file(desk: Desk) -> None:
     assert (report["shots"][0]["steps"], report["shots"][0]["prompt"]) == (3, "b")
 
 
+def test_noise_that_comes_again_is_shown(desk: Desk) -> None:
+    file = desk.job(
+        f"model: {desk.model}\nprompt: kite\npixel_frames: 60\nsize: 64x64\n"
+        "window_latent_frames: 5\noverlap_latent_frames: 1\n"
+    )
+    ran = desk.run("plan", file, "--repeated-noise", "0.5", "--json")
+    assert ran.json()["shots"][0]["repeated_noise"] == {"period": 5, "share": 0.5}
+    assert desk.run("plan", file, "--json").json()["shots"][0]["repeated_noise"] is None
+
+
 def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
     asked = {"size": [64, 64], "fps": 8, "window_latent_frames": 9, "overlap_latent_frames": 3}
     said = {"version": 1, "model": str(desk.model), "steps": 7, "pyramid": 2, **asked}

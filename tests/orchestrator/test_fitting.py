@@ -128,7 +128,7 @@ def test_a_decoder_in_half_precision_takes_half(published: ModelInfo, image: str
 def test_encoders_alone_can_break_a_budget(published: ModelInfo, image: str) -> None:
     wide = replace(published, parameters=PARAMETERS | {"image_encoder": 10**10})
     with pytest.raises(
-        BadJob, match=r"encoding takes 23\.\d+ GB.*; give budget_gb: 23\.\d or more"
+        BadJob, match=r"encoding takes 23\.\d+ GB.*; give budget_gb: 23\.\d or more$"
     ):
         fitted(wide, image, budget_gb=18)
     assert fitted(wide, image, budget_gb=24)

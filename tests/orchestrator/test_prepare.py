@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
-from jobs.families.family import loaded_bytes
+from jobs.families.family import encoding_bytes, rendering_bytes
 from jobs.families.wan import Wan
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.spec_file import load_spec, parse_spec
@@ -149,11 +150,12 @@ def test_a_fetched_model_is_kept_with_its_commit(
 
 def test_weights_are_counted_as_they_are_loaded() -> None:
     parameters = {"transformer": 1000, "vae": 10, "text_encoder": 500}
-    assert loaded_bytes(Wan(), parameters, "bfloat16", "float32") == 2 * (1000 + 500)
-    large = parameters | {"vae": 400}
-    assert loaded_bytes(Wan(), large, "float16", "float32") == 2 * 1000 + 4 * 400
-    assert loaded_bytes(Wan(), large, "float16", "bfloat16") == 2 * 1000 + 2 * 500
-    assert loaded_bytes(Wan(), parameters, "float32", "float32") == 4 * (1000 + 500)
+    assert encoding_bytes(Wan(), parameters, "bfloat16") == 2 * (1000 + 500)
+    assert encoding_bytes(Wan(), parameters, "float32") == 4 * (1000 + 500)
+    assert rendering_bytes(Wan(), parameters, "bfloat16", "float32") == 2 * 1000 + 4 * 10
+    assert rendering_bytes(Wan(), parameters, "float16", "bfloat16") == 2 * 1000 + 2 * 10
+    plan = replace(make_plan(6), encoding_bytes=9, model_bytes=4, tile_bytes=3)
+    assert (plan.peak_bytes, replace(plan, tile_bytes=8).peak_bytes) == (9, 12)
 
 
 def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> None:
@@ -168,8 +170,8 @@ def test_the_estimate_does_not_depend_on_how_weights_are_stored(model: Path) -> 
     wide, narrow = found
     stored = [info.parameters_bytes["transformer"] for info in found]
     assert stored == [each * wide.parameters["transformer"] for each in (4, 2)]
-    assert loaded_bytes(wide.family, wide.parameters, "float32", "float32") == loaded_bytes(
-        narrow.family, narrow.parameters, "float32", "float32"
+    assert encoding_bytes(wide.family, wide.parameters, "float32") == encoding_bytes(
+        narrow.family, narrow.parameters, "float32"
     )
 
 

@@ -12,7 +12,7 @@ from diffusers.video_processor import VideoProcessor
 
 from jobs.families.wan_geometry import wan_decode_context
 from tests.workers.tiny import PATCHED_VAE, RESIDUAL_VAE, SMALL_VAE, WAN_VAE, tiny_vae
-from workers.decoding import decode_piece, measured_context, to_rgb8, unnormalise
+from workers.decoding import NotFinite, decode_piece, measured_context, to_rgb8, unnormalise
 
 CONFIGS = {
     "small": SMALL_VAE,
@@ -119,6 +119,9 @@ def test_a_lane_that_warmed_up_too_late_does_not_continue() -> None:
 def test_rgb8_is_diffusers_pil_frames() -> None:
     values = torch.linspace(-1.0, 1.0, 3 * 8 * 16 * 16).reshape(1, 8, 3, 16, 16).transpose(1, 2)
     theirs = VideoProcessor().postprocess_video(values, output_type="pil")[0]
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(NotFinite, match="NaN or infinite"):
+            to_rgb8(torch.where(values == values.max(), bad, values))
     ours = to_rgb8(values)
     assert ours.shape == (8, 16, 16, 3)
     assert np.array_equal(ours, np.stack([np.asarray(frame) for frame in theirs]))
