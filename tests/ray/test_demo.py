@@ -44,6 +44,7 @@ def interrupt(folder: Path) -> str:
     return said
 
 
+@pytest.mark.long
 def test_ctrl_c_in_the_demo_leaves_in_order(tmp_path: Path) -> None:
     said = interrupt(tmp_path)
     assert f"longtake resume {job_ids(tmp_path / 'demo-store')[0]}" in said

@@ -40,8 +40,8 @@ VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
 KINDS = ("reference", "pyramid_reference", "attention_reference", "whole_reference")
 #: A raylet dies in the long rounds, and with its node in test_trouble.
 QUICK_ROUNDS = (
-    pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too
-    (2, "worker", KINDS[1]),
+    pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too,
+    pytest.param(2, "worker", KINDS[1], marks=pytest.mark.long),  # and this
     (4, "everything", KINDS[1]),
     pytest.param(2, "worker", KINDS[2], marks=pytest.mark.long),
     pytest.param(4, "everything", KINDS[2], marks=pytest.mark.long),

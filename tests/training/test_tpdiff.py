@@ -81,6 +81,17 @@ def test_all_weights_are_trained_and_the_result_says_its_pyramid(
     assert inspect_model(model).defaults.pyramid_steps == ()
 
 
+def test_samples_that_are_no_pictures_are_told_and_end_no_training(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rate at which weights blow up."""
+    out = run(model, data, tmp_path / "out", "--steps", "3", "--sample-every", "3",
+              "--sample-steps", "2", "--rate", "1e30")  # fmt: skip
+    said = "".join(capsys.readouterr())
+    assert "no sample of" in said and "pixels became NaN or infinite" in said
+    assert (out / "model").is_dir() and not (out / "samples").exists()
+
+
 def test_a_stopped_training_goes_on_to_the_same_weights(
     model: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -194,12 +194,13 @@ def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
 
 def spread() -> Iterator[Any]:
     """One size of the plain cases is quick, for fake tensors take time by the operator; float32 at
-    the other sizes is for a long day."""
+    the other sizes, and long shots of kin, are for a long day."""
     for name in SMALL:
         for size in SIZES:
             for dtype in ("float32", "float16"):
                 quick = size == SIZES[0] and "," not in name
-                mark = pytest.mark.long if dtype == "float32" else pytest.mark.slow
+                kin = "," in name and size == SIZES[2]
+                mark = pytest.mark.long if dtype == "float32" or kin else pytest.mark.slow
                 told = "x".join(map(str, size))
                 yield pytest.param(
                     name, size, dtype, marks=() if quick else mark, id=f"{name}-{told}-{dtype}"
