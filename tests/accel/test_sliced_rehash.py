@@ -102,7 +102,14 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+#: A transformer and a UNet; the others take a quarter of a minute.
+QUICK = ("wan", "svd")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in SHAPES],
+)
 @torch.no_grad()
 def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
     """A sliced step, and a feature of both guidance branches that comes and one that is left."""

@@ -21,6 +21,7 @@ from tests.ray.harness import (
 from tests.ray.trouble import check_film, check_refused, render, resume
 
 
+@pytest.mark.long
 def test_a_model_that_yields_nan(film_yaml: Path, model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(model, tmp_path / "broken"))
     weights = load_file(broken / "transformer/diffusion_pytorch_model.safetensors")
