@@ -21,6 +21,7 @@ from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.spec import JobSpec
 from jobs.units import Unit
+from orchestrator.here import render_units
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare
 from workers.setup import WorkerSetup
@@ -68,16 +69,13 @@ def render_plan(
 ) -> Here:
     """A planned film by a worker that is loaded."""
     outputs = dict(given)
-    seconds, engaged = dict.fromkeys(_KINDS, 0.0), Counter[str]()
+    seconds, engaged = Counter[str](), Counter[str]()
     family = worker._family
     with counted(family.denoiser) as counts, tune(family):
-        for unit in _in_order(plan):
-            if unit in given:
-                continue
-            inputs = [outputs[each] for each in plan.inputs(unit)]
-            report, outputs[unit] = worker.run(plan.task(unit, 1), inputs)
+        for report, output in render_units(plan, worker, given):
+            outputs[report.unit] = output
             engaged.update(report.engaged)
-            seconds[unit.kind] += report.elapsed_s
+            seconds[report.unit.kind] += report.elapsed_s
     return Here(
         plan=plan,
         frames=np.concatenate([_frames(outputs[goal]) for goal in plan.goals()]),
@@ -116,14 +114,6 @@ def _loaded(
         accelerations=Accelerations.model_validate_json(accelerations),
     )
     return Worker(setup)
-
-
-def _in_order(plan: Plan) -> list[Unit]:
-    """Every unit, each after all that it depends on."""
-    return sorted(plan.units(), key=lambda u: (u.shot, _KINDS.index(u.kind), u.stage, u.step))
-
-
-_KINDS = ("encode", "step", "decode")
 
 
 def _frames(piece: Bundle) -> NDArray[np.uint8]:

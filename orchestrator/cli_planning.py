@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs import errors
-from jobs.model_folder import ModelInfo, inspect_model, is_at_hand, resolve_model
 from jobs.spec import JobSpec
-from jobs.spec_errors import Places, Problem, bad_job
-from jobs.spec_pyramid import stage_count
+from jobs.spec_errors import Problem, bad_job
 from orchestrator import show_plan
 from orchestrator.cli_options import (
     DEFAULT_DELTA,
@@ -50,6 +46,7 @@ from orchestrator.cli_options import (
 )
 from orchestrator.export import check_file
 from orchestrator.prepare import Prepared, prepare
+from orchestrator.sample_job import sample_job
 
 
 def loras_given(given: list[str] | None) -> list[dict[str, Any]] | None:
@@ -144,9 +141,10 @@ def calibrate_command(
     check_file(picture, "--picture", ".png")
     if rehash is not None and delta is not None:
         raise errors.BadJob("--delta is for fast attention, --rehash for rehash; remove one")
-    spec = _calibrated_on(
-        what, model, prompt or [], image=image, seconds=seconds, size=size, fps=fps, steps=steps,
-        pyramid=pyramid, pyramid_first_stage=pyramid_first_stage, loras=loras_given(lora),
+    spec = sample_job(
+        "calibrate", what, model, prompt or [], image=image, seconds=seconds, size=size, fps=fps,
+        steps=steps, pyramid=pyramid, pyramid_first_stage=pyramid_first_stage,
+        loras=loras_given(lora),
     )  # fmt: skip
     if spec.pyramid_first_stage == "whole":
         said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
@@ -200,52 +198,32 @@ def _check_device(asked: str) -> None:
         raise errors.BadJob(f"--device {asked!r}: valid: auto, cpu, cuda, or a GPU such as cuda:1")
 
 
-def _calibrated_on(
-    what: str | None, model: str | None, prompts: list[str], **flags: Any
-) -> JobSpec:
-    """The job whose shots a calibration is tried on: that of a file, or one of a model, with a shot
-    for each prompt that fills a window of every stage if no length was given."""
-    from jobs.spec_file import parse_spec
+def presets_command(
+    what: JobOrModelArgument = None,
+    prompt: PromptsOption = None,
+    image: ImageOption = None,
+    size: SizeOption = None,
+    steps: StepsOption = None,
+    pyramid: PyramidOption = None,
+    model: ModelOption = None,
+    lora: LorasOption = None,
+    device: CalibrateDeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """List the presets for faster renders. What each does, and how far the film then differs. With
+    a job file, or a model and prompts: try each of them there, on a window of each shot, against
+    the full render."""
+    from orchestrator.try_presets import kept, try_presets
 
-    if "" in (what, model):
-        raise errors.BadJob("a name is empty; give a job file, or a model such as demo")
-    # unlike Path.is_file, this says no to a name that is too long for a file
-    if what is not None and (os.path.isfile(what) or what.endswith((".yaml", ".yml"))):
-        if len(prompts) > 1:
-            raise errors.BadJob(f"several --prompt go with a model; write shots into {what}")
-        return _spec_of(Path(what), model=model, prompt=prompts[0] if prompts else None, **flags)
-    if what is not None and model is not None:
-        raise errors.BadJob(f"two models, {what} and --model {model}; give one of them")
-    named = what or model or "demo"
-    info = inspect_model(resolve_model(named)) if prompts or is_at_hand(named) else None
-    if info is not None and info.geometry.from_image:
-        raise errors.BadJob(f"films of model {named} start from images; give a job file with them")
-    if info is None or not prompts:
-        raise errors.BadJob(
-            f"give a job file, or prompts such as films of model {named} will have: longtake "
-            f"calibrate {shlex.quote(named)} --prompt ... --prompt ..."
-        )
-    if flags.pop("image", None) is not None:
-        raise errors.BadJob(f"--image goes with a job file; films of {named} start from prompts")
-    length = {"seconds": flags.pop("seconds")}
-    if length["seconds"] is None:
-        length = {"pixel_frames": _window_pixel_frames(info, flags.get("pyramid") or "auto")}
-    given = {"model": named} | {key: value for key, value in flags.items() if value is not None}
-    shots = [{"prompt": prompt} | length for prompt in prompts]
-    places = Places(flags=frozenset({*given, "prompt", "seconds"}))
-    return parse_spec(given | {"shots": shots}, places)
-
-
-def _window_pixel_frames(info: ModelInfo, pyramid: int | str) -> int:
-    """Of the shortest shot whose coarsest stage has as many frames as a window of the model: with
-    it all stages have whole windows, as those of any longer film have."""
-    geometry, stages = info.geometry, stage_count(pyramid, info.defaults)
-    alone = int(geometry.first_alone)
-    coarsest = geometry.window_latent_frames - alone
-    return geometry.pixel_frames(alone + coarsest * 2 ** (stages - 1))
-
-
-def presets_command(as_json: JsonOption = False) -> None:
-    """List the presets for faster renders. What each does, and how far the film then differs."""
-    rows = show_plan.preset_rows()
-    print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
+    flags = {
+        "image": image, "size": size, "steps": steps, "pyramid": pyramid,
+        "loras": loras_given(lora),
+    }  # fmt: skip
+    if not any((what, prompt, model, *flags.values())):
+        rows = show_plan.preset_rows(kept())
+        print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
+        return
+    _check_device(device)
+    spec = sample_job("presets", what, model, prompt or [], seconds=None, **flags)
+    report = try_presets(spec, device, partial(print, file=sys.stderr))
+    print(json.dumps(report) if as_json else show_plan.tried_text(report))

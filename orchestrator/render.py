@@ -37,6 +37,7 @@ from jobs.store import JobFolder, Store
 from jobs.units import Unit
 from orchestrator.cluster import Cluster, ClusterLost, look_at, open_cluster
 from orchestrator.events import EndRender, Outcome
+from orchestrator.here import worker_setup
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
 from orchestrator.roster import Policy
@@ -223,7 +224,6 @@ class _Render:
     def _drive(self, cluster: Cluster, durable: set[Unit]) -> EndRender:
         # Only now: Ray reads its environment (the token among it) when it is first imported.
         from orchestrator.driver import Driver, Session
-        from workers.setup import WorkerSetup
 
         plan, options = self._plan, self._options
         on_gpu = cluster.gpus > 0 and options.device != "cpu"
@@ -234,19 +234,7 @@ class _Render:
             recipes=self._recipes,
             cluster=cluster,
             journal=self._journal,
-            setup=WorkerSetup(
-                worker="",
-                model=plan.model,
-                family=plan.geometry.family,
-                loras=plan.loras,
-                images=plan.images,
-                dtype=plan.dtype,
-                decoder_dtype=plan.decoder_dtype,
-                device=options.device,
-                threads=plan.threads,
-                accelerations=plan.accelerations,
-                log_dir=str(self._folder.logs),
-            ),
+            setup=worker_setup(plan, "", device=options.device, log_dir=str(self._folder.logs)),
             gpu_per_worker=1 if on_gpu else 0,
             store_uri=self._store.uri,
             out=str(options.out),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -97,8 +98,8 @@ def _lengths(plan: Plan) -> str:
     return said
 
 
-def preset_rows() -> list[dict[str, Any]]:
-    """What ``longtake presets`` says."""
+def preset_rows(tried: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """What ``longtake presets`` says, with all that ``longtake presets JOB`` has found here."""
     return [
         {
             "name": preset.name,
@@ -108,6 +109,12 @@ def preset_rows() -> list[dict[str, Any]]:
             "with_noise": preset.with_noise.recipe(),
             "measured": {family: asdict(each) for family, each in preset.measured.items()},
             "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
+            "tried_here": [
+                {name: each[name] for name in each if name != "presets"} | row
+                for each in tried
+                for row in each["presets"]
+                if row["name"] == preset.name and "refused" not in row
+            ],
         }
         for preset in PRESETS.values()
     ]
@@ -116,6 +123,12 @@ def preset_rows() -> list[dict[str, Any]]:
 _FEWER_STEPS = (
     "Fewer steps than these figures are of leave less to skip: demo renders 14 by default; a "
     "render's end and its report tell what was skipped"
+)
+
+
+_TRY_THEM = (
+    "On your own model and machine: longtake presets film.yaml, or longtake presets MODEL --prompt "
+    "... tries each on a window of each shot"
 )
 
 
@@ -147,7 +160,40 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
         ]
         if row["accelerations"] and row["not_measured"]:
             lines.append(f"  {', '.join(row['not_measured'])}: the same settings, not measured")
-    return "\n".join([*lines, _FEWER_STEPS])
+        if row["accelerations"]:
+            lines += [f"  here: {_basis_text(e)}: {_row_text(e)}" for e in row["tried_here"]]
+    return "\n".join([*lines, _FEWER_STEPS, _TRY_THEM])
+
+
+def tried_text(report: Mapping[str, Any]) -> str:
+    """What ``longtake presets JOB`` says."""
+    lines = [f"{_basis_text(report)}; a step in full took {report['step_s']:.3g} s"]
+    for row in report["presets"]:
+        did = "".join(f"; {each}" for each in row.get("did", ()))
+        lines.append(f"{row['name']}: {_row_text(row)}{did}")
+    lines.append("use one: preset: NAME in the job file, or longtake render --preset NAME")
+    return "\n".join(lines)
+
+
+def _basis_text(report: Mapping[str, Any]) -> str:
+    width, height = report["size"]
+    steps = "-".join(map(str, report["stage_steps"]))
+    shots, frames = counted(len(report["pixel_frames"]), "shot"), max(report["pixel_frames"])
+    return (
+        f"{report['model']}, {steps} steps of {width}x{height}, {shots} of up to {frames} frames, "
+        f"{report['dtype']} on {report['device']}"
+    )
+
+
+def _row_text(row: Mapping[str, Any]) -> str:
+    if "refused" in row:
+        return f"not for this job: {row['refused']}"
+    if row["psnr_db"] is None:
+        return f"{row['speed']:.2f}x as fast, the same frames"
+    return (
+        f"{row['speed']:.2f}x as fast, {row['psnr_db']:.0f} dB to the full render (worst shot "
+        f"{row['worst_psnr_db']:.0f} dB)"
+    )
 
 
 def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:

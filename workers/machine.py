@@ -44,7 +44,7 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
     """As found on the device, not as asked for."""
     on_gpu = torch.device(setup.device).type == "cuda"
     return NumericsClass(
-        device=torch.cuda.get_device_name(setup.device) if on_gpu else f"cpu: {_cpu_name()}",
+        device=device_name(setup.device),
         capability=_gpu_capability(setup.device) if on_gpu else _cpu_capability(),
         dtype=setup.dtype,
         torch=str(torch.__version__),  # plain: its own class would import torch where it is read
@@ -60,6 +60,11 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def device_name(device: str) -> str:
+    on_gpu = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if on_gpu else f"cpu: {_cpu_name()}"
 
 
 def _image_libraries() -> str:

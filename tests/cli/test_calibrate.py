@@ -22,8 +22,8 @@ from jobs.spec import JobSpec, resolve
 from jobs.spec_file import load_spec, spec_from_flags
 from orchestrator.calibrate import similarity_figure
 from orchestrator.calibrated import command_for, job_keys
-from orchestrator.cli_planning import _calibrated_on
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
+from orchestrator.sample_job import sample_job
 from tests.cli.conftest import Desk, Ran, refusal
 from tests.ray.harness import longtake as console
 from tests.workers.tiny_animatediff import write_tiny_animatediff
@@ -355,7 +355,8 @@ def test_films_look_for_what_was_calibrated_on_prompts(
 ) -> None:
     """In every stage of a pyramid, too: the coarsest has as many frames as a window."""
     asked = {"size": None, "steps": None, "pyramid": pyramid}
-    calibrated = keys_of(_calibrated_on(model, None, ["a red ball"], seconds=None, **asked))
+    sample = sample_job("calibrate", model, None, ["a red ball"], seconds=None, **asked)
+    calibrated = keys_of(sample)
     film = spec_from_flags({"model": model, "prompt": "a kite", "seconds": 20, "pyramid": pyramid})
     assert calibrated == keys_of(film)
     assert [key.latent_size[0] for key in calibrated] == frames

@@ -41,7 +41,7 @@ LAYERS = {
 }
 AROUND_THE_DRIVER = {
     "actors", "driver", "render", "verify", "report", "report_page", "report_seams",
-    "export", "calibrate", "films",
+    "export", "calibrate", "films", "here", "try_presets",
 }  # fmt: skip
 
 #: What decides: these have no clock, no files and no random numbers either.

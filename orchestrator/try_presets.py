@@ -1,0 +1,252 @@
+"""``longtake presets JOB``: what each preset saves, and how far the film then differs, on the job's
+own model and on this machine. What was found is kept, and listed by ``longtake presets``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from jobs.accelerations import Accelerations
+from jobs.arrays import Bundle
+from jobs.calibration import usual_folder
+from jobs.errors import BadJob
+from jobs.files import replace_file
+from jobs.presets import PRESETS
+from jobs.spec import JobSpec, Output
+from jobs.units import TaskReport, Unit
+from orchestrator.engagement import proofs
+from orchestrator.here import in_order, render_units, worker_setup
+from orchestrator.plan import Plan
+from orchestrator.prepare import Prepared, prepare
+from orchestrator.progress import clock
+from orchestrator.sample_job import window_pixel_frames
+
+#: More shots say little more, and take longer.
+MOST_SHOTS = 4
+#: The name of what a job asks for itself, beside the presets.
+OWN = "this job"
+
+Given = Mapping[Unit, Bundle]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """What the shots of a plan took and gave, by shot."""
+
+    steps_s: dict[int, float]
+    frames: dict[int, np.ndarray]  # uint8 [F, H, W, 3]
+    engaged: Counter[str]
+
+
+def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Render the first window of each of a job's first shots in full, with each preset, and as the
+    job itself asks, all from the same noise. Times are of steps alone, after one that warms up.
+    Raises BadJob, CannotRunHere, UnitError."""
+    from workers.devices import device_of
+    from workers.quiet import quiet_libraries
+
+    quiet_libraries()
+    device = device_of(device)
+    jobs, refused = _prepared(_windows_of(spec))
+    full = jobs["exact"]
+    pace, renders = _Pace(len(jobs), say), dict[str, _Rendered]()
+    given = _encoded(full, device)
+    for name, job in jobs.items():
+        pace.begin(name)
+        renders[name] = _render(job, device, given)
+    rows = [_row(name, jobs[name].plan, renders[name], renders["exact"]) for name in jobs]
+    rows += [{"name": name, "refused": why} for name, why in refused.items()]
+    steps = sum(len(each.windows) * each.steps for shot in full.plan.shots for each in shot.stages)
+    step_s = sum(renders["exact"].steps_s.values()) / steps
+    report = _basis(full, device) | {"step_s": step_s, "presets": rows}
+    _keep(report, full.model.identity)
+    return report
+
+
+def _windows_of(spec: JobSpec) -> JobSpec:
+    """The job with no more of its first shots than a window of every stage."""
+    whole = prepare(spec.model_copy(update=_settings("exact", _lossless(spec))))
+    stages, window = len(whole.plan.shots[0].stages), spec.window_latent_frames
+    most = window_pixel_frames(whole.model, stages, window)
+    shots = [
+        shot.model_copy(
+            update={
+                "pixel_frames": min(most, laid.render.pixel_frames),
+                "seconds": None,
+                "start_s": None,
+                "transition": "cut",
+                "crossfade_s": None,
+            }
+        )
+        for shot, laid in zip(spec.shots[:MOST_SHOTS], whole.plan.shots, strict=False)
+    ]
+    return spec.model_copy(update={"shots": tuple(shots), "output": Output(codec="ffv1")})
+
+
+def _prepared(spec: JobSpec) -> tuple[dict[str, Prepared], dict[str, str]]:
+    """The settings to try by name, and why others are not for this job. Raises BadJob if none is
+    but the full render, or if the job itself cannot be."""
+    jobs, refused = dict[str, Prepared](), dict[str, str]()
+    for name, each in _variants(spec):
+        try:
+            jobs[name] = prepare(each)
+        except BadJob as refusal:
+            if name in ("exact", OWN):
+                raise
+            refused[name] = str(refusal)
+    if len(jobs) == 1:
+        raise BadJob("; ".join(dict.fromkeys(refused.values())))
+    return jobs, refused
+
+
+def _variants(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
+    """The job with each preset, and as it is where it asks for something else."""
+    lossless = _lossless(spec)
+    for name in PRESETS:
+        yield name, spec.model_copy(update=_settings(name, lossless))
+    if spec.accelerations != lossless:
+        yield OWN, spec
+
+
+def _settings(preset: str, own: Accelerations) -> dict[str, Any]:
+    return {"preset": preset, "accelerations": own}
+
+
+def _lossless(spec: JobSpec) -> Accelerations:
+    """What a job asks for so that it fits: that stays."""
+    return Accelerations(slicing=spec.accelerations.slicing)
+
+
+def _encoded(full: Prepared, device: str) -> dict[Unit, Bundle]:
+    """What the shots start from: encoded once, by a worker that then ends."""
+    plan, worker = full.plan, _worker(full, device)
+    units = [unit for unit in in_order(plan) if unit.kind == "encode"]
+    return {unit: worker.run(plan.task(unit, 1), [])[1] for unit in units}
+
+
+def _render(job: Prepared, device: str, given: Given) -> _Rendered:
+    plan, worker = job.plan, _worker(job, device)
+    _warm_up(plan, worker, given)
+    found = _Rendered(dict.fromkeys(range(len(plan.shots)), 0.0), {}, Counter())
+    pieces: dict[int, list[np.ndarray]] = {shot: [] for shot in found.steps_s}
+    for report, output in render_units(plan, worker, given):
+        _count(report, found)
+        if report.unit.kind == "decode":
+            pieces[report.unit.shot].append(_frames(output))
+    found.frames.update({shot: np.concatenate(each) for shot, each in pieces.items()})
+    return found
+
+
+def _count(report: TaskReport, found: _Rendered) -> None:
+    found.engaged.update(report.engaged)
+    if report.unit.kind == "step":
+        found.steps_s[report.unit.shot] += report.elapsed_s
+
+
+def _warm_up(plan: Plan, worker: Any, given: Given) -> None:
+    """A first step loads weights and chooses kernels: of that no preset is guilty."""
+    first = next(unit for unit in in_order(plan) if unit.kind == "step")
+    worker.run(plan.task(first, 1), [given[each] for each in plan.inputs(first)])
+
+
+def _worker(job: Prepared, device: str) -> Any:
+    from workers.worker import Worker
+
+    folder = str(job.model.folder)
+    return Worker(worker_setup(job.plan, "here", model=folder, device=device))
+
+
+def _frames(piece: Bundle) -> np.ndarray:
+    from workers.video import iter_frames
+
+    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
+        file.write(piece.arrays["segment"].tobytes())
+        file.flush()
+        return np.stack(list(iter_frames(Path(file.name))))
+
+
+class _Pace:
+    """Which setting is under way, and how long the others take, by those that are done."""
+
+    def __init__(self, count: int, say: Callable[[str], None]) -> None:
+        self._count, self._say = count, say
+        self._begun: list[float] = []
+
+    def begin(self, name: str) -> None:
+        self._begun.append(time.monotonic())
+        done = len(self._begun) - 1
+        left_s = (self._begun[-1] - self._begun[0]) / max(done, 1) * (self._count - done)
+        left = f"; about {clock(left_s)} left" if done else ""
+        self._say(f"{name}, {done + 1} of {self._count}{left}")
+
+
+def _row(name: str, plan: Plan, found: _Rendered, full: _Rendered) -> dict[str, Any]:
+    """A setting beside the full render: its speed is the median over shots, its PSNR the mean; None
+    where all frames are equal."""
+    from workers.fidelity import compare
+
+    seen = [compare(found.frames[shot], full.frames[shot]).summary() for shot in full.frames]
+    apart = [each["psnr_db"] for each in seen if each["psnr_db"] is not None]
+    return {
+        "name": name,
+        "speed": median(full.steps_s[shot] / found.steps_s[shot] for shot in full.steps_s),
+        "psnr_db": mean(apart) if apart else None,
+        "worst_psnr_db": min(apart, default=None),
+        "ssim": mean(each["ssim"] for each in seen),
+        "worst_ssim": min(each["ssim"] for each in seen),
+        "did": [
+            f"{proof.name} {proof.said}" for proof in proofs(plan, found.engaged, complete=True)
+        ],
+        "accelerations": plan.accelerations.recipe(),
+    }
+
+
+def _basis(full: Prepared, device: str) -> dict[str, Any]:
+    """What was tried on what."""
+    from workers.machine import device_name
+
+    plan = full.plan
+    return {
+        "model": plan.model,
+        "family": plan.geometry.family,
+        "dtype": plan.dtype,
+        "size": [plan.width_px, plan.height_px],
+        "stage_steps": list(plan.shots[0].render.stage_steps),
+        "scheduler": plan.shots[0].render.scheduler,
+        "pixel_frames": [shot.render.pixel_frames for shot in plan.shots],
+        "device": device_name(device),
+    }
+
+
+#: What a trial finds, or what of its length is said; all else is what was tried.
+_FOUND = ("presets", "step_s", "pixel_frames")
+_KEPT = "tried-presets-{}.json"
+
+
+def _keep(report: Mapping[str, Any], identity: str) -> None:
+    """A later trial of the same takes its place."""
+    of = {name: report[name] for name in report if name not in _FOUND}
+    told = json.dumps(of | {"identity": identity}, sort_keys=True)
+    name = _KEPT.format(hashlib.sha256(told.encode()).hexdigest()[:24])
+    with suppress(OSError):  # what was found is told all the same
+        replace_file(usual_folder() / name, json.dumps(report, indent=1) + "\n")
+
+
+def kept() -> list[dict[str, Any]]:
+    """All that was tried here. What cannot be read is left out."""
+    found = []
+    for path in sorted(usual_folder().glob(_KEPT.format("*"))):
+        with suppress(OSError, ValueError):
+            found.append(json.loads(path.read_text("utf-8")))
+    return found

@@ -1,0 +1,124 @@
+"""``longtake presets JOB``: each preset on the job's own model, against the full render."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.here import render_here
+from jobs.presets import PRESETS
+from tests.cli.conftest import Desk, Ran, refusal
+from tests.workers.tiny_families import KINDS, tiny_family
+from workers.fidelity import compare
+
+SKIPPING = {"adaptive": {"form": "tensor", "threshold": 100.0, "most_skips": 4}}
+
+
+@pytest.fixture(autouse=True)
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LONGTAKE_PLANS", str(tmp_path / "plans"))
+    return tmp_path / "plans"
+
+
+def job(model: Path, **more: Any) -> dict[str, Any]:
+    shot = {"prompt": "a red ball", "pixel_frames": 5}
+    return {"version": 1, "model": str(model), "size": "32x32", "steps": 8, "shots": [shot]} | more
+
+
+def tried(desk: Desk, asked: dict[str, Any], *flags: object) -> dict[str, Any]:
+    ran = desk.run("presets", desk.job(yaml.safe_dump(asked)), "--json", *flags)
+    assert ran.code == 0, ran.err
+    return dict(json.loads(ran.out))
+
+
+def test_all_presets_and_what_the_job_asks_for(desk: Desk, plans: Path) -> None:
+    asked = job(desk.model, accelerations=SKIPPING, preset="fast")
+    report = tried(desk, asked)
+    rows = {row["name"]: row for row in report["presets"]}
+    assert [*rows] == [*PRESETS, "this job"]
+    assert rows["exact"]["psnr_db"] is None and rows["exact"]["speed"] == 1.0
+    own = rows["this job"]
+    assert own["did"] == ["adaptive skipped the model in 4 of 8 steps of tiles"]
+
+    plain = render_here(asked | {"accelerations": {}, "preset": "exact"})
+    mine = compare(render_here(asked).frames, plain.frames).summary()
+    assert own["psnr_db"] == own["worst_psnr_db"] == pytest.approx(mine["psnr_db"])
+    assert own["worst_ssim"] == pytest.approx(mine["ssim"])
+
+
+def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
+    desk: Desk, plans: Path
+) -> None:
+    asked = job(desk.model)
+    first = tried(desk, asked)
+    again = tried(desk, asked)
+    (path,) = plans.glob("tried-presets-*.json")
+    assert json.loads(path.read_text()) == again
+    assert first["presets"][1]["psnr_db"] == again["presets"][1]["psnr_db"]
+    (plans / "tried-presets-cut.json").write_text("{")
+    rows = {row["name"]: row for row in json.loads(desk.run("presets", "--json").out)}
+    (here,) = rows["fast"]["tried_here"]
+    assert here["model"] == str(desk.model) and here["size"] == [32, 32]
+    said = desk.run("presets").out
+    assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames" in said
+
+
+@pytest.mark.parametrize(("window", "frames"), [(3, [3, 5, 5, 5]), (4, [3, 7, 5, 5])])
+def test_shots_are_no_longer_than_a_window_and_few(
+    desk: Desk, window: int, frames: list[int]
+) -> None:
+    shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (3, 200, 5, 5, 5)]
+    asked = job(desk.model, shots=shots, window_latent_frames=window, steps=4)
+    assert tried(desk, asked)["pixel_frames"] == frames
+
+
+def test_presets_with_nothing_to_skip_are_said_and_the_rest_is_tried(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path = desk.job(yaml.safe_dump(job(desk.model, steps=2)))
+    assert "has nothing to skip: steps are 2" in refusal(desk.run("presets", path), 2)
+
+    model = tiny_family("cogvideox-5b", tmp_path).folder  # adds noise: its presets protect more
+    shots = [{"prompt": "a red ball", "pixel_frames": 5}]
+    asked = job(model, steps=5, accelerations=SKIPPING, shots=shots)
+    rows = {row["name"]: row for row in tried(desk, asked)["presets"]}
+    assert [*rows] == ["exact", "this job", "balanced", "fast"]
+    assert "has nothing to skip" in rows["fast"]["refused"]
+    assert rows["this job"]["did"] == ["adaptive skipped the model in 1 of 5 steps of tiles"]
+    said = desk.run("presets", desk.job(yaml.safe_dump(asked))).out
+    assert "balanced: not for this job: " in said
+
+
+def test_what_cannot_be_tried_is_refused(desk: Desk, longtake: Callable[..., Ran]) -> None:
+    assert "none.yaml does not exist" in refusal(longtake("presets", "none.yaml"), 2)
+    assert "longtake presets demo --prompt" in refusal(longtake("presets", "--steps", "5"), 2)
+    asked = ("presets", "demo", "--prompt", "a kite", "--device")
+    assert "valid: auto, cpu, cuda" in refusal(longtake(*asked, "gpu"), 2)
+    missing = refusal(longtake("presets", "demo", "--prompt", "x", "--steps", "0"), 2)
+    assert "--steps" in missing
+
+
+FEW = ("svd",)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k in FEW else pytest.mark.long) for k in KINDS]
+)
+def test_on_every_family(kind: str, desk: Desk, tmp_path: Path) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    shot = {"pixel_frames": 5} | (
+        {"image": tiny.shot.image.path} if tiny.shot.image else {"prompt": "a red ball"}
+    )
+    scale = {"svd": 16}.get(kind, 32)
+    report = tried(desk, job(tiny.folder, shots=[shot], size=f"{2 * scale}x{2 * scale}"))
+    assert report["family"] == tiny.name
+    rows = {row["name"]: row for row in report["presets"]}
+    assert rows["exact"]["psnr_db"] is None
+    for name in ("balanced", "fast"):
+        assert "adaptive" in rows[name]["accelerations"]
+        assert rows[name]["did"][0].startswith("adaptive skipped the model in ")
