@@ -358,11 +358,15 @@ def test_a_prompt_in_any_script(desk: Desk) -> None:
     assert json.loads(ran.out)["shots"][0]["prompt"] == "красный змей 🪁"
 
 
-def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
+def test_presets_are_listed_with_what_was_measured(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "nothing tried"))
     ran = desk.run("presets")
     assert ran.code == 0
-    *names, fewer = (line.split(":") for line in ran.out.splitlines() if line[0] != " ")
+    *names, fewer, own = (line.split(":") for line in ran.out.splitlines() if line[0] != " ")
     assert [name for name, _ in names] == list(PRESETS)
+    assert own[1].startswith(" longtake presets film.yaml")
     demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
     assert f" demo renders {demo['shots'][0]['steps']} by default" in fewer[1]
     assert "  of animatediff: adaptive: threshold 0.2" in ran.out
@@ -372,6 +376,7 @@ def test_presets_are_listed_with_what_was_measured(desk: Desk) -> None:
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
         "by_family": {}, "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
+        "tried_here": [],
     }  # fmt: skip
     assert "  cogvideox, hunyuan-video, ltx, svd: the same settings, not measured" in ran.out
     assert "with a scheduler that adds noise, not measured: adaptive: threshold 0.05" in ran.out
