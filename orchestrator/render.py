@@ -227,6 +227,8 @@ class _Render:
 
         plan, options = self._plan, self._options
         on_gpu = cluster.gpus > 0 and options.device != "cpu"
+        if not on_gpu and (said := slow_on_processors(plan)):
+            self._say(f"warning: {said}")
         policy = Policy(workers=self._workers(cluster, on_gpu))
         state = RenderState(plan, policy, durable=durable, pinned=self._pinned())
         session = Session(
@@ -326,6 +328,18 @@ def default_workers(plan: Plan) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     each = plan.peak_bytes + 400 * 2**20
     return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
+
+
+def slow_on_processors(plan: Plan) -> str:
+    """Precisions of a job that processors have no kernels for; "" if it has none."""
+    asked = {"dtype": plan.dtype, "decoder_dtype": plan.decoder_dtype}
+    slow = [f"{name}: {dtype}" for name, dtype in asked.items() if dtype == "float16"]
+    if not slow:
+        return ""
+    return (
+        f"{' and '.join(slow)} can take ten times as long as float32 on processors, which this "
+        "render has; bfloat16 is as small, and fast here"
+    )
 
 
 def workers_here(plan: Plan) -> int:

@@ -3,6 +3,7 @@ own model and on this machine. What was found is kept, and listed by ``longtake 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import tempfile
@@ -163,6 +164,7 @@ def _warm_up(plan: Plan, worker: Any, given: Given) -> None:
 def _worker(job: Prepared, device: str) -> Any:
     from workers.worker import Worker
 
+    gc.collect()  # a model holds itself in cycles: without this, the last one would still be there
     folder = str(job.model.folder)
     return Worker(worker_setup(job.plan, "here", model=folder, device=device))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from diffusers import WanTransformer3DModel
 
 from benchmarks.here import render_here
 from jobs.presets import PRESETS
@@ -66,6 +68,20 @@ def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     assert here["model"] == str(desk.model) and here["size"] == [32, 32]
     said = desk.run("presets").out
     assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames" in said
+
+
+def test_one_model_at_a_time_is_in_memory(desk: Desk) -> None:
+    before = {id(each) for each in transformers()}
+    gc.disable()
+    try:
+        tried(desk, job(desk.model))
+        assert len([each for each in transformers() if id(each) not in before]) == 1
+    finally:
+        gc.enable()
+
+
+def transformers() -> list[WanTransformer3DModel]:
+    return [each for each in gc.get_objects() if type(each) is WanTransformer3DModel]
 
 
 @pytest.mark.parametrize(("window", "frames"), [(3, [3, 5, 5, 5]), (4, [3, 7, 5, 5])])
