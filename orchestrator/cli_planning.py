@@ -211,8 +211,8 @@ def presets_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the presets for faster renders. What each does, and how far the film then differs. With
-    a job file, or a model and prompts: try each of them there, on a window of each shot, against
-    the full render."""
+    a job file, or a model and prompts: try each of them there, on a window of its longest shots,
+    against the full render."""
     from orchestrator.try_presets import kept, try_presets
 
     flags = {

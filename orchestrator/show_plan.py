@@ -128,7 +128,7 @@ _FEWER_STEPS = (
 
 _TRY_THEM = (
     "On your own model and machine: longtake presets film.yaml, or longtake presets MODEL --prompt "
-    "... tries each on a window of each shot"
+    "... tries each on a window of its longest shots"
 )
 
 

@@ -24,7 +24,7 @@ from jobs.calibration import usual_folder
 from jobs.errors import BadJob
 from jobs.files import replace_file
 from jobs.presets import PRESETS
-from jobs.spec import JobSpec, Output
+from jobs.spec import JobSpec, Output, Shot
 from jobs.units import TaskReport, Unit
 from orchestrator.engagement import proofs
 from orchestrator.here import in_order, render_units, worker_setup
@@ -51,8 +51,8 @@ class _Rendered:
 
 
 def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Render the first window of each of a job's first shots in full, with each preset, and as the
-    job itself asks, all from the same noise. Times are of steps alone, after one that warms up.
+    """Render a window of each of a job's longest shots in full, with each preset, and as the job
+    itself asks, all from the same noise. Times are of steps alone, after one that warms up.
     Raises BadJob, CannotRunHere, UnitError."""
     from workers.devices import device_of
     from workers.quiet import quiet_libraries
@@ -76,23 +76,24 @@ def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[
 
 
 def _windows_of(spec: JobSpec) -> JobSpec:
-    """The job with no more of its first shots than a window of every stage."""
+    """The job with its longest shots alone, and of each no more than a window of every stage. What
+    is calibrated is calibrated on the longest, so it is found for them."""
     whole = prepare(spec.model_copy(update=_settings("exact", _lossless(spec))))
     stages, window = len(whole.plan.shots[0].stages), spec.window_latent_frames
     most = window_pixel_frames(whole.model, stages, window)
-    shots = [
-        shot.model_copy(
-            update={
-                "pixel_frames": min(most, laid.render.pixel_frames),
-                "seconds": None,
-                "start_s": None,
-                "transition": "cut",
-                "crossfade_s": None,
-            }
-        )
-        for shot, laid in zip(spec.shots[:MOST_SHOTS], whole.plan.shots, strict=False)
-    ]
-    return spec.model_copy(update={"shots": tuple(shots), "output": Output(codec="ffv1")})
+    renders = [shot.render for shot in whole.plan.shots]
+    longest = sorted(range(len(renders)), key=lambda shot: -min(most, renders[shot].pixel_frames))
+    shots = tuple(
+        _cut(spec.shots[shot], min(most, renders[shot].pixel_frames), renders[shot].seed)
+        for shot in sorted(longest[:MOST_SHOTS])
+    )
+    return spec.model_copy(update={"shots": shots, "output": Output(codec="ffv1")})
+
+
+def _cut(shot: Shot, pixel_frames: int, seed: int) -> Shot:
+    """A shot by itself, with the noise that it has among others."""
+    alone = {"seconds": None, "start_s": None, "transition": "cut", "crossfade_s": None}
+    return shot.model_copy(update=alone | {"pixel_frames": pixel_frames, "seed": seed})
 
 
 def _prepared(spec: JobSpec) -> tuple[dict[str, Prepared], dict[str, str]]:
