@@ -15,6 +15,10 @@ are independent never change evenly, alone or within the latents. Here the first
 without the step's noise, which is known; and the second at the sizes of the noise, which are its
 scales: they belong to the schedule, so no seed changes what it says.
 
+The scalar form is the criterion of the paper's released code, on mean sizes of changes. That code
+always runs its first four steps and knows nothing of the noise before the first; here ``first``
+says how many run, three at least, and that noise is the oldest of the latents looked back at.
+
 The spectral form is a younger method's (``accel/spectral.py``): compute step s if the changes of
 what is seen, summed from the step after the last one that was computed, reach the threshold.
 """

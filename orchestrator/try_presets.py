@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -71,7 +72,7 @@ def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[
     steps = sum(len(each.windows) * each.steps for shot in full.plan.shots for each in shot.stages)
     step_s = sum(renders["exact"].steps_s.values()) / steps
     report = _basis(full, device) | {"step_s": step_s, "presets": rows}
-    _keep(report, full.model.identity)
+    _keep(report, full.model.identity, say)
     return report
 
 
@@ -237,19 +238,26 @@ _FOUND = ("presets", "step_s", "pixel_frames")
 _KEPT = "tried-presets-{}.json"
 
 
-def _keep(report: Mapping[str, Any], identity: str) -> None:
+def _keep(report: Mapping[str, Any], identity: str, say: Callable[[str], None]) -> None:
     """A later trial of the same takes its place."""
     of = {name: report[name] for name in report if name not in _FOUND}
     told = json.dumps(of | {"identity": identity}, sort_keys=True)
-    name = _KEPT.format(hashlib.sha256(told.encode()).hexdigest()[:24])
-    with suppress(OSError):  # what was found is told all the same
-        replace_file(usual_folder() / name, json.dumps(report, indent=1) + "\n")
+    path = usual_folder() / _KEPT.format(hashlib.sha256(told.encode()).hexdigest()[:24])
+    try:
+        replace_file(path, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        say(f"longtake presets will not list this: {path} cannot be written: {error.strerror}")
 
 
 def kept() -> list[dict[str, Any]]:
-    """All that was tried here. What cannot be read is left out."""
+    """All that was tried here of models that are still there. What cannot be read is left out."""
     found = []
     for path in sorted(usual_folder().glob(_KEPT.format("*"))):
         with suppress(OSError, ValueError):
             found.append(json.loads(path.read_text("utf-8")))
-    return found
+    return [each for each in found if _is_there(each["model"])]
+
+
+def _is_there(model: str) -> bool:
+    """A folder may be gone; other names can be had."""
+    return not os.path.isabs(model) or os.path.isdir(model)

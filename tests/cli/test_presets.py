@@ -69,7 +69,10 @@ def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     rows = {row["name"]: row for row in json.loads(desk.run("presets", "--json").out)}
     (here,) = rows["fast"]["tried_here"]
     assert here["model"] == str(desk.model) and here["size"] == [32, 32]
+    gone = again | {"model": str(desk.folder / "gone")}
+    (plans / "tried-presets-gone.json").write_text(json.dumps(gone))
     said = desk.run("presets").out
+    assert "gone" not in said
     assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames" in said
 
 
@@ -149,3 +152,12 @@ def test_a_shot_is_tried_with_the_noise_that_it_has_in_the_film(desk: Desk) -> N
     renders = [shot.render for shot in prepare(JobSpec.model_validate(asked)).plan.shots]
     sampled = prepare(_windows_of(JobSpec.model_validate(asked))).plan.shots
     assert [each.render.seed for each in sampled] == [renders[n].seed for n in (0, 1, 2, 5)]
+
+
+def test_what_cannot_be_kept_is_told_all_the_same(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGTAKE_PLANS", "/proc/nowhere")
+    ran = desk.run("presets", desk.job(yaml.safe_dump(job(desk.model))))
+    assert ran.code == 0 and "fast: " in ran.out
+    assert "will not list this: /proc/nowhere/tried-presets-" in ran.err

@@ -72,24 +72,30 @@ def reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="session")
 def pyramid_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same film as a pyramid of two stages, in slices, whose steps are skipped where latents
-    change evenly, and reuse features: what a tile remembers goes with it."""
-    return uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("pyramid"), "windows")
+    """The same film as a pyramid of two stages, in slices, whose steps are skipped as presets skip
+    them, and reuse features: what a tile remembers goes with it."""
+    adaptive = "form: spectral, forecast: true, first: 2"
+    return uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("pyramid"), "windows", adaptive)
 
 
 @pytest.fixture(scope="session")
 def whole_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """That pyramid, its first stage whole: one window under many, longer than they are."""
-    found = uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("whole"), "whole")
+    """That pyramid, its first stage whole: one window under many, longer than they are. Its steps
+    are skipped where latents change evenly."""
+    adaptive = "form: tensor"
+    found = uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("whole"), "whole", adaptive)
     first, last = load_plan(found["store_path"]).shots[0].stages
     assert len(first.windows) == 1 and first.longest > last.longest and len(last.windows) > 2
     return found
 
 
-def uninterrupted_pyramid(job_file: Path, folder: Path, first_stage: str) -> dict[str, Any]:
+def uninterrupted_pyramid(
+    job_file: Path, folder: Path, first_stage: str, adaptive: str
+) -> dict[str, Any]:
     path = folder / "film.yaml"
     longer = job_file.read_text().replace("steps: 6", "steps: 12")
-    asked = "{adaptive: {threshold: 50.0, most_skips: 1}, rehash: {every: 2}, slicing: {slices: 2}}"
+    skipping = f"adaptive: {{{adaptive}, threshold: 50.0, most_skips: 1}}"
+    asked = f"{{{skipping}, rehash: {{every: 2}}, slicing: {{slices: 2}}}}"
     pyramid = f"pyramid: 2\npyramid_first_stage: {first_stage}\n"
     path.write_text(f"{longer}{pyramid}accelerations: {asked}\n")
     found = uninterrupted(path, folder)

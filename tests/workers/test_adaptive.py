@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.units import Window
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
 from workers.bundles import to_tensor
+from workers.schedulers import build
 from workers.worker import Worker
 
 WINDOWS = [Window(0, 0, 5), Window(1, 3, 8)]
@@ -51,6 +53,28 @@ def test_a_skipped_step_calls_no_model_and_takes_the_last_prediction(tiny_wan: P
     assert same == [False, False, True, True, False, True, True, False, False]
     steps = [to_tensor(done[0, step], "latents") for step in range(SHOT.steps + 1)]
     assert not any(torch.equal(a, b) for a, b in pairwise(steps))
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "euler", "dpm++"])
+def test_any_scheduler_steps_on_with_what_stands_in(scheduler: str, tiny_wan: Path) -> None:
+    """Its own history counts the prediction that stood in as any other."""
+    some = worker(tiny_wan, threshold=50.0, most_skips=2)
+    shot = replace(SHOT, scheduler=scheduler)
+    done = render_windows(some, shot, WINDOWS[:1])
+    _, schedule = build(scheduler, some._family.scheduler_config, shot.flow_shift, "flow")
+    schedule.set_timesteps(shot.steps)
+    x = to_tensor(done[0, 0], "latents")
+    for step, t in enumerate(schedule.timesteps):
+        x = schedule.step(to_tensor(done[0, step], "prediction"), t, x).prev_sample
+        assert torch.equal(x, to_tensor(done[0, step + 1], "latents")), step
+    skipped = [step for step in range(shot.steps) if is_same(done, step)]
+    assert skipped == [3, 4, 6, 7]
+
+
+def is_same(done: dict[tuple[int, int], Bundle], step: int) -> bool:
+    """Whether a step's prediction is that of the step before."""
+    both = [to_tensor(done[0, each], "prediction") for each in (max(step - 1, 0), step)]
+    return step > 0 and torch.equal(*both)
 
 
 def test_a_threshold_that_nothing_passes_changes_no_bit(tiny_wan: Path) -> None:
