@@ -3,13 +3,11 @@ counts is a model's work and what comes of it."""
 
 from __future__ import annotations
 
-import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -21,11 +19,10 @@ from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.spec import JobSpec
 from jobs.units import Unit
-from orchestrator.here import render_units
+from orchestrator.here import frames_of, render_units
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare
 from workers.setup import WorkerSetup
-from workers.video import iter_frames
 from workers.worker import Worker
 
 #: What is attached around a render to a model family, its denoiser above all, beside Longtake's own
@@ -69,7 +66,7 @@ def render_plan(
 ) -> Here:
     """A planned film by a worker that is loaded."""
     outputs = dict(given)
-    seconds, engaged = Counter[str](), Counter[str]()
+    seconds, engaged = defaultdict[str, float](float), Counter[str]()
     family = worker._family
     with counted(family.denoiser) as counts, tune(family):
         for report, output in render_units(plan, worker, given):
@@ -78,7 +75,7 @@ def render_plan(
             seconds[report.unit.kind] += report.elapsed_s
     return Here(
         plan=plan,
-        frames=np.concatenate([_frames(outputs[goal]) for goal in plan.goals()]),
+        frames=np.concatenate([frames_of(outputs[goal]) for goal in plan.goals()]),
         steps_s=seconds["step"],
         decode_s=seconds["decode"],
         passes=counts["passes"],
@@ -114,10 +111,3 @@ def _loaded(
         accelerations=Accelerations.model_validate_json(accelerations),
     )
     return Worker(setup)
-
-
-def _frames(piece: Bundle) -> NDArray[np.uint8]:
-    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
-        file.write(piece.arrays["segment"].tobytes())
-        file.flush()
-        return np.stack(list(iter_frames(Path(file.name))))

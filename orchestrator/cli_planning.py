@@ -211,19 +211,19 @@ def presets_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the presets for faster renders. What each does, and how far the film then differs. With
-    a job file, or a model and prompts: try each of them there, on a window of its longest shots,
-    against the full render."""
+    a job file, or a model and prompts: try each of them there, on the beginnings of its longest
+    shots, against the full render of the same noise."""
     from orchestrator.try_presets import kept, try_presets
 
     flags = {
         "image": image, "size": size, "steps": steps, "pyramid": pyramid,
         "loras": loras_given(lora),
     }  # fmt: skip
-    if not any((what, prompt, model, *flags.values())):
+    _check_device(device)
+    if what is None and prompt is None and model is None and not any(flags.values()):
         rows = show_plan.preset_rows(kept())
         print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
         return
-    _check_device(device)
     spec = sample_job("presets", what, model, prompt or [], seconds=None, **flags)
     report = try_presets(spec, device, partial(print, file=sys.stderr))
     print(json.dumps(report) if as_json else show_plan.tried_text(report))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from jobs.arrays import Bundle
 from jobs.units import Task, TaskReport, Unit
@@ -58,6 +62,16 @@ def render_units(
         for each in (unit, *inputs):
             if not uses[each]:
                 at_hand.pop(each, None)
+
+
+def frames_of(piece: Bundle) -> np.ndarray:
+    """A decoded piece that was written without loss, as uint8 [F, H, W, 3]."""
+    from workers.video import iter_frames
+
+    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
+        file.write(piece.arrays["segment"].tobytes())
+        file.flush()
+        return np.stack(list(iter_frames(Path(file.name))))
 
 
 def in_order(plan: Plan) -> list[Unit]:

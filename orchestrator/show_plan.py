@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.attention_plan import strategy_shares
 from jobs.families import FAMILIES
-from jobs.presets import PRESETS
+from jobs.presets import PRESETS, Preset
 from jobs.units import Unit
 from orchestrator.engagement import own_accelerations
 from orchestrator.plan import Plan
@@ -113,11 +113,19 @@ def preset_rows(tried: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]
                 {name: each[name] for name in each if name != "presets"} | row
                 for each in tried
                 for row in each["presets"]
-                if row["name"] == preset.name and "refused" not in row
+                if row["name"] == preset.name and _is_as_now(row, preset, each["family"])
             ],
         }
         for preset in PRESETS.values()
     ]
+
+
+def _is_as_now(row: Mapping[str, Any], preset: Preset, family: str) -> bool:
+    """Whether a row is of a preset's settings as they are in this version; slices change none."""
+    now = [preset.settings_of(family).recipe(), preset.with_noise.recipe()]
+    found = dict(row.get("accelerations", {"failed": None}))
+    found.pop("slicing", None)
+    return found in now
 
 
 _FEWER_STEPS = (
@@ -128,7 +136,7 @@ _FEWER_STEPS = (
 
 _TRY_THEM = (
     "On your own model and machine: longtake presets film.yaml, or longtake presets MODEL --prompt "
-    "... tries each on a window of its longest shots"
+    "... tries each on the beginnings of the job's longest shots"
 )
 
 
@@ -171,7 +179,9 @@ def tried_text(report: Mapping[str, Any]) -> str:
     for row in report["presets"]:
         did = "".join(f"; {each}" for each in row.get("did", ()))
         lines.append(f"{row['name']}: {_row_text(row)}{did}")
-    lines.append("use one: preset: NAME in the job file, or longtake render --preset NAME")
+    own = any(row["name"] not in PRESETS for row in report["presets"])
+    alone = ", without accelerations of the job's own but slicing" if own else ""
+    lines.append(f"use one: preset: NAME in the job file, or --preset NAME{alone}")
     return "\n".join(lines)
 
 
@@ -179,20 +189,25 @@ def _basis_text(report: Mapping[str, Any]) -> str:
     width, height = report["size"]
     steps = "-".join(map(str, report["stage_steps"]))
     shots, frames = counted(len(report["pixel_frames"]), "shot"), max(report["pixel_frames"])
+    loras = "".join(f" with {name} at {scale:g}" for name, scale in report["loras"])
     return (
-        f"{report['model']}, {steps} steps of {width}x{height}, {shots} of up to {frames} frames, "
-        f"{report['dtype']} on {report['device']}"
+        f"{report['model']}{loras}, {steps} steps of {width}x{height}, {shots} of up to {frames} "
+        f"frames, {report['dtype']} on {report['device']}"
     )
 
 
 def _row_text(row: Mapping[str, Any]) -> str:
     if "refused" in row:
         return f"not for this job: {row['refused']}"
+    if "failed" in row:
+        return f"failed: {row['failed']}"
+    if row["idle"]:
+        return "does nothing here, so that a render with it ends with exit 9"
     if row["psnr_db"] is None:
-        return f"{row['speed']:.2f}x as fast, the same frames"
+        return f"steps {row['speed']:.2f}x as fast, the same frames"
     return (
-        f"{row['speed']:.2f}x as fast, {row['psnr_db']:.0f} dB to the full render (worst shot "
-        f"{row['worst_psnr_db']:.0f} dB)"
+        f"steps {row['speed']:.2f}x as fast, {row['psnr_db']:.0f} dB to the full render (worst "
+        f"shot {row['worst_psnr_db']:.0f} dB)"
     )
 
 

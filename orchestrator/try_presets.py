@@ -7,7 +7,6 @@ import gc
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -22,13 +21,13 @@ import numpy as np
 from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.calibration import usual_folder
-from jobs.errors import BadJob
+from jobs.errors import BadJob, UnitError
 from jobs.files import replace_file
 from jobs.presets import PRESETS
 from jobs.spec import JobSpec, Output, Shot
-from jobs.units import TaskReport, Unit
+from jobs.units import Unit
 from orchestrator.engagement import proofs
-from orchestrator.here import in_order, render_units, worker_setup
+from orchestrator.here import frames_of, in_order, render_units, worker_setup
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import clock
@@ -60,41 +59,73 @@ def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[
 
     quiet_libraries()
     device = device_of(device)
-    jobs, refused = _prepared(_windows_of(spec))
-    full = jobs["exact"]
-    pace, renders = _Pace(len(jobs), say), dict[str, _Rendered]()
-    given = _encoded(full, device)
-    for name, job in jobs.items():
-        pace.begin(name)
-        renders[name] = _render(job, device, given)
-    rows = [_row(name, jobs[name].plan, renders[name], renders["exact"]) for name in jobs]
+    whole = prepare(spec.model_copy(update=_settings("exact", _lossless(spec))))
+    for said in whole.plan.warnings:
+        say(f"warning: {said}")
+    jobs, refused = _prepared(_windows_of(spec, whole))
+    trial = _Trial(jobs, device, say)
+    rows = [trial.row(name) for name in jobs]
     rows += [{"name": name, "refused": why} for name, why in refused.items()]
-    steps = sum(len(each.windows) * each.steps for shot in full.plan.shots for each in shot.stages)
-    step_s = sum(renders["exact"].steps_s.values()) / steps
-    report = _basis(full, device) | {"step_s": step_s, "presets": rows}
+    full = jobs["exact"]
+    report = _basis(full, device) | {"step_s": trial.step_s(), "presets": rows}
     _keep(report, full.model.identity, say)
     return report
 
 
-def _windows_of(spec: JobSpec) -> JobSpec:
-    """The job with its longest shots alone, and of each no more than a window of every stage. What
-    is calibrated is calibrated on the longest, so it is found for them."""
-    whole = prepare(spec.model_copy(update=_settings("exact", _lossless(spec))))
+class _Trial:
+    """Renders by one setting after the other; of all but the full one only the row is kept."""
+
+    def __init__(
+        self, jobs: Mapping[str, Prepared], device: str, say: Callable[[str], None]
+    ) -> None:
+        self._jobs, self._device = jobs, device
+        self._pace = _Pace(len(jobs), say)
+        say("encoding what the shots start from")
+        self._given = _encoded(jobs["exact"], device)
+        self._full: _Rendered | None = None
+
+    def row(self, name: str) -> dict[str, Any]:
+        """The full render, "exact", comes first. What another setting cannot do is told in its row:
+        the others stand. Raises UnitError if the full render fails."""
+        self._pace.begin(name)
+        job = self._jobs[name]
+        try:
+            found = _render(job, self._device, self._given)
+        except UnitError as failure:
+            if self._full is None:
+                raise
+            return {"name": name, "failed": str(failure)}
+        if self._full is None:
+            self._full = found
+        return row(name, job.plan, found, self._full)
+
+    def step_s(self) -> float:
+        """Of a step of a tile in full."""
+        assert self._full is not None
+        stages = [each for shot in self._jobs["exact"].plan.shots for each in shot.stages]
+        steps = sum(len(each.windows) * each.steps for each in stages)
+        return sum(self._full.steps_s.values()) / steps
+
+
+def _windows_of(spec: JobSpec, whole: Prepared) -> JobSpec:
+    """The job with its longest shots alone, the longest first, and of each no more frames than a
+    window of the coarsest stage spans. What is calibrated is calibrated on the longest shot, so
+    it is found for them."""
     stages, window = len(whole.plan.shots[0].stages), spec.window_latent_frames
     most = window_pixel_frames(whole.model, stages, window)
     renders = [shot.render for shot in whole.plan.shots]
-    longest = sorted(range(len(renders)), key=lambda shot: -min(most, renders[shot].pixel_frames))
+    longest = sorted(range(len(renders)), key=lambda shot: -renders[shot].pixel_frames)
     shots = tuple(
         _cut(spec.shots[shot], min(most, renders[shot].pixel_frames), renders[shot].seed)
-        for shot in sorted(longest[:MOST_SHOTS])
+        for shot in longest[:MOST_SHOTS]
     )
     return spec.model_copy(update={"shots": shots, "output": Output(codec="ffv1")})
 
 
 def _cut(shot: Shot, pixel_frames: int, seed: int) -> Shot:
-    """A shot by itself, with the noise that it has among others."""
-    alone = {"seconds": None, "start_s": None, "transition": "cut", "crossfade_s": None}
-    return shot.model_copy(update=alone | {"pixel_frames": pixel_frames, "seed": seed})
+    """The beginning of a shot, with the seed that it has among others."""
+    alone = {"seconds": None, "start_s": None, "pixel_frames": pixel_frames, "seed": seed}
+    return shot.model_copy(update=alone)
 
 
 def _prepared(spec: JobSpec) -> tuple[dict[str, Prepared], dict[str, str]]:
@@ -109,7 +140,7 @@ def _prepared(spec: JobSpec) -> tuple[dict[str, Prepared], dict[str, str]]:
                 raise
             refused[name] = str(refusal)
     if len(jobs) == 1:
-        raise BadJob("; ".join(dict.fromkeys(refused.values())))
+        raise BadJob(f"no preset is for this job: {next(iter(refused.values()))}")
     return jobs, refused
 
 
@@ -141,20 +172,15 @@ def _encoded(full: Prepared, device: str) -> dict[Unit, Bundle]:
 def _render(job: Prepared, device: str, given: Given) -> _Rendered:
     plan, worker = job.plan, _worker(job, device)
     _warm_up(plan, worker, given)
-    found = _Rendered(dict.fromkeys(range(len(plan.shots)), 0.0), {}, Counter())
-    pieces: dict[int, list[np.ndarray]] = {shot: [] for shot in found.steps_s}
+    steps_s, engaged = dict.fromkeys(range(len(plan.shots)), 0.0), Counter[str]()
+    pieces: dict[int, list[np.ndarray]] = {shot: [] for shot in steps_s}
     for report, output in render_units(plan, worker, given):
-        _count(report, found)
-        if report.unit.kind == "decode":
-            pieces[report.unit.shot].append(_frames(output))
-    found.frames.update({shot: np.concatenate(each) for shot, each in pieces.items()})
-    return found
-
-
-def _count(report: TaskReport, found: _Rendered) -> None:
-    found.engaged.update(report.engaged)
-    if report.unit.kind == "step":
-        found.steps_s[report.unit.shot] += report.elapsed_s
+        engaged.update(report.engaged)
+        if report.unit.kind == "step":
+            steps_s[report.unit.shot] += report.elapsed_s
+        elif report.unit.kind == "decode":
+            pieces[report.unit.shot].append(frames_of(output))
+    return _Rendered(steps_s, {s: np.concatenate(each) for s, each in pieces.items()}, engaged)
 
 
 def _warm_up(plan: Plan, worker: Any, given: Given) -> None:
@@ -164,20 +190,13 @@ def _warm_up(plan: Plan, worker: Any, given: Given) -> None:
 
 
 def _worker(job: Prepared, device: str) -> Any:
+    from workers.families.loading import empty_cache
     from workers.worker import Worker
 
     gc.collect()  # a model holds itself in cycles: without this, the last one would still be there
+    empty_cache(device)
     folder = str(job.model.folder)
     return Worker(worker_setup(job.plan, "here", model=folder, device=device))
-
-
-def _frames(piece: Bundle) -> np.ndarray:
-    from workers.video import iter_frames
-
-    with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
-        file.write(piece.arrays["segment"].tobytes())
-        file.flush()
-        return np.stack(list(iter_frames(Path(file.name))))
 
 
 class _Pace:
@@ -195,13 +214,12 @@ class _Pace:
         self._say(f"{name}, {done + 1} of {self._count}{left}")
 
 
-def _row(name: str, plan: Plan, found: _Rendered, full: _Rendered) -> dict[str, Any]:
-    """A setting beside the full render: its speed is the median over shots, its PSNR the mean; None
-    where all frames are equal."""
-    from workers.fidelity import compare
-
-    seen = [compare(found.frames[shot], full.frames[shot]).summary() for shot in full.frames]
+def row(name: str, plan: Plan, found: _Rendered, full: _Rendered) -> dict[str, Any]:
+    """A setting beside the full render: its speed is the median over shots, its PSNR the mean over
+    those that differ; None where all frames are equal. ``idle``: accelerations that did nothing."""
+    seen = [_apart(found.frames[shot], full.frames[shot]) for shot in full.frames]
     apart = [each["psnr_db"] for each in seen if each["psnr_db"] is not None]
+    did = proofs(plan, found.engaged, complete=True)
     return {
         "name": name,
         "speed": median(full.steps_s[shot] / found.steps_s[shot] for shot in full.steps_s),
@@ -209,11 +227,18 @@ def _row(name: str, plan: Plan, found: _Rendered, full: _Rendered) -> dict[str, 
         "worst_psnr_db": min(apart, default=None),
         "ssim": mean(each["ssim"] for each in seen),
         "worst_ssim": min(each["ssim"] for each in seen),
-        "did": [
-            f"{proof.name} {proof.said}" for proof in proofs(plan, found.engaged, complete=True)
-        ],
+        "did": [f"{proof.name} {proof.said}" for proof in did],
+        "idle": [proof.name for proof in did if proof.engaged is False],
         "accelerations": plan.accelerations.recipe(),
     }
+
+
+def _apart(frames: np.ndarray, full: np.ndarray) -> dict[str, Any]:
+    from workers.fidelity import compare
+
+    if np.array_equal(frames, full):  # at once, where a comparison takes its time
+        return {"psnr_db": None, "ssim": 1.0}
+    return compare(frames, full).summary()
 
 
 def _basis(full: Prepared, device: str) -> dict[str, Any]:
@@ -222,16 +247,21 @@ def _basis(full: Prepared, device: str) -> dict[str, Any]:
 
     plan = full.plan
     return {
+        "format": FORMAT,
         "model": plan.model,
+        "loras": [[Path(lora.path).name, lora.scale] for lora in plan.loras],
         "family": plan.geometry.family,
         "dtype": plan.dtype,
         "size": [plan.width_px, plan.height_px],
         "stage_steps": list(plan.shots[0].render.stage_steps),
         "scheduler": plan.shots[0].render.scheduler,
+        "guidance": list(plan.shots[0].render.guidance),
         "pixel_frames": [shot.render.pixel_frames for shot in plan.shots],
         "device": device_name(device),
     }
 
+
+FORMAT = 1
 
 #: What a trial finds, or what of its length is said; all else is what was tried.
 _FOUND = ("presets", "step_s", "pixel_frames")
@@ -255,7 +285,8 @@ def kept() -> list[dict[str, Any]]:
     for path in sorted(usual_folder().glob(_KEPT.format("*"))):
         with suppress(OSError, ValueError):
             found.append(json.loads(path.read_text("utf-8")))
-    return [each for each in found if _is_there(each["model"])]
+    ours = [each for each in found if isinstance(each, dict) and each.get("format") == FORMAT]
+    return [each for each in ours if _is_there(each["model"])]
 
 
 def _is_there(model: str) -> bool:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from diffusers import WanTransformer3DModel
 
 from benchmarks.here import render_here
+from jobs.errors import UnitError
 from jobs.presets import PRESETS
 from jobs.spec import JobSpec
-from orchestrator.prepare import prepare
-from orchestrator.try_presets import _windows_of
+from orchestrator import try_presets
+from orchestrator.prepare import Prepared, prepare
+from orchestrator.try_presets import _Rendered, _windows_of, row
 from tests.cli.conftest import Desk, Ran, refusal
+from tests.orchestrator.plans import make_plan
 from tests.workers.tiny_families import KINDS, tiny_family
 from workers.fidelity import compare
 
@@ -62,10 +67,13 @@ def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     asked = job(desk.model)
     first = tried(desk, asked)
     again = tried(desk, asked)
-    (path,) = plans.glob("tried-presets-*.json")
+    (path,) = plans.glob("tried-presets-*.json")  # of both
     assert json.loads(path.read_text()) == again
     assert first["presets"][1]["psnr_db"] == again["presets"][1]["psnr_db"]
-    (plans / "tried-presets-cut.json").write_text("{")
+    for number, odd in enumerate(("{", "null", "{}", '{"format": 0}')):
+        (plans / f"tried-presets-{number}.json").write_text(odd)
+    changed = dict(again, presets=[dict(each, accelerations={}) for each in again["presets"]])
+    (plans / "tried-presets-of-old-presets.json").write_text(json.dumps(changed))
     rows = {row["name"]: row for row in json.loads(desk.run("presets", "--json").out)}
     (here,) = rows["fast"]["tried_here"]
     assert here["model"] == str(desk.model) and here["size"] == [32, 32]
@@ -90,7 +98,7 @@ def transformers() -> list[WanTransformer3DModel]:
     return [each for each in gc.get_objects() if type(each) is WanTransformer3DModel]
 
 
-@pytest.mark.parametrize(("window", "frames"), [(3, [3, 5, 3, 5]), (4, [3, 7, 3, 5])])
+@pytest.mark.parametrize(("window", "frames"), [(3, [5, 5, 3, 3]), (4, [7, 5, 3, 3])])
 def test_shots_are_no_longer_than_a_window_and_few(
     desk: Desk, window: int, frames: list[int]
 ) -> None:
@@ -150,8 +158,9 @@ def test_a_shot_is_tried_with_the_noise_that_it_has_in_the_film(desk: Desk) -> N
     shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (1, 1, 1, 1, 1, 5)]
     asked = job(desk.model, shots=shots)
     renders = [shot.render for shot in prepare(JobSpec.model_validate(asked)).plan.shots]
-    sampled = prepare(_windows_of(JobSpec.model_validate(asked))).plan.shots
-    assert [each.render.seed for each in sampled] == [renders[n].seed for n in (0, 1, 2, 5)]
+    spec = JobSpec.model_validate(asked)
+    sampled = prepare(_windows_of(spec, prepare(spec))).plan.shots
+    assert [each.render.seed for each in sampled] == [renders[n].seed for n in (5, 0, 1, 2)]
 
 
 def test_what_cannot_be_kept_is_told_all_the_same(
@@ -161,3 +170,30 @@ def test_what_cannot_be_kept_is_told_all_the_same(
     ran = desk.run("presets", desk.job(yaml.safe_dump(job(desk.model))))
     assert ran.code == 0 and "fast: " in ran.out
     assert "will not list this: /proc/nowhere/tried-presets-" in ran.err
+
+
+def test_a_setting_is_held_against_the_full_render_shot_by_shot() -> None:
+    plan = make_plan(8)
+    frames = np.zeros((2, 16, 16, 3), np.uint8)
+    full = _Rendered({0: 4.0, 1: 6.0}, {0: frames, 1: frames}, Counter())
+    faster = _Rendered({0: 2.0, 1: 2.0}, {0: frames, 1: frames + 1}, Counter())
+    found = row("fast", plan, faster, full)
+    assert found["speed"] == 2.5
+    assert found["psnr_db"] == found["worst_psnr_db"] == pytest.approx(48.13, abs=0.01)
+    assert found["worst_ssim"] < found["ssim"] < 1
+
+
+def test_a_setting_that_fails_leaves_the_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = try_presets._render
+
+    def short_of_memory(prepared: Prepared, *args: Any) -> _Rendered:
+        if prepared.plan.preset == "balanced":
+            raise UnitError("out_of_memory", "cpu ran out of memory")
+        return whole(prepared, *args)
+
+    monkeypatch.setattr(try_presets, "_render", short_of_memory)
+    ran = desk.run("presets", desk.job(yaml.safe_dump(job(desk.model))))
+    assert ran.code == 0 and "balanced: failed: cpu ran out of memory" in ran.out
+    assert "fast: " in ran.out and "here:" in desk.run("presets").out

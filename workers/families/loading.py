@@ -54,9 +54,9 @@ def load_part(cls: Any, folder: Path, part: str, device: torch.device, **dtype: 
     return model.to(device).eval().requires_grad_(False)
 
 
-def empty_cache(device: torch.device) -> None:
+def empty_cache(device: torch.device | str) -> None:
     """Give back what a part that is gone had: free memory is then what a worker says it is."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
 
 
