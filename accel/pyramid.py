@@ -83,7 +83,8 @@ class VariancePath:
 
     def __init__(self, alphas_cumprod: Sequence[float]) -> None:
         self._alphas = np.asarray(alphas_cumprod, dtype=np.float64)
-        self._ratios = np.sqrt((1 - self._alphas) / self._alphas)
+        with np.errstate(divide="ignore"):  # the last time may be pure noise
+            self._ratios = np.sqrt((1 - self._alphas) / self._alphas)
         self.last = float(len(self._alphas) - 1)
 
     def at(self, time: float) -> Level:

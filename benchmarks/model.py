@@ -10,9 +10,13 @@ inside; each is judged by itself (``benchmarks/judge.py``, proven by ``benchmark
 from __future__ import annotations
 
 import argparse
+import atexit
 import itertools
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks import judge
 from benchmarks.common import model_name, render, write_result
@@ -57,6 +62,29 @@ def draw_prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
     rng = np.random.default_rng((seed, 9))
     scenes = [world.sample_scene(rng, held_out=True) for _ in range(count)]
     return [(scene, caption(scene, rng, held_out=True)) for scene in scenes]
+
+
+def held_out_shots(model: str, count: int, seed: int) -> list[tuple[str, dict[str, str]]]:
+    """The wordings of such scenes, and what a job asks for to get them: a prompt, or the image that
+    the scene begins with, for a model that starts from one."""
+    drawn = draw_prompts(count, seed)
+    if not inspect_model(resolve_model(model)).geometry.from_image:
+        return [(said, {"prompt": said}) for _, said in drawn]
+    folder = _pictures()
+    asked = []
+    for number, (scene, said) in enumerate(drawn):
+        path = folder / f"{seed}-{number}.png"
+        Image.fromarray(world.render(scene, world.frame_times(1))[0]).save(path)
+        asked.append((said, {"image": str(path)}))
+    return asked
+
+
+@cache
+def _pictures() -> Path:
+    """Removed when the process ends."""
+    folder = tempfile.mkdtemp(prefix="longtake-bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def shots(film: Path, pixel_frames: int) -> Iterator[NDArray[np.uint8]]:

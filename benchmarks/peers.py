@@ -133,12 +133,12 @@ def magcache(job: Mapping[str, Any]) -> dict[str, Tune]:
 
 
 def mag_ratios(job: Mapping[str, Any]) -> list[float]:
-    """One ratio for each step: the mean over the prompts ``job["told"]`` and both branches."""
+    """One ratio for each step: the mean over the shots ``job["told"]`` and both branches."""
     steps = job["steps"]
     found: list[list[float]] = []
     # With a step more than there are, it does not forget the ratios at the end of the render.
     config = diffusers.MagCacheConfig(calibrate=True, num_inference_steps=steps + 1)
-    for prompt in job["told"]:
+    for asked in job["told"]:
 
         @contextmanager
         def read(family: Any) -> Iterator[None]:
@@ -146,7 +146,7 @@ def mag_ratios(job: Mapping[str, Any]) -> list[float]:
                 yield
                 found.extend(_ratios(family.denoiser))
 
-        render_here(_one(job, prompt), read)
+        render_here(_one(job, asked), read)
     if not found or any(len(each) != steps for each in found):
         raise HooksNothing(f"MagCache's calibration has {[len(each) for each in found]} ratios")
     return [sum(column) / len(found) for column in zip(*found, strict=True)]
@@ -157,8 +157,8 @@ def _ratios(model: Any) -> Iterable[list[float]]:
     return [list(state.calibration_ratios) for state in hook.state_manager._state_cache.values()]
 
 
-def _one(job: Mapping[str, Any], prompt: str) -> dict[str, Any]:
-    return {name: each for name, each in job.items() if name != "told"} | {"prompt": prompt}
+def _one(job: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
+    return {name: each for name, each in job.items() if name != "told"} | dict(asked)
 
 
 # -- diffusers, one state for all: both branches in one call

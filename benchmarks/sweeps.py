@@ -110,7 +110,7 @@ def _new_folder() -> Path:
 
 
 def _calibrated_on(job: Job) -> Prepared:
-    told = [{"prompt": said, "pixel_frames": job["pixel_frames"]} for said in job["told"]]
+    told = [{**asked, "pixel_frames": job["pixel_frames"]} for asked in job["told"]]
     known = {name: job[name] for name in ("model", "steps", "pyramid")}
     return prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
 

@@ -28,13 +28,14 @@ from typing import Any
 from benchmarks.common import write_result
 from benchmarks.curves import as_table, at_levels, front
 from benchmarks.here import Here, render_here
-from benchmarks.model import draw_prompts, lengths_of
+from benchmarks.model import held_out_shots, lengths_of
 from benchmarks.peers import PEERS
 from benchmarks.sweeps import KINDS, PYRAMID_KINDS, PYRAMIDS, Job, fitting
 from jobs.model_folder import inspect_model, resolve_model
 from workers.fidelity import compare
 
 Row = dict[str, Any]
+Asked = Mapping[str, str]  # of a shot: its prompt, or its image
 Setting = Callable[[Job], Here]
 
 #: What two renders that are equal bit for bit count as in a mean: beyond what 8-bit frames resolve.
@@ -67,38 +68,38 @@ def theirs(kinds: Sequence[str], job: Job) -> dict[tuple[str, str], Setting]:
 
 
 def measure(
-    job: Job, prompts: Sequence[str], settings: Mapping[tuple[str, str], Setting]
+    job: Job, shots: Sequence[Asked], settings: Mapping[tuple[str, str], Setting]
 ) -> dict[tuple[str, str], list[Row]]:
     """For each setting what each prompt gave. The settings come in another order with each prompt,
     and the full render again before every few: a machine's slow minutes hit no kind alone."""
     runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
-    for number, prompt in enumerate(prompts):
-        told = {**job, "prompt": prompt}
+    for number, asked in enumerate(shots):
+        told = {**job, **asked}
         for place, name in enumerate(_shuffled([*settings], number)):
             if place % FULL_EVERY == 0:
                 full = render_here(told)
             runs[name].append(against(full, settings[name](told)))
-        print(f"prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
+        print(f"prompt {number + 1} of {len(shots)} is done", file=sys.stderr)
     return runs
 
 
 def measure_pyramid(
-    job: Job, plain: Job, prompts: Sequence[str], settings: Mapping[tuple[str, str], Setting]
+    job: Job, plain: Job, shots: Sequence[Asked], settings: Mapping[tuple[str, str], Setting]
 ) -> dict[tuple[str, str], list[Row]]:
     """The same of a pyramid; ``over_plain`` is the speed over the plain twin's full render."""
     runs: dict[tuple[str, str], list[Row]] = {name: [] for name in settings}
-    for number, prompt in enumerate(prompts):
-        told = {**job, "prompt": prompt}
+    for number, asked in enumerate(shots):
+        told = {**job, **asked}
         for place, name in enumerate(_shuffled([*settings], number)):
             if place % FULL_EVERY == 0:
-                full, twin = render_here(told), render_here({**plain, "prompt": prompt})
+                full, twin = render_here(told), render_here({**plain, **asked})
             fast = settings[name](told)
             beside = {
                 "over_plain": twin.steps_s / fast.steps_s,
                 "fewer_operations_than_plain": twin.operations / fast.operations,
             }
             runs[name].append(against(full, fast) | beside)
-        print(f"pyramid: prompt {number + 1} of {len(prompts)} is done", file=sys.stderr)
+        print(f"pyramid: prompt {number + 1} of {len(shots)} is done", file=sys.stderr)
     return runs
 
 
@@ -266,18 +267,19 @@ def main() -> None:
     if unfit := [kind for kind in options.kinds if kind not in fitting(family)]:
         parser.error(f"not for {family.name} models: {', '.join(unfit)}")
     pyramid_model = options.pyramid_model or PYRAMIDS.get(family.name, "none")
-    prompts = [said for _, said in draw_prompts(options.prompts, options.seed)]
-    told = [said for _, said in draw_prompts(**CALIBRATION)]
+    drawn = held_out_shots(options.model, options.prompts, options.seed)
+    prompts, shots = [said for said, _ in drawn], [asked for _, asked in drawn]
+    told = [asked for _, asked in held_out_shots(options.model, **CALIBRATION)]
     job = {
         "model": options.model, "steps": options.steps, "pyramid": "off",
         "pixel_frames": lengths_of(options.model).window,
     }  # fmt: skip
-    rows = _flat(job, told, prompts, options.kinds) if options.kinds else []
+    rows = _flat(job, told, shots, options.kinds) if options.kinds else []
     if rows:
         _tell("techniques", job, [options.model], prompts, rows, keep=not options.quick)
     if pyramid_model != "none":
         models = [options.model, pyramid_model]
-        found = _pyramid(job, pyramid_model, prompts)
+        found = _pyramid(job, pyramid_model, shots)
         _tell("techniques_pyramid", job, models, prompts, found, keep=not options.quick)
         rows += found
     if options.plot:
@@ -299,22 +301,22 @@ def _tell(
         print(f"\n{title}\n{as_table(table)}")
 
 
-def _flat(job: Job, told: list[str], prompts: list[str], kinds: list[str]) -> list[Row]:
+def _flat(job: Job, told: list[Asked], shots: list[Asked], kinds: list[str]) -> list[Row]:
     chosen = {kind: settings for kind, settings in KINDS.items() if kind in kinds}
     settings = ours(chosen, {**job, "told": told})
     peers = theirs([kind for kind in PEERS if kind in kinds], {**job, "told": told})
-    runs = measure(job, prompts, settings | peers)
+    runs = measure(job, shots, settings | peers)
     return [
         *summaries({name: runs[name] for name in settings}, "ours"),
         *summaries({name: runs[name] for name in peers}, "a peer's"),
     ]
 
 
-def _pyramid(plain: Job, model: str, prompts: list[str]) -> list[Row]:
+def _pyramid(plain: Job, model: str, shots: list[Asked]) -> list[Row]:
     plain = {**plain, "pixel_frames": PYRAMID_PIXEL_FRAMES}
     job = {**plain, "model": model, "pyramid": "auto"}
     settings = ours(PYRAMID_KINDS, job)
-    return list(summaries(measure_pyramid(job, plain, prompts, settings), "ours"))
+    return list(summaries(measure_pyramid(job, plain, shots, settings), "ours"))
 
 
 if __name__ == "__main__":

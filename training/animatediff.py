@@ -33,8 +33,7 @@ from training.cpu import channels_last, norms_in_float32
 from training.draws import Draw
 from training.latents import PictureCodec
 from training.picture_vae import CHANNELS
-from training.stages import levels_of
-from training.student import Student
+from training.student import Student, velocity
 from training.text import CLIP_TOKENS, new_clip_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer, noise_of, options_of
 
@@ -86,11 +85,9 @@ class AnimateDiffStudent(Student):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
 
-    def forward(
-        self, x_BCFHW: Tensor, times_B: Tensor, ids_BN: Tensor, mask_BN: Tensor, stride: int
-    ) -> Tensor:
+    def forward(self, x_BCFHW: Tensor, times_B: Tensor, *tokens: Tensor, stride: int) -> Tensor:
         """Positions count a window's own frames, whatever their ``stride``."""
-        text_BND = self.text_encoder(ids_BN).last_hidden_state
+        text_BND = self.text_encoder(tokens[0]).last_hidden_state
         text_BND = text_BND.repeat_interleave(x_BCFHW.shape[2], dim=0)
         # On a CPU the backward pass of the default, fused attention takes half of a step.
         on_cpu = x_BCFHW.device.type == "cpu"
@@ -100,10 +97,7 @@ class AnimateDiffStudent(Student):
             )[0]
 
     def target(self, drawn: Draw) -> Tensor:
-        """signal noise - noise clean, of Salimans and Ho (arXiv 2202.00512)."""
-        times_B = drawn.times_B.double().numpy()
-        signal_B, amount_B = levels_of(drawn.path, times_B, drawn.clean_BCFHW)
-        return signal_B * drawn.noise_BCFHW - amount_B * drawn.clean_BCFHW
+        return velocity(drawn)
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
         """A folder without a UNet is one whose encoder has learned to read."""

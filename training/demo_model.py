@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -111,9 +112,11 @@ def _noise_of(run: Path) -> NoiseRecipe:
     return NoiseRecipe(**json.loads(told.read_text())) if told.exists() else NoiseRecipe()
 
 
-def write_folder(pipeline: DiffusionPipeline, out: Path, sidecar: dict[str, object]) -> None:
+def write_folder(
+    pipeline: DiffusionPipeline, out: Path, sidecar: Mapping[str, object], *, ships: bool = True
+) -> None:
     """Put a pipeline's parts into ``out``, replacing the parts that are there. Raises ValueError
-    if the folder becomes too large to ship."""
+    if the folder becomes too large to ship, where it ``ships``."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         pipeline.save_pretrained(folder)
@@ -124,7 +127,7 @@ def write_folder(pipeline: DiffusionPipeline, out: Path, sidecar: dict[str, obje
             shutil.move(path, out / path.name)
     (out / "longtake.json").write_text(json.dumps(sidecar, indent=2) + "\n")
     size_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    if size_bytes > LARGEST_FOLDER_BYTES:
+    if ships and size_bytes > LARGEST_FOLDER_BYTES:
         raise ValueError(f"{out} holds {size_bytes} bytes; at most {LARGEST_FOLDER_BYTES} may ship")
 
 
@@ -135,7 +138,8 @@ def _tidy(folder: Path) -> None:
     for path in folder.rglob("*.json"):
         settings = json.loads(path.read_text())
         if path.name == "model_index.json":
-            settings["tokenizer"] = ["transformers", portable]
+            for name in {"tokenizer", "tokenizer_2"} & settings.keys():
+                settings[name] = ["transformers", portable]
         elif path.name == "tokenizer_config.json":
             settings["tokenizer_class"] = portable
         for remembered in ("_name_or_path", "backend", "is_local", "local_files_only"):

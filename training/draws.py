@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from accel.pyramid import Coarse, FlowPath, NoisePath, Stage, down, lay_stages, shifted
+from training.edm import EdmPath
 from training.latents import LatentCache
 from training.stages import clip_frames, draw_pair, draw_times, noisy
 
@@ -61,6 +62,8 @@ def draw_whole_times(
     """Times of a plain schedule, from clean to noise."""
     if isinstance(path, FlowPath):
         return draw_sigmas(rng, batch, recipe)
+    if isinstance(path, EdmPath):
+        return torch.from_numpy(path.draw(rng, batch).astype(np.float32))
     return torch.from_numpy(rng.integers(int(path.last) + 1, size=batch).astype(np.float32))
 
 

@@ -23,7 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, PreTrainedTokenizerFast, UMT5EncoderModel
+from transformers import (
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
 
 from training import world
 from training.captions import caption
@@ -41,7 +46,7 @@ from training.world import (
     sample_scene,
 )
 
-TextEncoder = UMT5EncoderModel | CLIPTextModel
+TextEncoder = UMT5EncoderModel | T5EncoderModel | CLIPTextModel
 
 #: Texts of encoders that take fewer tokens are always padded to all of them, as CLIP's are.
 FULL_LENGTH = 512
@@ -294,6 +299,9 @@ def _tell(
         told_BND = encoder(ids_BN).last_hidden_state
         knows_BN = torch.roll(mask_BN, -1, dims=1) == 0
         knows_BN[:, -1] = True
+    elif isinstance(encoder, T5EncoderModel):  # whose pipelines show it no mask
+        told_BND = encoder(ids_BN).last_hidden_state
+        knows_BN = mask_BN.bool()
     else:
         told_BND = encoder(ids_BN, mask_BN).last_hidden_state
         knows_BN = mask_BN.bool()

@@ -68,7 +68,9 @@ def new_text_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> 
     return UMT5EncoderModel(config)
 
 
-def new_clip_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> CLIPTextModel:
+def new_clip_encoder(
+    num_words: int, width: int = 128, layers: int = LAYERS, positions: int = CLIP_TOKENS
+) -> CLIPTextModel:
     """A small CLIP text encoder with fresh weights, no dropout."""
     config = CLIPTextConfig(
         vocab_size=num_words,
@@ -76,7 +78,7 @@ def new_clip_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> 
         intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=CLIP_TOKENS,
+        max_position_embeddings=positions,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=2,

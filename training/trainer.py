@@ -34,7 +34,6 @@ from training.draws import (
     longest_film,
 )
 from training.latents import Codec, LatentCache
-from training.reading import teach_to_read
 from training.record import write_record
 from training.student import Student
 
@@ -106,8 +105,9 @@ class Trainer:
         self.progress: list[dict[str, float]] = []
         can_read = init is not None and model.load(init, tokenizer)
         if not can_read and not (out / "state.pt").exists():
-            teach_to_read(model.text_encoder, tokenizer, recipe.reading_steps, recipe.seed)
-        model.text_encoder.requires_grad_(False)
+            model.learn_to_read(tokenizer, recipe.reading_steps, recipe.seed)
+        for encoder in model.encoders:
+            encoder.requires_grad_(False)
         model.prepare(recipe.window_latent_frames)
         self.model = model.to(self.device)
         if compiled:
@@ -163,7 +163,7 @@ class Trainer:
             torch.compiler.set_stance("force_eager" if rare else "default"),
             torch.autocast(self.device.type, dtype=torch.bfloat16),
         ):
-            told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride)
+            told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride=stride)
         target_BCFHW = self.model.target(drawn).to(self.device)
         error_BCFHW = (told_BCFHW.float() - target_BCFHW).square()
         more_B1FHW = drawn.mask_B1FHW.to(self.device) * falling(progress)
@@ -211,15 +211,9 @@ class Trainer:
 
     def _inputs(self, drawn: Draw, rng: np.random.Generator, *, odd: bool) -> tuple[Tensor, ...]:
         """What the model is given: noisy windows, their times, and their captions."""
-        text_tokens = self.model.long_text_tokens if odd else self.model.text_tokens
-        tokens = self.tokenizer(
-            spoil(drawn.captions, rng, self.recipe),
-            padding="max_length",
-            max_length=text_tokens,
-            truncation=True,
-            return_tensors="pt",
-        )
-        inputs = (drawn.noisy_BCFHW, drawn.times_B, tokens.input_ids, tokens.attention_mask)
+        captions = spoil(drawn.captions, rng, self.recipe)
+        tokens = self.model.tokens(self.tokenizer, captions, long=odd)
+        inputs = (self.model.seen(drawn), drawn.times_B, *tokens)
         return tuple(value.to(self.device) for value in inputs)
 
     def save(self) -> None:

@@ -24,7 +24,7 @@ from accel.pyramid import FlowPath
 from training.draws import Draw
 from training.latents import WanCodec
 from training.reading import load_encoder
-from training.student import Student
+from training.student import Student, muon_for
 from training.text import new_text_encoder, new_tokenizer
 from training.trainer import Recipe, Trainer, noise_of, options_of
 from training.vae import ARCHITECTURE as VAE_ARCHITECTURE
@@ -64,10 +64,8 @@ class WanStudent(Student):
         # No prediction at first, rather than a random one: the last layer starts at zero.
         nn.init.zeros_(self.transformer.proj_out.weight)
 
-    def forward(
-        self, x_BCFHW: Tensor, times_B: Tensor, ids_BN: Tensor, mask_BN: Tensor, stride: int
-    ) -> Tensor:
-        text_BND = embed(self.text_encoder, ids_BN, mask_BN)
+    def forward(self, x_BCFHW: Tensor, times_B: Tensor, *tokens: Tensor, stride: int) -> Tensor:
+        text_BND = embed(self.text_encoder, *tokens)
         # On a CPU the backward pass of the default, fused attention takes half of a step, and the
         # whole matrices of the other one take more than that in long windows.
         unfused = x_BCFHW.device.type == "cpu" and x_BCFHW.shape[2] < LONG_LATENT_FRAMES
@@ -88,14 +86,7 @@ class WanStudent(Student):
         return load_encoder(self.text_encoder, tokenizer, folder)
 
     def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices of the transformer's blocks, AdamW for all else."""
-        matrices = [p for p in self.transformer.blocks.parameters() if p.ndim == 2]
-        ids = {id(p) for p in matrices}
-        others = [p for p in self.parameters() if p.requires_grad and id(p) not in ids]
-        return [
-            torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
-        ]
+        return muon_for(self.transformer.blocks, self, rate)
 
     def compile(self) -> None:
         self.transformer.compile_repeated_blocks(dynamic=False)

@@ -21,7 +21,7 @@ LOOSEST = -1
 def job(tiny_wan: Path) -> dict[str, Any]:
     return {
         "model": str(tiny_wan), "steps": STEPS, "pyramid": "off", "pixel_frames": 17,
-        "size": [32, 32], "told": ["a hat", "two cats"],
+        "size": [32, 32], "told": [{"prompt": "a hat"}, {"prompt": "two cats"}],
     }  # fmt: skip
 
 

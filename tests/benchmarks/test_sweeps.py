@@ -20,7 +20,7 @@ def test_kinds_that_ask_for_a_jobs_profile_share_one(
     (folder / "longtake.json").write_text('{"format": 1, "size": [32, 32]}')
     job = {
         "model": str(folder), "steps": 3, "pyramid": "off", "pixel_frames": 8,
-        "told": ["a kite", "a gull"],
+        "told": [{"prompt": "a kite"}, {"prompt": "a gull"}],
     }  # fmt: skip
     alone = {each["rehash"]["profiles"] for each in rehash_profile(job).values()}
     beside = {each["rehash"]["profiles"] for each in adaptive_rehash(job).values()}

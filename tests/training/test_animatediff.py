@@ -95,8 +95,8 @@ def test_motion_that_adds_nothing_sees_frames_one_by_one() -> None:
     x, ids = torch.randn(1, picture_vae.CHANNELS, 3, 12, 12), torch.ones(1, CLIP_TOKENS).long()
     times = torch.tensor([400.0])
     with torch.no_grad():
-        clip = student(x, times, ids, ids, 1)
-        frame = student(x[:, :, 1:2], times, ids, ids, 1)
+        clip = student(x, times, ids, ids, stride=1)
+        frame = student(x[:, :, 1:2], times, ids, ids, stride=1)
     assert torch.allclose(clip[:, :, 1:2], frame, atol=1e-4)
 
 

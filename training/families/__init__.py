@@ -1,0 +1,1 @@
+"""Small models of the demo world in the formats of the other families, to measure with."""

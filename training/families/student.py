@@ -1,0 +1,112 @@
+"""What the students of these families share.
+
+Shapes: B batch, C latent channels, F latent frames, H rows, W columns, N text tokens, D width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5EncoderModel
+
+from training.reading import teach_to_read
+from training.student import Student, muon_for
+from training.text import LAYERS
+
+TEXT_WIDTH, TEXT_TOKENS = 128, 40
+FPS = 12
+#: A T5 of sorts that reads, and how fast a real one learns from there.
+READS, READING_RATE = Path("workers/demo_model"), 1e-3
+HEADS, HEAD_WIDTH = 4, 48
+
+
+class FamilyStudent(Student):
+    """Takes the weights of a folder by the names of its parts."""
+
+    def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
+        """Whether the folder has all encoders; a denoiser is taken if there is one."""
+        for name in (*self.encoder_names, self.denoiser_name):
+            part: Any = getattr(self, name)
+            if (folder / name).is_dir():
+                found = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
+                part.load_state_dict(found.state_dict())
+        return all((folder / name).is_dir() for name in self.encoder_names)
+
+
+class T5Reader:
+    """Begins with what the demo's UMT5 has learned; there every layer has its own weights for how
+    far apart tokens are, here the first layer's are shared."""
+
+    text_encoder: T5EncoderModel
+
+    def learn_to_read(self, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
+        same_words(tokenizer, READS)
+        read = UMT5EncoderModel.from_pretrained(READS / "text_encoder", torch_dtype=torch.float32)
+        weights, own = read.state_dict(), self.text_encoder.state_dict()
+        self.text_encoder.load_state_dict({name: weights[name] for name in own})
+        teach_to_read(self.text_encoder, tokenizer, steps, seed, rate=READING_RATE)
+
+
+class TransformerStudent(FamilyStudent):
+    """A video transformer whose autoencoder keeps a clip's first frame alone."""
+
+    denoiser_name = "transformer"
+    first_alone = True
+    tokens_per_frame = 144
+    text_tokens = long_text_tokens = TEXT_TOKENS
+    block_names: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+
+    def optimizers(self, rate: float) -> list[Optimizer]:
+        blocks = [block for name in self.block_names for block in getattr(self.transformer, name)]
+        return muon_for(blocks, self, rate)
+
+    def compile(self) -> None:
+        self.transformer.compile_repeated_blocks(dynamic=False)
+
+    def start_silent(self) -> None:
+        """No prediction at first, rather than a random one: the last layer starts at zero."""
+        nn.init.zeros_(self.transformer.proj_out.weight)
+
+
+def new_t5(num_words: int) -> T5EncoderModel:
+    """A small T5 encoder with fresh weights, no dropout."""
+    config = T5Config(
+        vocab_size=num_words,
+        d_model=TEXT_WIDTH,
+        d_kv=32,
+        d_ff=2 * TEXT_WIDTH,
+        num_layers=LAYERS,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return T5EncoderModel(config)
+
+
+def same_words(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Exits where a folder's encoder was trained with other words."""
+    known = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer").get_vocab()
+    if known != tokenizer.get_vocab():
+        sys.exit(f"{folder} knows other words")
+
+
+@contextmanager
+def unfused_attention(x: Tensor) -> Iterator[None]:
+    """On a CPU the backward pass of the default, fused attention takes half of a step."""
+    if x.device.type != "cpu":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
