@@ -156,6 +156,10 @@ PlansOption = Annotated[
 PictureOption = Annotated[
     Path | None, typer.Option("--picture", help="also draw what was found: a PNG file")
 ]
+StillsOption = Annotated[
+    Path | None,
+    typer.Option("--picture", help="also show frames of each shot by each preset: a PNG file"),
+]
 CalibrateDeviceOption = Annotated[
     str,
     typer.Option(

@@ -42,6 +42,7 @@ from orchestrator.cli_options import (
     SeedOption,
     SizeOption,
     StepsOption,
+    StillsOption,
     WorkersOption,
 )
 from orchestrator.export import check_file
@@ -207,6 +208,7 @@ def presets_command(
     pyramid: PyramidOption = None,
     model: ModelOption = None,
     lora: LorasOption = None,
+    picture: StillsOption = None,
     device: CalibrateDeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -220,10 +222,13 @@ def presets_command(
         "loras": loras_given(lora),
     }  # fmt: skip
     _check_device(device)
+    check_file(picture, "--picture", ".png")
     if what is None and prompt is None and model is None and not any(flags.values()):
+        if picture is not None:
+            raise errors.BadJob("--picture shows what was tried; give a job file, or a model")
         rows = show_plan.preset_rows(kept())
         print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
         return
     spec = sample_job("presets", what, model, prompt or [], seconds=None, **flags)
-    report = try_presets(spec, device, partial(print, file=sys.stderr))
+    report = try_presets(spec, device, partial(print, file=sys.stderr), picture)
     print(json.dumps(report) if as_json else show_plan.tried_text(report))

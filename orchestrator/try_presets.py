@@ -35,6 +35,8 @@ from orchestrator.sample_job import window_pixel_frames
 
 #: More shots say little more, and take longer.
 MOST_SHOTS = 4
+#: Frames of a shot in the picture, and characters that are written above them.
+STILLS, LONGEST_CAPTION = 8, 120
 #: The name of what a job asks for itself, beside the presets.
 OWN = "this job"
 
@@ -50,9 +52,12 @@ class _Rendered:
     engaged: Counter[str]
 
 
-def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[str, Any]:
+def try_presets(
+    spec: JobSpec, device: str, say: Callable[[str], None], picture: Path | None = None
+) -> dict[str, Any]:
     """Render a window of each of a job's longest shots in full, with each preset, and as the job
-    itself asks, all from the same noise. Times are of steps alone, after one that warms up.
+    itself asks, all from the same noise. Times are of steps alone, after one that warms up. The
+    ``picture``, a PNG, shows frames of each shot by each setting.
     Raises BadJob, CannotRunHere, UnitError."""
     from workers.devices import device_of
     from workers.quiet import quiet_libraries
@@ -69,6 +74,8 @@ def try_presets(spec: JobSpec, device: str, say: Callable[[str], None]) -> dict[
     full = jobs["exact"]
     report = _basis(full, device) | {"step_s": trial.step_s(), "presets": rows}
     _keep(report, full.model.identity, say)
+    if picture is not None:
+        draw(trial.stills, full.plan, picture)
     return report
 
 
@@ -83,6 +90,7 @@ class _Trial:
         say("encoding what the shots start from")
         self._given = _encoded(jobs["exact"], device)
         self._full: _Rendered | None = None
+        self.stills: dict[str, dict[int, np.ndarray]] = {}  # by setting and shot
 
     def row(self, name: str) -> dict[str, Any]:
         """The full render, "exact", comes first. What another setting cannot do is told in its row:
@@ -95,6 +103,7 @@ class _Trial:
             if self._full is None:
                 raise
             return {"name": name, "failed": str(failure)}
+        self.stills[name] = {shot: stills_of(each) for shot, each in found.frames.items()}
         if self._full is None:
             self._full = found
         return row(name, job.plan, found, self._full)
@@ -231,6 +240,30 @@ def row(name: str, plan: Plan, found: _Rendered, full: _Rendered) -> dict[str, A
         "idle": [proof.name for proof in did if proof.engaged is False],
         "accelerations": plan.accelerations.recipe(),
     }
+
+
+def stills_of(frames: np.ndarray) -> np.ndarray:
+    """A few of a shot's frames [F, H, W, 3], evenly spread over it."""
+    return frames[[(2 * i + 1) * len(frames) // (2 * STILLS) for i in range(STILLS)]]
+
+
+def draw(stills: Mapping[str, Mapping[int, np.ndarray]], plan: Plan, out: Path) -> None:
+    """A row for each shot by each setting, the settings of a shot one below the other. Raises
+    BadJob where it cannot be written."""
+    from workers.contact_sheet import Row, sheet_of
+    from workers.parts import whole_or_absent
+
+    pairs = [(shot, name) for shot in range(len(plan.shots)) for name in stills]
+    said = [plan.shots[shot].render.prompt for shot, _ in pairs]
+    rows = [
+        Row(f"shot {shot + 1}, {name}: {prompt}"[:LONGEST_CAPTION], n * STILLS, (n + 1) * STILLS)
+        for n, ((shot, name), prompt) in enumerate(zip(pairs, said, strict=True))
+    ]
+    shown = (frame for shot, name in pairs for frame in stills[name][shot])
+    sheet = sheet_of(shown, rows, columns=STILLS)
+    assert sheet is not None, "the full render is there"
+    with whole_or_absent(out, "--picture") as part:
+        sheet.save(part, format="PNG")
 
 
 def _apart(frames: np.ndarray, full: np.ndarray) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from diffusers import WanTransformer3DModel
+from PIL import Image
 
 from benchmarks.here import render_here
 from jobs.errors import UnitError
@@ -59,6 +60,19 @@ def test_all_presets_and_what_the_job_asks_for(desk: Desk, plans: Path) -> None:
     mine = compare(render_here(asked).frames, plain.frames).summary()
     assert own["psnr_db"] == own["worst_psnr_db"] == pytest.approx(mine["psnr_db"])
     assert own["worst_ssim"] == pytest.approx(mine["ssim"])
+
+
+def test_the_picture_shows_each_shot_by_each_preset(desk: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "stills.png"
+    shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (5, 3)]
+    report = tried(desk, job(desk.model, shots=shots), "--picture", out)
+    with Image.open(out) as sheet:
+        width, height = sheet.size
+    rows = 2 * len(report["presets"])
+    assert width > 8 * 32 and rows * 32 < height < rows * 64
+    assert "--picture shows what was tried" in refusal(desk.run("presets", "--picture", out), 2)
+    path = desk.job(yaml.safe_dump(job(desk.model)))
+    assert "stills.gif" in refusal(desk.run("presets", path, "--picture", "stills.gif"), 2)
 
 
 def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
