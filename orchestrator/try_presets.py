@@ -21,17 +21,19 @@ import numpy as np
 from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.calibration import usual_folder
-from jobs.errors import BadJob, UnitError
+from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.files import replace_file
 from jobs.presets import PRESETS
 from jobs.spec import JobSpec, Output, Shot
 from jobs.units import Unit
 from orchestrator.engagement import proofs
 from orchestrator.here import frames_of, in_order, render_units, worker_setup
+from orchestrator.placement import fits
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import clock
 from orchestrator.sample_job import window_pixel_frames
+from orchestrator.sizes import gb
 
 #: More shots say little more, and take longer.
 MOST_SHOTS = 4
@@ -68,6 +70,7 @@ def try_presets(
     for said in whole.plan.warnings:
         say(f"warning: {said}")
     jobs, refused = _prepared(_windows_of(spec, whole))
+    _check_memory(jobs["exact"].plan, device)
     trial = _Trial(jobs, device, say)
     rows = [trial.row(name) for name in jobs]
     rows += [{"name": name, "refused": why} for name, why in refused.items()]
@@ -169,6 +172,19 @@ def _settings(preset: str, own: Accelerations) -> dict[str, Any]:
 def _lossless(spec: JobSpec) -> Accelerations:
     """What a job asks for so that it fits: that stays."""
     return Accelerations(slicing=spec.accelerations.slicing)
+
+
+def _check_memory(plan: Plan, device: str) -> None:
+    """Before a weight loads. Raises CannotRunHere with what is missing."""
+    from workers.machine import free_bytes
+
+    free, needed = free_bytes(device), plan.peak_bytes
+    if not fits(free, needed):
+        raise CannotRunHere(
+            f"the full render needs about {gb(needed)}, {device} has {gb(free)} free: "
+            f"{gb(needed - free)} short; make it smaller (--size), cut it into slices "
+            "(accelerations: slicing in a job file), or try it where there is more memory"
+        )
 
 
 def _encoded(full: Prepared, device: str) -> dict[Unit, Bundle]:

@@ -197,6 +197,14 @@ def test_a_setting_is_held_against_the_full_render_shot_by_shot() -> None:
     assert found["worst_ssim"] < found["ssim"] < 1
 
 
+def test_what_does_not_fit_is_told_before_a_weight_loads(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.machine.free_bytes", lambda device: 1000)
+    said = refusal(desk.run("presets", desk.job(yaml.safe_dump(job(desk.model)))), 6)
+    assert "the full render needs about" in said and "cpu has" in said and "short; " in said
+
+
 def test_a_setting_that_fails_leaves_the_others(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
