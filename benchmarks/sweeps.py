@@ -27,7 +27,7 @@ NEVER = 100.0
 SCALAR = (0.005, 0.01, 0.02, 0.05, 0.1)
 TENSOR = (0.1, 0.2, 0.4, 0.8, 1.6)
 PROFILED = (0.999, 0.998, 0.995, 0.99, 0.98)
-SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+SPECTRAL = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7)
 
 
 def _adaptive(form: str, threshold: float, **more: Any) -> dict[str, Any]:

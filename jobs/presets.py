@@ -44,6 +44,7 @@ class Preset:
 _DEMO = "the demo model, 30 steps, 3 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 3 prompts"
 _ANIMATEDIFF = "the small AnimateDiff model, 25 steps, 2 prompts"
+_SVD = "a small model of its format, 25 steps, 2 images"
 
 
 def _spectral(threshold: float, *, forecast: bool) -> Accelerations:
@@ -67,11 +68,15 @@ PRESETS: dict[str, Preset] = {
             "balanced",
             "faster, with changes that are hard to see",
             _spectral(0.15, forecast=True),
-            {"animatediff": _spectral(0.2, forecast=True)},
+            {
+                "animatediff": _spectral(0.2, forecast=True),
+                "svd": _spectral(0.3, forecast=True),
+            },
             {
                 "wan": Measured(1.64, 53.7, 52.9, _DEMO),
                 "wan with a pyramid": Measured(2.00, 41.7, 33.4, _PYRAMID, over_plain=3.33),
                 "animatediff": Measured(1.47, 46.4, 46.3, _ANIMATEDIFF),
+                "svd": Measured(1.39, 49.7, 48.6, _SVD),
             },
             _scalar(0.02),
         ),
@@ -79,11 +84,15 @@ PRESETS: dict[str, Preset] = {
             "fast",
             "as fast as it goes; changes can be seen",
             _spectral(0.3, forecast=False),
-            {"animatediff": _spectral(0.4, forecast=True)},
+            {
+                "animatediff": _spectral(0.4, forecast=True),
+                "svd": _spectral(0.7, forecast=True),
+            },
             {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
                 "wan with a pyramid": Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.39, 34.9, 30.4, _ANIMATEDIFF),
+                "svd": Measured(2.50, 41.8, 40.3, _SVD),
             },
             _scalar(0.05),
         ),

@@ -104,10 +104,8 @@ def test_presets_say_what_was_measured(name: str) -> None:
         adaptive = preset.settings_of(family).adaptive
         assert adaptive is not None and adaptive.form == "spectral"
         kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
-        results = "techniques_cpu_*.json"
-        if family == "animatediff":
-            results = "techniques_animatediff_cpu_*.json"
-        elif "pyramid" in family:
+        results = f"techniques_{family}_cpu_*.json" if family != "wan" else "techniques_cpu_*.json"
+        if "pyramid" in family:
             results, kind = "techniques_pyramid_cpu_*.json", f"pyramid, {kind}"
         rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
         (row,) = (

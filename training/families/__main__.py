@@ -42,7 +42,7 @@ def _recipe(frames: int, tokens: int = 5200, **more: object) -> Recipe:
         window_latent_frames=frames,
         odd_shapes=0.0,
         tokens=tokens,
-        reading_steps=800,
+        reading_steps=600,
         first_clips=160,
         **more,
     )
@@ -63,17 +63,17 @@ COURSES: dict[str, Course] = {
     "ltx": Course(
         module=ltx, student=ltx.LTXStudent,
         vae=VaeRecipe(batch=4, pixel_frames=9), vae_steps=5000,
-        recipe=_recipe(9), steps=800,
+        recipe=_recipe(9), steps=600,
     ),
     "cogvideox": Course(
         module=cogvideox, student=cogvideox.CogVideoXStudent,
         vae=VaeRecipe(batch=4, pixel_frames=9), vae_steps=900,
-        recipe=_recipe(9), steps=800,
+        recipe=_recipe(9), steps=600,
     ),
     "hunyuan-video": Course(
         module=hunyuan_video, student=hunyuan_video.HunyuanVideoStudent,
         vae=VaeRecipe(batch=4, pixel_frames=9), vae_steps=900,
-        recipe=_recipe(5), steps=800,
+        recipe=_recipe(5), steps=600,
     ),
 }  # fmt: skip
 

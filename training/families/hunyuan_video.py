@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from accel.pyramid import FlowPath
+from jobs.model_folder import resolve_model
 from training.draws import Draw
 from training.families.autoencoder import CHANNELS
 from training.families.student import (
@@ -47,7 +48,7 @@ from training.text import EOS, new_clip_encoder, new_tokenizer
 CLIP_PADDED, LLAMA_SKIPPED = 77, 2
 FLOW_SHIFT = 3.0
 #: A CLIP that reads.
-READS = Path("workers/demo_animatediff")
+READS = resolve_model("demo-animatediff")
 ARCHITECTURE = {
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5EncoderModel
 
+from jobs.model_folder import resolve_model
 from training.reading import teach_to_read
 from training.student import Student, muon_for
 from training.text import LAYERS
@@ -24,7 +25,7 @@ from training.text import LAYERS
 TEXT_WIDTH, TEXT_TOKENS = 128, 40
 FPS = 12
 #: A T5 of sorts that reads, and how fast a real one learns from there.
-READS, READING_RATE = Path("workers/demo_model"), 1e-3
+READS, READING_RATE = resolve_model("demo"), 1e-3
 HEADS, HEAD_WIDTH = 4, 48
 
 
