@@ -217,7 +217,7 @@ def draw_similarity(found: Sequence[Similarity], keys: Sequence[Sequence[int]], 
 
 
 def _save(figure: Figure, out: Path) -> None:
-    with whole_or_absent(out, "--picture") as part:
+    with whole_or_absent(out.expanduser(), "--picture") as part:
         figure.savefig(part, format="png", dpi=110)
 
 

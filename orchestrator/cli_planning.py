@@ -216,6 +216,7 @@ def presets_command(
     a job file, or a model and prompts: try each of them there, on the beginnings of its longest
     shots, against the full render of the same noise."""
     from orchestrator.try_presets import kept, try_presets
+    from workers.parts import whole_or_absent
 
     flags = {
         "image": image, "size": size, "steps": steps, "pyramid": pyramid,
@@ -230,5 +231,9 @@ def presets_command(
         print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
         return
     spec = sample_job("presets", what, model, prompt or [], seconds=None, **flags)
-    report = try_presets(spec, device, partial(print, file=sys.stderr), picture)
+    say = partial(print, file=sys.stderr)
+    report, sheet = try_presets(spec, device, say, stills=picture is not None)
     print(json.dumps(report) if as_json else show_plan.tried_text(report))
+    if sheet is not None and picture is not None:
+        with whole_or_absent(picture.expanduser(), "--picture") as part:
+            sheet.save(part, format="PNG")

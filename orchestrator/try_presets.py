@@ -17,6 +17,7 @@ from statistics import mean, median
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
@@ -55,11 +56,11 @@ class _Rendered:
 
 
 def try_presets(
-    spec: JobSpec, device: str, say: Callable[[str], None], picture: Path | None = None
-) -> dict[str, Any]:
+    spec: JobSpec, device: str, say: Callable[[str], None], *, stills: bool = False
+) -> tuple[dict[str, Any], Image | None]:
     """Render a window of each of a job's longest shots in full, with each preset, and as the job
-    itself asks, all from the same noise. Times are of steps alone, after one that warms up. The
-    ``picture``, a PNG, shows frames of each shot by each setting.
+    itself asks, all from the same noise. Times are of steps alone, after one that warms up. With
+    ``stills`` also a picture: frames of each shot by each setting.
     Raises BadJob, CannotRunHere, UnitError."""
     from workers.devices import device_of
     from workers.quiet import quiet_libraries
@@ -71,28 +72,28 @@ def try_presets(
         say(f"warning: {said}")
     jobs, refused = _prepared(_windows_of(spec, whole))
     _check_memory(jobs["exact"].plan, device)
-    trial = _Trial(jobs, device, say)
+    trial = _Trial(jobs, device, say, stills)
     rows = [trial.row(name) for name in jobs]
     rows += [{"name": name, "refused": why} for name, why in refused.items()]
     full = jobs["exact"]
     report = _basis(full, device) | {"step_s": trial.step_s(), "presets": rows}
     _keep(report, full.model.identity, say)
-    if picture is not None:
-        draw(trial.stills, full.plan, picture)
-    return report
+    return report, sheet(trial.stills, full.plan) if stills else None
 
 
 class _Trial:
-    """Renders by one setting after the other; of all but the full one only the row is kept."""
+    """Renders by one setting after the other; of all but the full one only the row is kept, and a
+    few frames where they are to be seen."""
 
     def __init__(
-        self, jobs: Mapping[str, Prepared], device: str, say: Callable[[str], None]
+        self, jobs: Mapping[str, Prepared], device: str, say: Callable[[str], None], stills: bool
     ) -> None:
         self._jobs, self._device = jobs, device
         self._pace = _Pace(len(jobs), say)
         say("encoding what the shots start from")
         self._given = _encoded(jobs["exact"], device)
         self._full: _Rendered | None = None
+        self._keeps_stills = stills
         self.stills: dict[str, dict[int, np.ndarray]] = {}  # by setting and shot
 
     def row(self, name: str) -> dict[str, Any]:
@@ -106,7 +107,8 @@ class _Trial:
             if self._full is None:
                 raise
             return {"name": name, "failed": str(failure)}
-        self.stills[name] = {shot: stills_of(each) for shot, each in found.frames.items()}
+        if self._keeps_stills:
+            self.stills[name] = {shot: stills_of(each) for shot, each in found.frames.items()}
         if self._full is None:
             self._full = found
         return row(name, job.plan, found, self._full)
@@ -263,11 +265,9 @@ def stills_of(frames: np.ndarray) -> np.ndarray:
     return frames[[(2 * i + 1) * len(frames) // (2 * STILLS) for i in range(STILLS)]]
 
 
-def draw(stills: Mapping[str, Mapping[int, np.ndarray]], plan: Plan, out: Path) -> None:
-    """A row for each shot by each setting, the settings of a shot one below the other. Raises
-    BadJob where it cannot be written."""
+def sheet(stills: Mapping[str, Mapping[int, np.ndarray]], plan: Plan) -> Image | None:
+    """A row for each shot by each setting, the settings of a shot one below the other."""
     from workers.contact_sheet import Row, sheet_of
-    from workers.parts import whole_or_absent
 
     pairs = [(shot, name) for shot in range(len(plan.shots)) for name in stills]
     said = [plan.shots[shot].render.prompt for shot, _ in pairs]
@@ -276,10 +276,7 @@ def draw(stills: Mapping[str, Mapping[int, np.ndarray]], plan: Plan, out: Path) 
         for n, ((shot, name), prompt) in enumerate(zip(pairs, said, strict=True))
     ]
     shown = (frame for shot, name in pairs for frame in stills[name][shot])
-    sheet = sheet_of(shown, rows, columns=STILLS)
-    assert sheet is not None, "the full render is there"
-    with whole_or_absent(out, "--picture") as part:
-        sheet.save(part, format="PNG")
+    return sheet_of(shown, rows, columns=STILLS)
 
 
 def _apart(frames: np.ndarray, full: np.ndarray) -> dict[str, Any]:

@@ -26,11 +26,13 @@ class EdmPath:
     last = HIGHEST / 4
 
     def at(self, time: float) -> Level:
+        """What the model is shown at a time."""
         sigma = math.exp(4 * time)
         signal = 1 / math.hypot(sigma, 1)
         return Level(time, signal, sigma * signal)
 
     def of_ratio(self, ratio: float) -> Level:
+        """Where sigma is so large."""
         return self.at(math.log(ratio) / 4)
 
     def draw(self, rng: np.random.Generator, batch: int) -> np.ndarray:

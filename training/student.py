@@ -22,7 +22,7 @@ from training.stages import levels_of
 
 
 class Student(nn.Module, ABC):
-    """A denoiser, and a text encoder that has learned to read before, as one module."""
+    """A denoiser, and what encodes its prompts and was trained before, as one module."""
 
     denoiser_name: ClassVar[str]  # the folder and attribute of the denoiser
     path: NoisePath  # how noise is mixed in
@@ -84,8 +84,8 @@ class Student(nn.Module, ABC):
         """Make the denoiser faster, where that pays."""
 
     def save(self, out: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Write `tokenizer/`, without the padding of its last use, `text_encoder/` and the
-        denoiser as diffusers has them."""
+        """Write `tokenizer/`, without the padding of its last use, the encoders and the denoiser
+        as diffusers has them."""
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.save_pretrained(out / "tokenizer")
@@ -95,8 +95,10 @@ class Student(nn.Module, ABC):
 
 
 def muon_for(blocks: Sequence[nn.Module], whole: nn.Module, rate: float) -> list[Optimizer]:
-    """Muon for the matrices of a transformer's blocks, AdamW for all else."""
-    matrices = [p for block in blocks for p in block.parameters() if p.ndim == 2]
+    """Muon for the matrices of a transformer's blocks, AdamW for all else; a table of vectors is no
+    matrix, whatever its shape."""
+    layers = [layer for block in blocks for layer in block.modules()]
+    matrices = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
     ids = {id(p) for p in matrices}
     others = [p for p in whole.parameters() if p.requires_grad and id(p) not in ids]
     return [

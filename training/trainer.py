@@ -251,8 +251,8 @@ class Trainer:
         other = [name for name, value in ours.items() if theirs.get(name) != value]
         if other:
             sys.exit(
-                f"{self.out} was begun with another {', '.join(other)}; use another --out, and "
-                f"--init {self.out} to take its weights"
+                f"{self.out} was begun with another {', '.join(other)}; train in another folder. A "
+                f"training that takes --init can take its weights: --init {self.out}"
             )
         self.cache.refill(int(state["clips"]))
         self.films.refill(int(state["films"]))

@@ -66,10 +66,12 @@ def test_the_picture_shows_each_shot_by_each_preset(desk: Desk, tmp_path: Path) 
     out = tmp_path / "stills.png"
     shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (5, 3)]
     report = tried(desk, job(desk.model, shots=shots), "--picture", out)
-    with Image.open(out) as sheet:
-        width, height = sheet.size
-    rows = 2 * len(report["presets"])
-    assert width > 8 * 32 and rows * 32 < height < rows * 64
+    pasted = np.asarray(Image.open(out).convert("RGB"))
+    rows = pasted.shape[0] // (2 * len(report["presets"]))
+    full = render_here(job(desk.model, shots=shots)).frames
+    last_row = len(report["presets"]) * rows  # the first of the second shot: the full render
+    first_still = pasted[last_row + 6 + 16 :][:32, 6 : 6 + 32]
+    assert np.array_equal(first_still, full[5]), "shot 2 begins behind the five frames of shot 1"
     assert "--picture shows what was tried" in refusal(desk.run("presets", "--picture", out), 2)
     path = desk.job(yaml.safe_dump(job(desk.model)))
     assert "stills.gif" in refusal(desk.run("presets", path, "--picture", "stills.gif"), 2)

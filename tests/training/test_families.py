@@ -1,6 +1,7 @@
 """The other families' small models: what is trained is what the renderer asks for, and what a
 training leaves is an ordinary folder that renders."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +20,8 @@ from training import world
 from training.demo_model import write_folder
 from training.draws import Draw
 from training.edm import EdmPath
-from training.families import autoencoder
-from training.families.__main__ import COURSES, Course, make
+from training.families import autoencoder, cogvideox
+from training.families.__main__ import MODELS, Small, make
 from training.families.hunyuan_video import llama_tokenizer
 from training.families.svd import SCHEDULER
 from training.student import velocity
@@ -28,6 +29,7 @@ from training.text import new_tokenizer
 
 pytestmark = pytest.mark.slow
 
+GUIDANCE = 3.0
 CAPTION = "a big red circle moves left on a blue striped background"
 
 
@@ -69,11 +71,11 @@ def test_llama_reads_a_caption_behind_all_of_the_template() -> None:
     assert len(told) == begins + len(ours) + 2, "the template's end is two words"
 
 
-def fresh(name: str, course: Course, folder: Path) -> tuple[Any, Path]:
+def fresh(name: str, small: Small, folder: Path) -> tuple[Any, Path]:
     """A student with weights of its own in every layer, as bfloat16 has them, and its folder."""
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
-    student = course.student(len(tokenizer)).eval()
+    student = small.student(len(tokenizer)).eval()
     for each in student.denoiser.parameters():
         if not each.any():
             torch.nn.init.normal_(each, std=0.02)
@@ -82,17 +84,17 @@ def fresh(name: str, course: Course, folder: Path) -> tuple[Any, Path]:
     student.save(folder / "run", tokenizer)
     out = folder / "model"
     write_folder(
-        course.module.pipeline(folder / "run", folder / "vae"),
+        small.module.pipeline(folder / "run", folder / "vae"),
         out,
-        course.module.SIDECAR,
+        small.module.SIDECAR,
         ships=False,
     )
     return student, out
 
 
-@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize("name", MODELS)
 def test_it_learns_what_a_render_asks_of_it(name: str, tmp_path: Path) -> None:
-    student, folder = fresh(name, COURSES[name], tmp_path)
+    student, folder = fresh(name, MODELS[name], tmp_path)
     asked: dict[str, Any] = {"prompt": CAPTION}
     if name == "svd":
         frame = world.render(world.sample_scene(np.random.default_rng(0)), world.frame_times(1))[0]
@@ -113,7 +115,13 @@ def test_it_learns_what_a_render_asks_of_it(name: str, tmp_path: Path) -> None:
         del family.predict
 
     render_here(
-        {"model": str(folder), "steps": 2, "pixel_frames": 5, "guidance": 1.0, "dtype": "float32"}
+        {
+            "model": str(folder),
+            "steps": 2,
+            "pixel_frames": 5,
+            "guidance": GUIDANCE,
+            "dtype": "float32",
+        }
         | {"size": [32, 32]}
         | asked,
         watched,
@@ -127,28 +135,64 @@ def test_it_learns_what_a_render_asks_of_it(name: str, tmp_path: Path) -> None:
     if name == "svd":
         image = embeddings["image_latents"].unsqueeze(2).expand_as(shown)
         shown = torch.cat([shown, image], dim=1)
-    tokens = student.tokens(new_tokenizer(), [CAPTION], long=False)
     with torch.no_grad():
-        told = student(shown, time.reshape(1).float(), *tokens, stride=1)
-    assert predicted.std() > 1e-3
+        cond, dropped = (
+            student(
+                shown,
+                time.reshape(1).float(),
+                *student.tokens(new_tokenizer(), [said], long=False),
+                stride=1,
+            )
+            for said in (CAPTION, "")
+        )
+    guidance = torch.full((cond.shape[2], 1, 1), GUIDANCE)
+    if name == "svd":
+        guidance = torch.linspace(1, GUIDANCE, cond.shape[2]).view(-1, 1, 1)
+    told = dropped + guidance * (cond - dropped)
+    assert (cond - dropped).std() > 1e-4 and predicted.std() > 1e-3
     assert torch.allclose(told, predicted, rtol=0, atol=1e-3 * float(predicted.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["ltx", "hunyuan-video"])
+def test_a_flow_is_how_fast_what_is_seen_changes(name: str) -> None:
+    student = MODELS[name].student
+    early, late = draw_of(student.path, 0.25), draw_of(student.path, 0.75)
+    change = (late.noisy_BCFHW - early.noisy_BCFHW) / 0.5
+    assert torch.allclose(student.target(None, early), change, atol=1e-6)
+
+
+def test_cogvideox_predicts_what_its_own_scheduler_calls_velocity() -> None:
+    student = MODELS["cogvideox"].student
+    drawn, scheduler = draw_of(student.path, 500.0), cogvideox.SCHEDULER
+    told = scheduler.get_velocity(drawn.clean_BCFHW, drawn.noise_BCFHW, torch.tensor([500]))
+    assert torch.allclose(student.target(None, drawn), told, atol=1e-6)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of all weights in a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.safetensors"))
+    }
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize("name", MODELS)
 def test_it_is_made_in_one_command_and_renders(name: str, tmp_path: Path) -> None:
-    course = COURSES[name]
+    small = MODELS[name]
     tiny = replace(
-        course,
-        vae=replace(course.vae, batch=1, crop_px=32), vae_steps=2, steps=1,
+        small,
+        vae=replace(small.vae, batch=1, crop_px=32), vae_steps=2, steps=1,
         recipe=replace(
-            course.recipe, tokens=1, clips=4, first_clips=2, reading_steps=20, short_windows=0.0
+            small.recipe, tokens=1, clips=4, first_clips=2, reading_steps=20, short_windows=0.0
         ),
     )  # fmt: skip
     make(name, tiny, tmp_path / "runs", tmp_path / "out")
-    weights = sorted(path.name for path in (tmp_path / "out").iterdir())
+    weights = digests(tmp_path / "out")
     make(name, tiny, tmp_path / "runs", tmp_path / "again")
-    assert weights == sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert weights == digests(tmp_path / "again"), "what is done is not done again"
+    with pytest.raises(SystemExit, match="was begun otherwise"):
+        make(name, replace(tiny, vae=replace(tiny.vae, seed=1)), tmp_path / "runs", tmp_path / "no")
     asked = {"prompt": CAPTION}
     if name == "svd":
         Image.new("RGB", (96, 96), "navy").save(tmp_path / "image.png")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Kind:
     space_scale: int
 
     def new(self, seed: int = 0) -> Any:
+        """One with fresh weights."""
         torch.manual_seed(seed)
         return self.model(latent_channels=CHANNELS, scaling_factor=1.0, **self.config)
 
@@ -63,6 +65,7 @@ class Kind:
         return z_NCHW.unflatten(0, (len(x_BCFHW), -1)).transpose(1, 2)
 
     def decode(self, vae: Any, z_BCFHW: Tensor) -> Tensor:
+        """Clips, BCFHW, not yet clipped to [-1, 1]."""
         if self.model is not AutoencoderKLTemporalDecoder:
             return vae.decode(z_BCFHW).sample
         frames = z_BCFHW.shape[2]
@@ -145,12 +148,13 @@ def reconstruction_loss(kind: Kind, vae: Any, x_BCFHW: Tensor, noise: float) -> 
 
 
 def clips(count: int, pixel_frames: int, seed: int) -> list[Tensor]:
-    """Whole frames of so many scenes, each BCFHW with a batch of one."""
+    """Whole frames of so many scenes at any time of theirs, each BCFHW with a batch of one."""
     rng = np.random.default_rng(seed)
-    return [
-        to_signal(world.render(world.sample_scene(rng), world.frame_times(pixel_frames)))[None]
-        for _ in range(count)
-    ]
+    found = []
+    for _ in range(count):
+        times = world.frame_times(pixel_frames, start_s=float(rng.uniform(0, 20)))
+        found.append(to_signal(world.render(world.sample_scene(rng), times))[None])
+    return found
 
 
 @torch.no_grad()
@@ -177,10 +181,11 @@ def psnr_db(kind: Kind, vae: Any, pixel_frames: int, scenes: int = 12) -> dict[s
     return mean_psnr_db(errors)
 
 
-def train(name: str, out: Path, recipe: VaeRecipe, steps: int, device: str = "cpu") -> Any:
+def train(name: str, out: Path, recipe: VaeRecipe, steps: int, device: str = "cpu") -> None:
     """Train up to a number of steps; leaves the averaged, normalised weights and the state. Run
-    again on the same folder it goes on."""
+    again on the same folder it goes on; exits if that was begun otherwise."""
     kind = KINDS[name]
+    origin = {"kind": name, "world": world.VERSION, **asdict(recipe)}
     vae = norms_in_float32(channels_last(kind.new(recipe.seed))).to(device)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=recipe.peak_rate, weight_decay=1e-3)
@@ -188,6 +193,8 @@ def train(name: str, out: Path, recipe: VaeRecipe, steps: int, device: str = "cp
     past: dict[str, Any] = {"step": 0, "elapsed_s": 0.0, "progress": []}
     if (out / "state.pt").exists():
         state = torch.load(out / "state.pt", map_location="cpu", weights_only=True)
+        if state["origin"] != origin:
+            sys.exit(f"{out} was begun otherwise, {state['origin']}; train in another folder")
         past = {key: state[key] for key in past}
         for key, part in parts.items():
             part.load_state_dict(state[key])
@@ -203,8 +210,7 @@ def train(name: str, out: Path, recipe: VaeRecipe, steps: int, device: str = "cp
             loss = round(float(np.mean(losses[-REPORTED_EVERY:])), 4)
             past["progress"].append({"step": step + 1, "loss": loss})
             print(json.dumps(past["progress"][-1]), flush=True)
-            _save(kind, out, average.module, past, parts, recipe)
-    return kind.model.from_pretrained(out)
+            _save(kind, out, average.module, past | {"origin": origin}, parts, recipe)
 
 
 def _train_step(
@@ -241,6 +247,5 @@ def _save(
         out,
         average.device,
         **past,
-        recipe=asdict(recipe),
         psnr_db=psnr_db(kind, normalised, recipe.pixel_frames),
     )

@@ -30,7 +30,7 @@ from transformers import (
 
 from accel.pyramid import FlowPath
 from jobs.model_folder import resolve_model
-from training.draws import Draw
+from training.draws import Draw, NoiseRecipe
 from training.families.autoencoder import CHANNELS
 from training.families.student import (
     FPS,
@@ -46,9 +46,6 @@ from training.text import EOS, new_clip_encoder, new_tokenizer
 
 #: The pipeline pads CLIP's texts to so many tokens, and reads Llama's third layer from the end.
 CLIP_PADDED, LLAMA_SKIPPED = 77, 2
-FLOW_SHIFT = 3.0
-#: A CLIP that reads.
-READS = resolve_model("demo-animatediff")
 ARCHITECTURE = {
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
@@ -83,6 +80,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_llama(num_words: int) -> LlamaModel:
+    """A small one with random weights."""
     config = LlamaConfig(
         vocab_size=num_words,
         hidden_size=TEXT_WIDTH,
@@ -116,8 +114,9 @@ class HunyuanVideoStudent(TransformerStudent):
     def learn_to_read(self, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
         """CLIP's weights are those of the AnimateDiff model that ships, with room for the padding
         that the pipeline adds; no text reaches there."""
-        read = CLIPTextModel.from_pretrained(READS / "text_encoder", torch_dtype=torch.float32)
-        same_words(tokenizer, READS)
+        demo = resolve_model("demo-animatediff")
+        same_words(tokenizer, demo)
+        read = CLIPTextModel.from_pretrained(demo / "text_encoder", torch_dtype=torch.float32)
         weights = read.state_dict()
         for name, value in weights.items():
             if name.endswith("position_embedding.weight"):
@@ -163,7 +162,7 @@ def pipeline(run: Path, vae: Path) -> HunyuanVideoPipeline:
             run / "transformer", torch_dtype=torch.bfloat16
         ),
         vae=AutoencoderKLHunyuanVideo.from_pretrained(vae),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=FLOW_SHIFT),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=NoiseRecipe().flow_shift),
         text_encoder_2=CLIPTextModel.from_pretrained(run / "text_encoder_2"),
         tokenizer_2=AutoTokenizer.from_pretrained(run / "tokenizer"),
     )

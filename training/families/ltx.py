@@ -42,7 +42,7 @@ ARCHITECTURE = {
     "num_layers": 6,
     "caption_channels": TEXT_WIDTH,
 }
-#: As LTX-Video has it: the flow's shift grows with the film's size, and is exp(0.95) at the least.
+#: As LTX-Video has it: the flow's shift grows with a window's places, from exp(0.95) at 1024.
 SCHEDULER = {
     "use_dynamic_shifting": True,
     "base_shift": 0.95,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,33 +24,28 @@ from training.text import LAYERS
 
 TEXT_WIDTH, TEXT_TOKENS = 128, 40
 FPS = 12
-#: A T5 of sorts that reads, and how fast a real one learns from there.
-READS, READING_RATE = resolve_model("demo"), 1e-3
+READING_RATE = 1e-3
 HEADS, HEAD_WIDTH = 4, 48
 
 
 class FamilyStudent(Student):
-    """Takes the weights of a folder by the names of its parts."""
+    """Trained from nothing."""
 
     def load(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> bool:
-        """Whether the folder has all encoders; a denoiser is taken if there is one."""
-        for name in (*self.encoder_names, self.denoiser_name):
-            part: Any = getattr(self, name)
-            if (folder / name).is_dir():
-                found = type(part).from_pretrained(folder / name, torch_dtype=torch.float32)
-                part.load_state_dict(found.state_dict())
-        return all((folder / name).is_dir() for name in self.encoder_names)
+        """Raises ValueError: ``init`` is not for these."""
+        raise ValueError(f"the weights of {folder} cannot be gone on from")
 
 
 class T5Reader:
-    """Begins with what the demo's UMT5 has learned; there every layer has its own weights for how
-    far apart tokens are, here the first layer's are shared."""
+    """Begins with what the UMT5 of the demo model has learned; there every layer has weights of its
+    own for how far apart tokens are, here the first layer's are shared."""
 
     text_encoder: T5EncoderModel
 
     def learn_to_read(self, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-        same_words(tokenizer, READS)
-        read = UMT5EncoderModel.from_pretrained(READS / "text_encoder", torch_dtype=torch.float32)
+        demo = resolve_model("demo")
+        same_words(tokenizer, demo)
+        read = UMT5EncoderModel.from_pretrained(demo / "text_encoder", torch_dtype=torch.float32)
         weights, own = read.state_dict(), self.text_encoder.state_dict()
         self.text_encoder.load_state_dict({name: weights[name] for name in own})
         teach_to_read(self.text_encoder, tokenizer, steps, seed, rate=READING_RATE)
@@ -70,7 +65,9 @@ class TransformerStudent(FamilyStudent):
         return muon_for(blocks, self, rate)
 
     def compile(self) -> None:
-        self.transformer.compile_repeated_blocks(dynamic=False)
+        for name in self.block_names:
+            for block in getattr(self.transformer, name):
+                block.compile(dynamic=False)
 
     def start_silent(self) -> None:
         """No prediction at first, rather than a random one: the last layer starts at zero."""

@@ -1,7 +1,8 @@
 """Image to video in Stable Video Diffusion's format: the image is a window's first frame.
 
 Its CLIP sees nothing (its projection is zero): what the image shows, the UNet sees in its latents,
-which lie beside every noisy frame. Where a caption is dropped, for guidance, so is the image.
+which lie beside every noisy frame. A render adds a little noise to the image, 2.5 of 255; training
+shows it without. Where a caption is dropped, for guidance, so is the image.
 
 Shapes: B batch, C latent channels, F frames, H rows, W columns.
 """
