@@ -67,10 +67,11 @@ def test_the_picture_shows_each_shot_by_each_preset(desk: Desk, tmp_path: Path) 
     shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (5, 3)]
     report = tried(desk, job(desk.model, shots=shots), "--picture", out)
     pasted = np.asarray(Image.open(out).convert("RGB"))
-    rows = pasted.shape[0] // (2 * len(report["presets"]))
+    row_px, top_px = 32 + 16 + 6, 6  # a still, its caption and a margin
+    assert len(pasted) == top_px + 2 * len(report["presets"]) * row_px
     full = render_here(job(desk.model, shots=shots)).frames
-    last_row = len(report["presets"]) * rows  # the first of the second shot: the full render
-    first_still = pasted[last_row + 6 + 16 :][:32, 6 : 6 + 32]
+    top = top_px + len(report["presets"]) * row_px + 16  # of the second shot's full render
+    first_still = pasted[top : top + 32, 6 : 6 + 32]
     assert np.array_equal(first_still, full[5]), "shot 2 begins behind the five frames of shot 1"
     assert "--picture shows what was tried" in refusal(desk.run("presets", "--picture", out), 2)
     path = desk.job(yaml.safe_dump(job(desk.model)))
