@@ -45,6 +45,7 @@ _DEMO = "the demo model, 30 steps, 3 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 3 prompts"
 _ANIMATEDIFF = "the small AnimateDiff model, 25 steps, 2 prompts"
 _SVD = "a small model of its format, 25 steps, 2 images"
+_OTHERS = "a small model of its format, 30 steps, 2 prompts"
 
 
 def _spectral(threshold: float, *, forecast: bool) -> Accelerations:
@@ -71,12 +72,14 @@ PRESETS: dict[str, Preset] = {
             {
                 "animatediff": _spectral(0.2, forecast=True),
                 "svd": _spectral(0.3, forecast=True),
+                "ltx": _spectral(0.25, forecast=True),
             },
             {
                 "wan": Measured(1.64, 53.7, 52.9, _DEMO),
                 "wan with a pyramid": Measured(2.00, 41.7, 33.4, _PYRAMID, over_plain=3.33),
                 "animatediff": Measured(1.47, 46.4, 46.3, _ANIMATEDIFF),
                 "svd": Measured(1.39, 49.7, 48.6, _SVD),
+                "ltx": Measured(2.31, 50.5, 48.4, _OTHERS),
             },
             _scalar(0.02),
         ),
@@ -87,12 +90,14 @@ PRESETS: dict[str, Preset] = {
             {
                 "animatediff": _spectral(0.4, forecast=True),
                 "svd": _spectral(0.7, forecast=True),
+                "ltx": _spectral(0.7, forecast=True),
             },
             {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
                 "wan with a pyramid": Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.39, 34.9, 30.4, _ANIMATEDIFF),
                 "svd": Measured(2.50, 41.8, 40.3, _SVD),
+                "ltx": Measured(3.17, 44.9, 42.6, _OTHERS),
             },
             _scalar(0.05),
         ),
