@@ -90,14 +90,14 @@ PRESETS: dict[str, Preset] = {
             {
                 "animatediff": _spectral(0.4, forecast=True),
                 "svd": _spectral(0.7, forecast=True),
-                "ltx": _spectral(0.7, forecast=True),
+                "ltx": _spectral(0.5, forecast=True),
             },
             {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
                 "wan with a pyramid": Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.39, 34.9, 30.4, _ANIMATEDIFF),
                 "svd": Measured(2.50, 41.8, 40.3, _SVD),
-                "ltx": Measured(3.17, 44.9, 42.6, _OTHERS),
+                "ltx": Measured(3.00, 43.7, 39.2, _OTHERS),
             },
             _scalar(0.05),
         ),
