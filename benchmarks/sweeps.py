@@ -39,9 +39,9 @@ def adaptive_tensor(job: Job) -> dict[str, Any]:
     return {str(t): _adaptive("tensor", t) for t in TENSOR}
 
 
-def adaptive_scalar(job: Job) -> dict[str, Any]:
+def adaptive_scalar(job: Job, **more: Any) -> dict[str, Any]:
     """The criterion of its released code."""
-    return {str(t): _adaptive("scalar", t) for t in SCALAR}
+    return {str(t): _adaptive("scalar", t, **more) for t in SCALAR}
 
 
 def adaptive_spectral(job: Job, forecast: bool) -> dict[str, Any]:
@@ -111,14 +111,19 @@ def _new_folder() -> Path:
 
 def _calibrated_on(job: Job) -> Prepared:
     told = [{**asked, "pixel_frames": job["pixel_frames"]} for asked in job["told"]]
-    known = {name: job[name] for name in ("model", "steps", "pyramid")}
+    names = ("model", "steps", "pyramid", "scheduler")
+    known = {name: job[name] for name in names if name in job}
     return prepare(JobSpec.model_validate({"version": 1, **known, "shots": told}))
 
+
+#: What the presets have where a scheduler adds noise.
+OF_NOISE = "adaptive scalar, last 3"
 
 #: Ours: for a job, the accelerations of each setting.
 KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "adaptive": adaptive_tensor,
     "adaptive scalar": adaptive_scalar,
+    OF_NOISE: partial(adaptive_scalar, last=3),
     "adaptive spectral": partial(adaptive_spectral, forecast=False),
     "adaptive spectral, forecast": partial(adaptive_spectral, forecast=True),
     "every so many steps": stride,
@@ -146,4 +151,10 @@ def fitting(family: FamilyFacts) -> list[str]:
     """The kinds for a family. All peers know Wan; UNets are not among what they are tuned for."""
     peers = [*PEERS] if family.name == "wan" else []
     windowed = "fast_attention" in family.accelerations
-    return [kind for kind in KINDS if windowed or "fast attention" not in kind] + peers
+    ours = [kind for kind in KINDS if kind != OF_NOISE]
+    return [kind for kind in ours if windowed or "fast attention" not in kind] + peers
+
+
+def with_noise() -> list[str]:
+    """The kinds for a scheduler that adds noise."""
+    return ["adaptive", "adaptive scalar", OF_NOISE, "every so many steps"]

@@ -30,8 +30,10 @@ from benchmarks.curves import as_table, at_levels, front
 from benchmarks.here import Here, render_here
 from benchmarks.model import held_out_shots, lengths_of
 from benchmarks.peers import PEERS
-from benchmarks.sweeps import KINDS, PYRAMID_KINDS, PYRAMIDS, Job, fitting
+from benchmarks.sweeps import KINDS, PYRAMID_KINDS, PYRAMIDS, Job, fitting, with_noise
+from jobs.families.family import FamilyFacts
 from jobs.model_folder import inspect_model, resolve_model
+from jobs.model_scheduler import SCHEDULERS
 from workers.fidelity import compare
 
 Row = dict[str, Any]
@@ -199,6 +201,7 @@ def plot(rows: Sequence[Row], out: Path) -> None:
 LABELS = {
     "adaptive": "adaptive, form: tensor",
     "adaptive scalar": "adaptive, form: scalar",
+    "adaptive scalar, last 3": "adaptive, form: scalar, last: 3",
     "adaptive spectral": "adaptive, form: spectral",
     "adaptive spectral, forecast": "adaptive, form: spectral, forecast",
     "every so many steps": "a stride that looks at nothing",
@@ -253,6 +256,7 @@ def main() -> None:
     parser.add_argument(
         "--results", nargs="+", type=Path, help="only draw --plot, of these results' rows"
     )
+    parser.add_argument("--scheduler", help="default: the model's own")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
@@ -262,10 +266,7 @@ def main() -> None:
         plot([row for each in options.results for row in kept_rows(each)], options.plot)
         return
     family = inspect_model(resolve_model(options.model)).family
-    if options.kinds is None:
-        options.kinds = fitting(family)
-    if unfit := [kind for kind in options.kinds if kind not in fitting(family)]:
-        parser.error(f"not for {family.name} models: {', '.join(unfit)}")
+    kinds = _kinds_of(options, family, parser)
     pyramid_model = options.pyramid_model or PYRAMIDS.get(family.name, "none")
     drawn = held_out_shots(options.model, options.prompts, options.seed)
     prompts, shots = [said for said, _ in drawn], [asked for _, asked in drawn]
@@ -273,8 +274,9 @@ def main() -> None:
     job = {
         "model": options.model, "steps": options.steps, "pyramid": "off",
         "pixel_frames": lengths_of(options.model).window,
+        "scheduler": options.scheduler or "auto",
     }  # fmt: skip
-    rows = _flat(job, told, shots, options.kinds) if options.kinds else []
+    rows = _flat(job, told, shots, kinds) if kinds else []
     if rows:
         _tell("techniques", job, [options.model], prompts, rows, keep=not options.quick)
     if pyramid_model != "none":
@@ -288,6 +290,20 @@ def main() -> None:
         raise SystemExit(f"these settings left nothing out of any render: {', '.join(idle)}")
 
 
+def _kinds_of(
+    options: argparse.Namespace, family: FamilyFacts, parser: argparse.ArgumentParser
+) -> list[str]:
+    """Those that were asked for, or all that fit."""
+    schedulers = SCHEDULERS[family.diffusion]
+    if options.scheduler and options.scheduler not in schedulers:
+        parser.error(f"--scheduler {options.scheduler}: valid: {', '.join(schedulers)}")
+    noisy = bool(options.scheduler) and schedulers[options.scheduler].adds_noise
+    fit = with_noise() if noisy else fitting(family)
+    if unfit := [kind for kind in options.kinds or () if kind not in fit]:
+        parser.error(f"not for {family.name} models: {', '.join(unfit)}")
+    return fit if options.kinds is None else list(options.kinds)
+
+
 def _tell(
     name: str, job: Job, models: Sequence[str], prompts: list[str], rows: list[Row], *, keep: bool
 ) -> None:
@@ -296,6 +312,8 @@ def _tell(
     tables = compared(rows)
     figures = {**job, "prompts": prompts, "rows": rows, "at_equal_fidelity": tables}
     named = name if family == "wan" else f"{name}_{family}"
+    if job["scheduler"] != "auto":
+        named += f"_{job['scheduler']}"
     write_result(named, figures, models=models, keep=keep)
     for title, table in tables.items():
         print(f"\n{title}\n{as_table(table)}")

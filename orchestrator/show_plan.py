@@ -157,7 +157,7 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
             for line in _settings_lines(settings)
         ]
         lines += [
-            f"  with a scheduler that adds noise, not measured: {line}"
+            f"  with a scheduler that adds noise: {line}"
             for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])
         ]
         lines += [

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.common import RESULTS
-from benchmarks.sweeps import KINDS, reuses
+from benchmarks.sweeps import KINDS, OF_NOISE, reuses
 from benchmarks.techniques import LABELS, compared, engaged, label, plot, summaries
-from jobs.presets import PRESETS
+from jobs.presets import PRESETS, WITH_NOISE
 
 
 def run(speed: float, operations: float, psnr_db: float) -> dict[str, float]:
@@ -102,9 +102,17 @@ def test_presets_say_what_was_measured(name: str) -> None:
     preset = PRESETS[name]
     for family, said in preset.measured.items():
         adaptive = preset.settings_of(family).adaptive
-        assert adaptive is not None and adaptive.form == "spectral"
-        kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
         results = f"techniques_{family}_cpu_*.json" if family != "wan" else "techniques_cpu_*.json"
+        if family == WITH_NOISE:
+            adaptive = preset.with_noise.adaptive
+            results = "techniques_cogvideox_cogvideox-dpm_cpu_*.json"
+        assert adaptive is not None
+        kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
+        if family == WITH_NOISE:
+            kind = OF_NOISE
+            assert (adaptive.form, adaptive.last) == ("scalar", 3)
+        else:
+            assert adaptive.form == "spectral"
         if "pyramid" in family:
             results, kind = "techniques_pyramid_cpu_*.json", f"pyramid, {kind}"
         rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
