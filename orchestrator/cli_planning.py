@@ -215,8 +215,7 @@ def presets_command(
     """List the presets for faster renders. What each does, and how far the film then differs. With
     a job file, or a model and prompts: try each of them there, on the beginnings of its longest
     shots, against the full render of the same noise."""
-    from orchestrator.try_presets import kept, try_presets
-    from workers.parts import whole_or_absent
+    from orchestrator.try_presets import kept, save_sheet, try_presets
 
     flags = {
         "image": image, "size": size, "steps": steps, "pyramid": pyramid,
@@ -235,5 +234,4 @@ def presets_command(
     report, sheet = try_presets(spec, device, say, stills=picture is not None)
     print(json.dumps(report) if as_json else show_plan.tried_text(report))
     if sheet is not None and picture is not None:
-        with whole_or_absent(picture.expanduser(), "--picture") as part:
-            sheet.save(part, format="PNG")
+        save_sheet(sheet, picture)

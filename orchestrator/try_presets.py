@@ -279,6 +279,14 @@ def sheet(stills: Mapping[str, Mapping[int, np.ndarray]], plan: Plan) -> Image |
     return sheet_of(shown, rows, columns=STILLS)
 
 
+def save_sheet(picture: Image, out: Path) -> None:
+    """As a PNG. Raises BadJob where it cannot be written."""
+    from workers.parts import whole_or_absent
+
+    with whole_or_absent(out.expanduser(), "--picture") as part:
+        picture.save(part, format="PNG")
+
+
 def _apart(frames: np.ndarray, full: np.ndarray) -> dict[str, Any]:
     from workers.fidelity import compare
 

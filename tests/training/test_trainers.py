@@ -199,7 +199,7 @@ def test_a_ring_of_clips_is_made_again(made: int) -> None:
 def test_a_run_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
     network = vae.new_vae().eval()
     wan.new_trainer(TINY, network, tmp_path).train(1)
-    with pytest.raises(SystemExit, match=f"was begun with another {next(iter(change))}; use"):
+    with pytest.raises(SystemExit, match=f"was begun with another {next(iter(change))}; train"):
         wan.new_trainer(replace(TINY, **change), network, tmp_path).resume()
     with pytest.raises(SystemExit, match="another autoencoder"):
         wan.new_trainer(TINY, vae.new_vae(seed=1).eval(), tmp_path).resume()
