@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -52,20 +56,29 @@ def new_tokenizer(text_tokens: int = 512) -> PreTrainedTokenizerFast:
 
 def new_text_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> UMT5EncoderModel:
     """A small UMT5 encoder with fresh weights, no dropout."""
-    config = UMT5Config(
-        vocab_size=num_words,
-        d_model=width,
-        d_kv=32,
-        d_ff=2 * width,
-        num_layers=layers,
-        num_heads=4,
-        dropout_rate=0.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,
-    )
-    return UMT5EncoderModel(config)
+    return UMT5EncoderModel(UMT5Config(**_t5_settings(num_words, width, layers)))
+
+
+def new_t5_encoder(num_words: int, width: int = 128, layers: int = LAYERS) -> T5EncoderModel:
+    """The same as T5, whose layers share how far apart tokens are."""
+    settings = _t5_settings(num_words, width, layers)
+    return T5EncoderModel(T5Config(**settings, feed_forward_proj="gated-gelu"))
+
+
+def _t5_settings(num_words: int, width: int, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": num_words,
+        "d_model": width,
+        "d_kv": 32,
+        "d_ff": 2 * width,
+        "num_layers": layers,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": False,
+    }
 
 
 def new_clip_encoder(

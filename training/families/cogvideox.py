@@ -28,10 +28,10 @@ from training.families.student import (
     TEXT_WIDTH,
     T5Reader,
     TransformerStudent,
-    new_t5,
     unfused_attention,
 )
 from training.student import velocity
+from training.text import new_t5_encoder
 from workers.families.cogvideox import rotary_positions
 
 ARCHITECTURE = {
@@ -74,7 +74,7 @@ class CogVideoXStudent(T5Reader, TransformerStudent):
 
     def __init__(self, num_words: int) -> None:
         super().__init__()
-        self.text_encoder = new_t5(num_words)
+        self.text_encoder = new_t5_encoder(num_words, TEXT_WIDTH)
         self.transformer = CogVideoXTransformer3DModel(**ARCHITECTURE)
         self.start_silent()
 

@@ -29,9 +29,9 @@ from training.families.student import (
     TEXT_WIDTH,
     T5Reader,
     TransformerStudent,
-    new_t5,
     unfused_attention,
 )
+from training.text import new_t5_encoder
 
 ARCHITECTURE = {
     "in_channels": CHANNELS,
@@ -64,7 +64,7 @@ class LTXStudent(T5Reader, TransformerStudent):
 
     def __init__(self, num_words: int) -> None:
         super().__init__()
-        self.text_encoder = new_t5(num_words)
+        self.text_encoder = new_t5_encoder(num_words, TEXT_WIDTH)
         self.transformer = LTXVideoTransformer3DModel(**ARCHITECTURE)
         self.start_silent()
 

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, T5EncoderModel, UMT5EncoderModel
 
 from jobs.model_folder import resolve_model
 from training.reading import teach_to_read
 from training.student import Student, muon_for
-from training.text import LAYERS
 
 TEXT_WIDTH, TEXT_TOKENS = 128, 40
 FPS = 12
@@ -72,25 +71,6 @@ class TransformerStudent(FamilyStudent):
     def start_silent(self) -> None:
         """No prediction at first, rather than a random one: the last layer starts at zero."""
         nn.init.zeros_(self.transformer.proj_out.weight)
-
-
-def new_t5(num_words: int) -> T5EncoderModel:
-    """A small T5 encoder with fresh weights, no dropout."""
-    config = T5Config(
-        vocab_size=num_words,
-        d_model=TEXT_WIDTH,
-        d_kv=32,
-        d_ff=2 * TEXT_WIDTH,
-        num_layers=LAYERS,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-        tie_word_embeddings=False,
-    )
-    return T5EncoderModel(config)
 
 
 def same_words(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
