@@ -30,6 +30,7 @@ from accel.slices import Slices
 from accel.slicing_causal_decoders import attach_cogvideox_decoder, attach_hunyuan_video_decoder
 from accel.slicing_hunyuan import attach_hunyuan_video
 from accel.slicing_joint import attach_cogvideox
+from accel.slicing_ltx_decoder import attach_ltx_decoder
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
 from accel.slicing_tokens import attach_ltx, attach_wan
 from accel.slicing_unets import attach_motion_unet
@@ -101,6 +102,7 @@ MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKL": attach_decoder,
     "AutoencoderKLCogVideoX": attach_cogvideox_decoder,
     "AutoencoderKLHunyuanVideo": attach_hunyuan_video_decoder,
+    "AutoencoderKLLTXVideo": attach_ltx_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
     "CogVideoXTransformer3DModel": attach_cogvideox,
     "HunyuanVideoTransformer3DModel": attach_hunyuan_video,

@@ -25,7 +25,7 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import Tensor
 from torch.nn import functional
 
-from accel.slices import Slices, put
+from accel.slices import GroupStatistics, Slices, put
 from accel.slicing_rows import (
     ROWS,
     Level,
@@ -76,8 +76,11 @@ def _decode_hunyuan_video(
 
 
 class _HunyuanVideo:
-    def group_norm(self, norm: Any) -> torch.nn.GroupNorm:
-        return norm
+    def statistics(self, norm: Any) -> GroupStatistics:
+        return GroupStatistics(norm)
+
+    def shortcut(self, block: Any) -> Normaliser | None:
+        return block.conv_shortcut
 
     def normed(self, norm: Any, normalise: Normaliser, read: Reader, height: int) -> Reader:
         return lambda start, stop: normalise(read(start, stop))
@@ -151,8 +154,11 @@ class _CogVideoX:
     past: dict[str, Any]  # what convolutions kept of the frames before
     kept: dict[str, Any]  # what they keep of these
 
-    def group_norm(self, norm: Any) -> torch.nn.GroupNorm:
-        return norm.norm_layer
+    def statistics(self, norm: Any) -> GroupStatistics:
+        return GroupStatistics(norm.norm_layer)
+
+    def shortcut(self, block: Any) -> Normaliser | None:
+        return getattr(block, "conv_shortcut", None)
 
     def normed(self, norm: Any, normalise: Normaliser, read: Reader, height: int) -> Reader:
         """Scale and offset are made of the latents, pixel by pixel: before they are enlarged."""

@@ -1,10 +1,10 @@
-"""Decoders of causal video autoencoders run by rows: what their kinds have in common.
+"""Decoders of video autoencoders run by rows: what their kinds have in common.
 
 Every operator of a residual block sees one row above and one below at most, all frames and the
 whole width. So rows of its output are made from a few more rows of its input, through norm,
 activation, padding and convolution; whole are the block's input and what stands between its two
-convolutions. Norms take their statistics over all rows first. The result is added to the input in
-place: nothing else in these decoders reads that.
+convolutions. Norms that need statistics take them over all rows first. The result is added to the
+input in place: nothing else in these decoders reads that.
 
 Where a block has fewer channels than the one before, what the upsampler between makes would be the
 widest features of all. They never exist whole, but are made twice: for the statistics and the
@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
-from accel.slices import GroupStatistics, Slices, put
+from accel.slices import Slices, put
 
 if TYPE_CHECKING:
     from accel.slicing import SlicingHandle
@@ -36,17 +35,28 @@ Ranges = list[tuple[int, int]]
 ROWS = 3  # the dimension that is cut
 
 
+class Statistics(Protocol):
+    """What a norm must know of all rows before it can normalise one."""
+
+    def add(self, part: Tensor) -> None: ...
+
+    def normaliser(self) -> Normaliser: ...
+
+
 class Operators(Protocol):
     """What the blocks of a kind of decoder are made of."""
 
-    def group_norm(self, norm: Any) -> torch.nn.GroupNorm:
-        """What has statistics in a norm."""
+    def statistics(self, norm: Any) -> Statistics:
+        """A norm's, of no rows yet."""
+
+    def shortcut(self, block: Any) -> Normaliser | None:
+        """What a residual block makes of each place of its input before it is added, if it does."""
 
     def normed(self, norm: Any, normalise: Normaliser, read: Reader, height: int) -> Reader:
         """Of a norm, whose input ``normalise`` has the statistics of."""
 
     def convolved(self, module: Any, name: str, read: Reader, height: int) -> Reader:
-        """Of a causal convolution, which sees one row beside each."""
+        """Of a convolution, which sees one row beside each."""
 
     def upsampled(self, module: Any, x: Tensor) -> Tensor:
         """An upsampler's output."""
@@ -122,7 +132,7 @@ def seeing(
 def _joined(
     read: Reader,
     ranges: Ranges,
-    statistics: GroupStatistics | None = None,
+    statistics: Statistics | None = None,
     then: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """All rows, of which the statistics are taken, and ``then`` what a pointwise operator makes of
@@ -152,13 +162,12 @@ def resnet_by_rows(
     scale: int = 1,
 ) -> Tensor:
     """Changes x where nothing else changes its shape."""
-    read, shortcut = whole(x), getattr(block, "conv_shortcut", None)
+    read, shortcut = whole(x), operators.shortcut(block)
     ranges = slices.of(x.shape[ROWS] * scale)
     if upsampler is not None:
         up = partial(operators.upsampled, upsampler)
         read = seeing(read, lambda part, first: up(part), x.shape[ROWS], scale)
-    norm1 = GroupStatistics(operators.group_norm(block.norm1))
-    norm2 = GroupStatistics(operators.group_norm(block.norm2))
+    norm1, norm2 = operators.statistics(block.norm1), operators.statistics(block.norm2)
     if upsampler is None and shortcut is None:
         for start, stop in ranges:
             norm1.add(read(start, stop))
@@ -178,7 +187,7 @@ def head_by_rows(
 ) -> Tensor:
     """The last norm, activation and convolution."""
     read, ranges = whole(x), slices.of(x.shape[ROWS])
-    statistics = GroupStatistics(operators.group_norm(norm))
+    statistics = operators.statistics(norm)
     for start, stop in ranges:
         statistics.add(read(start, stop))
     convolved = partial(_convolved, operators, decoder.conv_act, ranges)
@@ -192,7 +201,7 @@ def _convolved(
     name: str,
     convolution: Any,
     norm: Any,
-    statistics: GroupStatistics,
+    statistics: Statistics,
     read: Reader,
 ) -> Reader:
     """Of a norm, with the statistics of its input, an activation and a convolution."""

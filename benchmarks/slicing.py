@@ -29,6 +29,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
@@ -149,9 +150,16 @@ def cogvideox_decoder() -> Pipeline:
     return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
 
 
+def ltx_decoder() -> Pipeline:
+    """A shot of 6.4 s at 704x480."""
+    vae, z = AutoencoderKLLTXVideo(), torch.empty(1, 128, 21, 15, 22)
+    return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
+
+
 DECODERS = {
     "hunyuan video 720x1280x17": hunyuan_video_decoder,
     "cogvideox 480x720x17": cogvideox_decoder,
+    "ltx 480x704x161": ltx_decoder,
 }
 
 
@@ -316,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--slices", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--decoders", action="store_true", help="of the causal decoders alone")
+    parser.add_argument("--decoders", action="store_true", help="of those cut by rows alone")
     options = parser.parse_args()
     if options.decoders:
         found = {

@@ -24,7 +24,6 @@ from jobs.versions import NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.tile_memory import (
-    decoder_warnings,
     denoised_frames,
     dtype_of,
     kept_bytes,
@@ -214,7 +213,6 @@ def make_plan(
             *first_stage_warnings(job, model),
             *noise_warnings(job, shots),
             *image_warnings(images, job.width_px, job.height_px),
-            *decoder_warnings(job, model),
         ),
         loras=tuple(loras),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 
 from jobs.attention_plan import AttentionPlan, Branch, Steps, branches_of
 from jobs.families.decoding_memory import Piece, decoding_bytes
@@ -12,8 +11,8 @@ from jobs.families.features import feature_bytes
 from jobs.families.slicing_groups import NOTHING_WHOLE, Whole
 from jobs.families.slicing_memory import (
     DECODERS,
-    DECODES_BY_FRAME,
     sliced_bytes,
+    sliced_decoding_bytes,
     whole_attention,
 )
 from jobs.families.whole_memory import whole_bytes
@@ -22,7 +21,6 @@ from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
 from orchestrator.plan import lay_pieces, lay_windows
-from orchestrator.sizes import gb
 
 #: Models with less weights than this render in float32 unless told otherwise.
 SMALL_MODEL_BYTES = 2**30
@@ -103,9 +101,8 @@ def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
     """Of the piece that needs most; in slices where its autoencoder is one that slicing cuts."""
     pieces, slicing, vae = _pieces(job, model.geometry), job.accelerations.slicing, _vae(model)
     if slicing is not None and slicing.slices is not None and cuts_decoding(model):
-        longest = max(pieces, key=lambda piece: piece.frames)
-        size = longest.frames, longest.height, longest.width
-        return sliced_bytes(vae, size, job.decoder_dtype, slicing.slices, text_tokens=0, branches=1)
+        slices, dtype = slicing.slices, job.decoder_dtype
+        return max(sliced_decoding_bytes(vae, piece, dtype, slices) for piece in pieces)
     return max(decoding_bytes(vae, piece, job.decoder_dtype) for piece in pieces)
 
 
@@ -126,23 +123,6 @@ def _pieces(job: ResolvedSpec, geometry: ModelGeometry) -> list[Piece]:
 def cuts_decoding(model: ModelInfo) -> bool:
     """Whether slices make decoding smaller, too."""
     return _vae(model)["_class_name"] in DECODERS
-
-
-def decoder_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
-    """Slicing was asked for, and a decoder that takes many frames at once it cannot cut."""
-    vae = _vae(model)["_class_name"]
-    if job.accelerations.slicing is None or vae in (*DECODERS, *DECODES_BY_FRAME):
-        return
-    yield (
-        f"slicing does not cut this model's decoder ({vae}): a tile's takes about "
-        f"{gb(decode_bytes(job, model))}, however many slices; a smaller size or "
-        f"shorter windows{_narrower(job)} take less"
-    )
-
-
-def _narrower(job: ResolvedSpec) -> str:
-    full = job.decoder_dtype == "float32"
-    return ", or decoder_dtype: float16 or bfloat16," if full else ""
 
 
 def _vae(model: ModelInfo) -> Config:

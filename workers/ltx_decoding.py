@@ -58,49 +58,37 @@ def decode_range(
 def _narrowed(
     vae: AutoencoderKLLTXVideo, first_px: int, last_px: int
 ) -> Iterator[Callable[[], int]]:
-    """Let each block of the decoder get only those frames on which pixel frames ``first_px`` to
-    ``last_px`` depend. Most of what they depend on is seen by the first blocks, where frames are
-    small.
+    """Let each block of the decoder, and what follows the last one, get only those frames on which
+    pixel frames ``first_px`` to ``last_px`` depend. Most of what they depend on is seen by the
+    first blocks, where frames are small.
 
     Yields what tells, after a decode, how many pixel frames were left out at the start."""
     decoder, offset = vae.decoder, 0
 
-    def narrow(
-        first: int, last: int, doubles: bool, module: torch.nn.Module, inputs: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
+    def narrowed(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
         nonlocal offset
         low, high = max(0, first - offset), last + 1 - offset
-        # Of what is left, frame n doubles to 2n - 1 and 2n: so places count on twice as far.
-        offset = (offset + low) * (2 if doubles else 1)
-        return (inputs[0][:, :, low:high], *inputs[1:])
+        offset += low
+        return x[:, :, low:high]
 
-    modules = (*decoder.up_blocks, decoder.conv_out)
-    doubles = [getattr(module, "upsamplers", None) is not None for module in modules]
-    seen = seen_frames(vae.config, first_px, last_px)[1:]
+    def entering(
+        first: int, last: int, block: torch.nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Any, ...]:
+        nonlocal offset
+        x = narrowed(inputs[0], first, last)
+        # Of what is left, frame n doubles to 2n - 1 and 2n: so places count on twice as far.
+        offset *= 1 if block.upsamplers is None else 2
+        return (x, *inputs[1:])
+
+    *seen, shown = seen_frames(vae.config, first_px, last_px)[1:]
     hooks = [
-        module.register_forward_pre_hook(partial(narrow, first, last, doubling))
-        for module, (first, last), doubling in zip(modules, seen, doubles, strict=True)
+        block.register_forward_pre_hook(partial(entering, *frames))
+        for block, frames in zip(decoder.up_blocks, seen, strict=True)
     ]
+    leaving = decoder.up_blocks[-1].register_forward_hook
+    hooks.append(leaving(lambda block, inputs, x: narrowed(x, *shown)))
     try:
         yield lambda: offset
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@torch.no_grad()
-def measured_reach(vae: AutoencoderKLLTXVideo, around: int = 40) -> tuple[int, int]:
-    """Latent frames before and after a piece that its pixels depend on.
-
-    Measured by structure, not by value: a NaN in one latent frame reaches every pixel that depends
-    on it, whatever the weights."""
-    shape = (1, vae.config.latent_channels, 2 * around + 1, 1, 1)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(vae.device)
-    latents[:, :, around] = torch.nan
-    pixels = decode_range(vae, latents, 0, 0, 2 * around + 1)[
-        0, :, 1:
-    ]  # the first has a latent frame of its own
-    bad = pixels.isnan().any(3).any(2).any(0).unflatten(0, (2 * around, -1)).any(1).nonzero() + 1
-    first, last = int(bad.min()), int(bad.max())
-    assert first > 1 and last < 2 * around, "the decoder sees farther than was looked"
-    return last - around, around - first

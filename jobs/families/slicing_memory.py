@@ -16,10 +16,12 @@ from collections.abc import Callable, Collection, Iterator
 
 from jobs.attention_plan import AttentionPlan, Branch, is_windowed, shares_branches
 from jobs.errors import CannotRunHere
+from jobs.families.decoding_memory import Piece
 from jobs.families.family import DTYPE_BYTES, Config
 from jobs.families.hunyuan_video_memory import refining_bytes
 from jobs.families.slicing_causal_memory import cogvideox_decoder, hunyuan_video_decoder
 from jobs.families.slicing_groups import IN_AND_OUT, NOTHING_WHOLE, Group, Size, Whole
+from jobs.families.slicing_ltx_memory import ltx_decoder
 from jobs.families.unet_memory import blocks_of, levels_of
 
 #: Copies of its features that live inside a slice, by what the group computes.
@@ -184,10 +186,18 @@ def _decoder(
     yield Group(colours, _PICTURE_DECODER / 2 * wide * pixels, lengths=(frames,))
 
 
+def _ltx_decoder(
+    config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int, whole: Whole
+) -> Iterator[Group]:
+    """Of a whole shot."""
+    return ltx_decoder(config, Piece(*latent_size), dtype)
+
+
 _GROUPS: dict[str, Callable[[Config, Size, int, str, int, Whole], Iterator[Group]]] = {
     "AutoencoderKL": _decoder,
     "AutoencoderKLCogVideoX": cogvideox_decoder,
     "AutoencoderKLHunyuanVideo": hunyuan_video_decoder,
+    "AutoencoderKLLTXVideo": _ltx_decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
     "CogVideoXTransformer3DModel": _cogvideox,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
@@ -198,15 +208,13 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int, Whole], Iterator[Group
 }
 
 
-#: Autoencoders whose decoding slicing cuts in a render.
+#: Autoencoders whose decoding slicing cuts in a render; the others decode a frame at a time anyway.
 DECODERS = (
     "AutoencoderKLCogVideoX",
     "AutoencoderKLHunyuanVideo",
+    "AutoencoderKLLTXVideo",
     "AutoencoderKLTemporalDecoder",
 )
-
-#: Those that it need not cut: they decode a frame at a time anyway.
-DECODES_BY_FRAME = ("AutoencoderKL", "AutoencoderKLWan")
 
 
 def sliced_bytes(
@@ -232,8 +240,20 @@ def sliced_bytes(
             f"slicing does not know {config['_class_name']}; it knows: {', '.join(sorted(_GROUPS))}"
         )
     found = groups(config, latent_size, branches, dtype, text_tokens, whole)
-    elements = max(group.elements(slices) for group in found)
-    return weights_bytes + int(elements * DTYPE_BYTES[dtype])
+    return weights_bytes + _bytes(found, dtype, slices)
+
+
+def sliced_decoding_bytes(config: Config, piece: Piece, dtype: str, slices: int) -> int:
+    """The same of what decoding a piece makes: ``decoding_bytes`` of a decoder that runs in slices.
+    ``config``: of one of ``DECODERS``."""
+    if config["_class_name"] == "AutoencoderKLLTXVideo":  # which reads what is around a piece, too
+        return _bytes(ltx_decoder(config, piece, dtype), dtype, slices)
+    size = piece.frames, piece.height, piece.width
+    return sliced_bytes(config, size, dtype, slices, text_tokens=0, branches=1)
+
+
+def _bytes(groups: Iterator[Group], dtype: str, slices: int) -> int:
+    return int(max(group.elements(slices) for group in groups) * DTYPE_BYTES[dtype])
 
 
 def whole_attention(plan: AttentionPlan, step: int, branches: Collection[Branch]) -> Whole:

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
@@ -214,6 +215,35 @@ def cogvideox_decoder(widths: tuple[int, ...] = (32, 64, 64)) -> Case:
     )
 
 
+def ltx_decoder(widths: tuple[int, ...] = (128, 256, 256), **config: Any) -> Case:
+    doubles, counts = (True,) * len(widths), (1,) * (len(widths) + 1)
+    said = {
+        "block_out_channels": widths,
+        "decoder_block_out_channels": widths,
+        "down_block_types": ("LTXVideoDownBlock3D",) * len(widths),
+        "layers_per_block": counts,
+        "decoder_layers_per_block": counts,
+        "spatio_temporal_scaling": doubles,
+        "decoder_spatio_temporal_scaling": doubles,
+        "decoder_inject_noise": (False,) * len(counts),
+        "downsample_type": ("conv",) * len(widths),
+        "upsample_residual": (False,) * len(widths),
+        "upsample_factor": (1,) * len(widths),
+    }
+    later = config.get("timestep_conditioning")
+    return Case(
+        lambda: AutoencoderKLLTXVideo(**said | config),
+        lambda model, size: model.decode(
+            torch.empty(1, 128, *size), torch.zeros(1) if later else None
+        ),
+        branches=1,
+    )
+
+
+LATER_LTX = {
+    "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True
+}  # fmt: skip
+
 DENOISERS = {
     "motion": motion((64, 128), 2),
     "motion, wide below": motion((32, 256), 2),
@@ -240,6 +270,10 @@ DECODERS = {
     "cogvideox decoder": cogvideox_decoder(),
     "cogvideox decoder, alike": cogvideox_decoder((32, 32, 32)),
     "cogvideox decoder, wide below": cogvideox_decoder((32, 64, 256)),
+    "ltx decoder": ltx_decoder(),
+    "ltx decoder, alike": ltx_decoder((32, 32, 32), patch_size=1),
+    "ltx decoder, wide below": ltx_decoder((128, 256, 1024)),
+    "ltx decoder, later": ltx_decoder((256, 512, 1024), **LATER_LTX),
 }
 
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.

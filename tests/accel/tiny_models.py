@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
@@ -19,6 +20,7 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
 )
+from diffusers.models.normalization import RMSNorm
 
 FRAMES = 5
 
@@ -139,6 +141,46 @@ def cogvideox_decoder(latent_frames: int = 5) -> Case:
     )
     z = torch.randn(2, 4, latent_frames, 3, 2, dtype=torch.float64)
     return Case(model, lambda: model.decode(z).sample)
+
+
+def ltx_decoder(latent_frames: int = 4, *, later: bool = False, **config: Any) -> Case:
+    """``later``: as since 0.9.1, told the time, and with doublings that add their input. Its norms
+    have float64 statistics here: float32's depend on how features lie in memory."""
+    doubles, widths = (True, True, later), (16, 32, 32)
+    more = {"timestep_conditioning": True, "upsample_residual": (True,) * 3} if later else {}
+    model = random_(
+        AutoencoderKLLTXVideo(
+            **{
+                "latent_channels": 4,
+                "block_out_channels": widths,
+                "decoder_block_out_channels": (32, 64, 128) if later else widths,
+                "down_block_types": ("LTXVideoDownBlock3D",) * 3,
+                "layers_per_block": (1,) * 4,
+                "decoder_layers_per_block": (1,) * 4,
+                "spatio_temporal_scaling": doubles,
+                "decoder_spatio_temporal_scaling": doubles,
+                "decoder_inject_noise": (False,) * 4,
+                "downsample_type": ("conv",) * 3,
+                "upsample_residual": (False,) * 3,
+                "upsample_factor": (2 if later else 1,) * 3,
+                "patch_size": 2,
+            }
+            | more
+            | config
+        ),
+        std=0.2,
+    )
+    for module in model.modules():
+        if type(module) is RMSNorm:
+            module.__class__ = _Float64RMSNorm
+    z = torch.randn(2, 4, latent_frames, 5, 3, dtype=torch.float64)
+    time = torch.tensor([0.05, 0.05], dtype=torch.float64) if later else None
+    return Case(model, lambda: model.decode(z, time).sample)
+
+
+class _Float64RMSNorm(RMSNorm):
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
 
 
 def wan(*, image: bool = False, times_per_token: bool = False, layers: int = 2) -> Case:

@@ -20,9 +20,12 @@ from diffusers import (
 from torch._subclasses import FakeTensorMode
 
 from accel.memory import TensorAccounting
+from accel.slicing import apply
+from jobs.accelerations import Slicing
 from jobs.families import FAMILIES
 from jobs.families.decoding_memory import _MOMENTS, Piece, decoding_bytes
 from jobs.families.ltx import decode_reach
+from jobs.families.slicing_memory import sliced_decoding_bytes
 from tests.workers.tiny import piece_task, tiny_shot
 from tests.workers.tiny_ltx import LATER_VAE
 from workers.families import FAMILIES as WORKERS_FAMILIES
@@ -115,6 +118,8 @@ LTX_095: dict[str, Any] = {
     "upsample_residual": (True,) * 3,
     "upsample_factor": (2,) * 3,
     "timestep_conditioning": True,
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
 }
 WAN_22: dict[str, Any] = {
     "base_dim": 160,
@@ -163,13 +168,17 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @torch.no_grad()
-def predicted_over_measured(case: Case, piece: Piece, dtype: str = "float32") -> float:
+def predicted_over_measured(
+    case: Case, piece: Piece, dtype: str = "float32", slices: int | None = None
+) -> float:
     """Of what a family decodes, up to where a fake tensor's pixels would be read."""
     kind = WORKERS_FAMILIES[case.family]
     family = kind.__new__(kind)  # type: ignore[misc]  # of no folder
     with FakeTensorMode(allow_non_fake_inputs=True):
         with default_dtype(getattr(torch, dtype)):
             family.vae = case.make().eval()
+        if slices is not None:
+            apply(family.vae, Slicing(slices=slices))
         family._lanes, family._text = LaneKeeper(), None
         config = dict(family.vae.config) | {"_class_name": type(family.vae).__name__}
         back, forth = _context(case.family, config)
@@ -182,6 +191,8 @@ def predicted_over_measured(case: Case, piece: Piece, dtype: str = "float32") ->
         task = piece_task(shot, start, stop, start - back)
         with TensorAccounting() as memory, pytest.raises(RuntimeError, match="numpy"):
             family.decode(task, latents)
+    if slices is not None:
+        return sliced_decoding_bytes(config, piece, dtype, slices) / memory.peak_bytes
     return decoding_bytes(config, piece, dtype) / memory.peak_bytes
 
 
@@ -228,6 +239,20 @@ def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
 def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int, after: int) -> None:
     piece = Piece(frames, 16, 24, before=61 - frames - after, after=after)
     assert predicted_over_measured(SMALL[name], piece) == pytest.approx(1, abs=TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ltx, 480x704", "ltx 0.9.5, 480x704"])
+@pytest.mark.parametrize("before, after", [(0, 0), (0, 40), (20, 20), (40, 0)])
+@pytest.mark.parametrize("slices", [4, 16])
+def test_a_piece_in_slices_with_what_it_depends_on(
+    name: str, before: int, after: int, slices: int
+) -> None:
+    case, size = PUBLISHED[name]
+    piece = Piece(*size, before=before, after=after)
+    for dtype in ("float32", "bfloat16"):
+        found = predicted_over_measured(case, piece, dtype, slices)
+        assert found == pytest.approx(1, abs=TOLERANCE)
 
 
 def test_every_family_has_a_memory_model() -> None:
