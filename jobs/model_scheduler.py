@@ -91,7 +91,20 @@ _FLOW_SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
+
+def _stochastic(settings: SchedulerSettings) -> SchedulerSettings:
+    """The SDE solver of the same class."""
+    only = Allowed("sde-dpmsolver++", lambda value: value == "sde-dpmsolver++")
+    return replace(
+        settings,
+        adds_noise=True,
+        fixed={**settings.fixed, "algorithm_type": "sde-dpmsolver++"},
+        allowed={**settings.allowed, "algorithm_type": only},
+    )
+
+
 _DPM = _FLOW_SCHEDULERS["dpm++"]
+_FLOW_SCHEDULERS["sde-dpm++"] = _stochastic(_DPM)
 _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
     # Its noise (eta) is a step's argument, which is never given: each step is deterministic.
     "ddim": SchedulerSettings(
@@ -116,6 +129,7 @@ _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
         },
     ),
 }
+_VARIANCE_SCHEDULERS["sde-dpm++"] = _stochastic(_VARIANCE_SCHEDULERS["dpm++"])
 
 _EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
     # Its noise (churn) is a step's argument, which is never given: each step is deterministic.
@@ -212,8 +226,14 @@ def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
 
 def folder_scheduler(config: Config, diffusion: Diffusion) -> str | None:
     """The name of the folder's own scheduler; None if it is not supported."""
-    found, known = config.get("_class_name"), SCHEDULERS[diffusion]
-    return next((name for name, each in known.items() if each.class_name == found), None)
+    return next((name for name, each in SCHEDULERS[diffusion].items() if _is(each, config)), None)
+
+
+def _is(settings: SchedulerSettings, config: Config) -> bool:
+    """One class of diffusers is two schedulers: what adds noise calls its algorithm sde-..."""
+    algorithm = str(config.get("algorithm_type", ""))
+    stochastic = algorithm.startswith("sde") == settings.adds_noise
+    return settings.class_name == config.get("_class_name") and (stochastic or not algorithm)
 
 
 def overrides(name: str, config: Config, diffusion: Diffusion) -> dict[str, Any]:
@@ -240,7 +260,7 @@ def _check_settings(name: str, config: Config, diffusion: Diffusion) -> None:
             others = ", ".join(each for each in known if each != name)
             raise BadJob(
                 f"scheduler {name} with {setting}={config[setting]!r} is not supported: only "
-                f"deterministic schedulers of this model's kind of diffusion ({diffusion}) that "
-                f"can be split over workers are; valid: {allowed.says}, or name another scheduler "
+                f"schedulers of this model's kind of diffusion ({diffusion}) that can be split "
+                f"over workers are; valid: {allowed.says}, or name another scheduler "
                 f"in the job: {others}"
             )

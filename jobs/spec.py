@@ -75,7 +75,7 @@ Scale = Annotated[float, Field(ge=0, le=100)]
 Guidance = Annotated[tuple[Scale, ...], Field(strict=False, min_length=1, max_length=8)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_FILM_S)]
 SchedulerName = Literal[
-    "auto", "unipc", "euler", "dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
+    "auto", "unipc", "euler", "dpm++", "sde-dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
 ]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DecoderDtypeName = Literal["float32", "bfloat16", "float16"]

@@ -45,25 +45,26 @@ class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
         moved = mult[0] * sample - mult[1] * denoised + mult_noise * noise.to(sample.dtype)
         return (moved,)
 
-    def noise_scale(self, timestep: Any) -> float:
-        """What the step from here multiplies its noise by."""
-        alpha, alpha_prev = self._alphas(timestep)
+    def noise_scale(self, step: int) -> float:
+        """What step number ``step`` multiplies its noise by."""
+        alpha, alpha_prev = self._alphas(self.timesteps[step])
         h, _, _, _ = self.get_variables(alpha, alpha_prev, None)
         return float(_mult_noise(h, alpha_prev))
 
     def renewed(
         self,
         model_output: torch.Tensor,
-        timestep: Any,
         sample: torch.Tensor,
-        next_timestep: Any,
         next_sample: torch.Tensor,
+        next_step: int,
     ) -> torch.Tensor:
-        """The model's output that says the same x_0 of the next sample as ``model_output`` says of
-        this one: an output also says which noise a sample holds, and that is another one now."""
+        """The model's output that says the same x_0 of the next sample as ``model_output``, of the
+        step before ``next_step``, says of this one: an output also says which noise a sample holds,
+        and that is another one now."""
         told, after = model_output.float(), next_sample.float()
-        original = self._original(told, sample.float(), self.alphas_cumprod[timestep])
-        alpha = self.alphas_cumprod[next_timestep]
+        time, next_time = self.timesteps[next_step - 1], self.timesteps[next_step]
+        original = self._original(told, sample.float(), self.alphas_cumprod[time])
+        alpha = self.alphas_cumprod[next_time]
         if self.config.prediction_type == "epsilon":
             output = (after - alpha**0.5 * original) / (1 - alpha) ** 0.5
         else:

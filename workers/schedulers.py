@@ -23,7 +23,6 @@ import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
@@ -51,6 +50,7 @@ from jobs.model_scheduler import (
     overrides,
 )
 from workers.cogvideox_dpm import KeyedCogVideoXDPMScheduler
+from workers.sde_dpm import KeyedDPMSolverMultistepScheduler
 
 History = dict[str, torch.Tensor]
 
@@ -77,11 +77,6 @@ KINDS: dict[str, SchedulerKind] = {
             counters=("lower_order_nums", "this_order"),
         ),
         SchedulerKind(cls=FlowMatchEulerDiscreteScheduler),
-        SchedulerKind(
-            cls=DPMSolverMultistepScheduler,
-            tensor_lists=("model_outputs",),
-            counters=("lower_order_nums",),
-        ),
         SchedulerKind(cls=DDIMScheduler),
         SchedulerKind(cls=CogVideoXDDIMScheduler),
         SchedulerKind(cls=EulerDiscreteScheduler),
@@ -89,7 +84,12 @@ KINDS: dict[str, SchedulerKind] = {
 } | {
     "CogVideoXDPMScheduler": SchedulerKind(
         cls=KeyedCogVideoXDPMScheduler, tensors=("old_pred_original_sample",)
-    )
+    ),
+    "DPMSolverMultistepScheduler": SchedulerKind(
+        cls=KeyedDPMSolverMultistepScheduler,
+        tensor_lists=("model_outputs",),
+        counters=("lower_order_nums",),
+    ),
 }
 
 
@@ -184,7 +184,7 @@ class RangeStepper:
 
     def noise_scale(self, step_index: int) -> float:
         """What a scheduler that ``adds_noise`` multiplies a step's noise by."""
-        return self._scheduler.noise_scale(self.timesteps[step_index])
+        return self._scheduler.noise_scale(step_index)
 
     def renewed(
         self,
@@ -201,8 +201,7 @@ class RangeStepper:
         """
         if not self.adds_noise:
             return prediction
-        times = self.timesteps[step_index - 1], self.timesteps[step_index]
-        return self._scheduler.renewed(prediction, times[0], before, times[1], latents)
+        return self._scheduler.renewed(prediction, before, latents, step_index)
 
     def sigma(self, step_index: int) -> float:
         """Of a flow or EDM scheduler."""

@@ -86,22 +86,24 @@ def test_a_threshold_that_nothing_passes_changes_no_bit(tiny_wan: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("scheduler", "settings"),
     [
-        {"threshold": BETWEEN, "most_skips": 3},
-        {"form": "spectral", "threshold": 0.6, "first": 1, "forecast": True},
+        (SHOT.scheduler, {"threshold": BETWEEN, "most_skips": 3}),
+        (SHOT.scheduler, {"form": "spectral", "threshold": 0.6, "first": 1, "forecast": True}),
+        ("sde-dpm++", {"threshold": BETWEEN, "most_skips": 3}),
     ],
 )
 def test_a_tile_goes_on_at_any_worker_with_the_same_bits(
-    settings: dict[str, object], tiny_wan: Path
+    scheduler: str, settings: dict[str, object], tiny_wan: Path
 ) -> None:
     """Every unit computed by another worker than the one before it, from stored bytes."""
-    whole = render_windows(worker(tiny_wan, **settings), SHOT, WINDOWS)
+    shot = replace(SHOT, scheduler=scheduler)
+    whole = render_windows(worker(tiny_wan, **settings), shot, WINDOWS)
     pair = [worker(tiny_wan, **settings) for _ in range(2)]
-    embeddings, done = encode(pair[0], SHOT), {}
-    for step in range(SHOT.steps + 1):
+    embeddings, done = encode(pair[0], shot), {}
+    for step in range(shot.steps + 1):
         for window in reversed(WINDOWS):
-            task = step_task(SHOT, WINDOWS, window.index, step)
+            task = step_task(shot, WINDOWS, window.index, step)
             output = run_step(pair[(step + window.index) % 2], task, embeddings, done)
             done[window.index, step] = decode_bundle(encode_bundle(output))
     for window in (0, 1):

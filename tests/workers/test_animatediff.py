@@ -9,6 +9,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from tests.workers.tiny_animatediff import (
 )
 from workers.bundles import to_tensor
 from workers.families.animatediff import AnimateDiffFamily
-from workers.noise import frame_noise, initial_noise
+from workers.noise import frame_noise, initial_noise, step_noise
 from workers.schedulers import build
 from workers.worker import Worker
 
@@ -58,6 +59,8 @@ def run_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     if scheduler == "dpm++":
         pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if scheduler == "sde-dpm++":
+        pipeline.scheduler = with_our_noise(shot, pipeline.scheduler.config)
     return pipeline(
         prompt=shot.prompt,
         negative_prompt=shot.negative_prompt,
@@ -72,12 +75,24 @@ def run_pipeline(
     )[0]
 
 
+def with_our_noise(shot: ShotRender, config: Any) -> DPMSolverMultistepScheduler:
+    """Diffusers' SDE solver, handed the noise that is drawn for us."""
+
+    class Handed(DPMSolverMultistepScheduler):
+        def step(self, model_output, timestep, sample, **options):
+            done = self.step_index or 0
+            noise = step_noise(shot, done, range(shot.latent_frames), CHANNELS)
+            return super().step(model_output, timestep, sample, variance_noise=noise, **options)
+
+    return Handed.from_config(config, algorithm_type="sde-dpmsolver++")
+
+
 def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Tensor:
     return to_tensor(done[0, shot.steps], "latents")
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "sde-dpm++"])
 def test_one_window_is_the_pipeline(folder: Path, scheduler: str, guidance: float) -> None:
     shot = animatediff_shot(scheduler=scheduler, guidance=(guidance,))
     ours = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
@@ -107,9 +122,11 @@ def test_embeddings_are_the_pipelines(folder: Path) -> None:
     assert not torch.equal(cond, uncond)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_windows_agree_and_order_changes_no_bit(folder: Path, dtype: str) -> None:
-    shot = animatediff_shot(stage_steps=(4,))
+@pytest.mark.parametrize(
+    ("scheduler", "dtype"), [("ddim", "float32"), ("ddim", "bfloat16"), ("sde-dpm++", "float32")]
+)
+def test_windows_agree_and_order_changes_no_bit(folder: Path, scheduler: str, dtype: str) -> None:
+    shot = animatediff_shot(stage_steps=(4,), scheduler=scheduler)
     worker = worker_of(folder, dtype=dtype)
     forwards = render_windows(worker, shot, WINDOWS)
     assert_same_bits(forwards, render_windows(worker, shot, WINDOWS, backwards=True))

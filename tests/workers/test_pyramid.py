@@ -173,7 +173,7 @@ WINDOWS, WHOLE = [Window(0, 0, 3), Window(1, 1, 4)], [Window(0, 0, 4)]
 
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("euler", WINDOWS), ("unipc", WINDOWS), ("dpm++", WINDOWS), ("euler", WHOLE)],
+    [(name, WINDOWS) for name in ("euler", "unipc", "dpm++", "sde-dpm++")] + [("euler", WHOLE)],
 )
 def test_windows_of_both_stages_agree_in_any_order(
     tiny_wan: Path, name: str, first: list[Window]

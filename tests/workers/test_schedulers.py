@@ -250,8 +250,8 @@ def test_auto_is_the_folders_own() -> None:
         ("auto", {"prediction_type": "epsilon"}, "prediction_type='epsilon'"),
         (
             "auto",
-            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
-            "algorithm_type='sde-dpmsolver",
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver"},
+            "algorithm_type='sde-dpmsolver'.*valid: sde-dpmsolver",
         ),
         (
             "auto",
@@ -274,7 +274,7 @@ def test_the_tables_are_those_of_diffusers(diffusion: str, name: str) -> None:
     assert settings.class_name in {each.__name__ for each in kind.cls.__mro__}
     known = set(inspect.signature(kind.cls.__init__).parameters)
     refused = {setting for each in table.values() for setting in each.allowed}
-    if name == "dpm++":
+    if name.endswith("dpm++"):
         refused -= {"solver_order"}  # its third order does not sum by a matrix product
     assert set(settings.allowed) == refused & known
     assert settings.shift_key in known if diffusion == "flow" else settings.shift_key is None
@@ -296,7 +296,7 @@ def test_a_scheduler_of_the_other_kind_is_refused() -> None:
         build("euler", DDIM_CONFIG, diffusion="variance")
 
 
-@pytest.mark.parametrize("name", SCHEDULERS["variance"])
+@pytest.mark.parametrize("name", [n for n, s in SCHEDULERS["variance"].items() if not s.adds_noise])
 @pytest.mark.parametrize("stage", range(3))
 def test_a_stage_of_a_variance_schedule_ends_where_it_should(name: str, stage: int) -> None:
     """With the pair's own noise predicted at every step, latents go from the stage's start to its
@@ -371,23 +371,49 @@ def test_the_scale_of_a_steps_noise_is_known(diffusion, name) -> None:
     assert stepper.noise_scale(0) > 0.1 and stepper.noise_scale(7) == 0
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("diffusion", "name"), NOISY)
+PREDICTS = [
+    (*pair, kind)
+    for pair in NOISY
+    for kind in (("flow_prediction",) if pair[0] == "flow" else ("epsilon", "v_prediction"))
+]
+
+
+@pytest.mark.parametrize(("diffusion", "name", "prediction_type"), PREDICTS)
 def test_what_stands_in_for_a_prediction_says_the_same_clean_film(
     diffusion, name, prediction_type
 ) -> None:
+    """``stepper.mix`` says how clean film and noise make latents."""
     config = CONFIGS[diffusion] | {"prediction_type": prediction_type}
     stepper = RangeStepper(name, config, (8,), diffusion=diffusion)
     told, before, latents = predictions_of(3, torch.float32)
     renewed = stepper.renewed(3, told, before, latents)
-    scheduler, times = stepper._scheduler, stepper.timesteps
-    alphas = [scheduler.alphas_cumprod[times[i]] for i in (2, 3)]
-    said = [
-        scheduler._original(*each, alpha)
-        for each, alpha in zip([(told, before), (renewed, latents)], alphas, strict=True)
-    ]
-    torch.testing.assert_close(said[0], said[1], rtol=1e-4, atol=1e-4)
+
+    def clean(step: int, prediction: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        signal, noise = stepper.mix(step)
+        if prediction_type == "flow_prediction":
+            return x - noise * prediction
+        if prediction_type == "epsilon":
+            return (x - noise * prediction) / signal
+        return signal * x - noise * prediction
+
+    torch.testing.assert_close(
+        clean(2, told, before), clean(3, renewed, latents), rtol=1e-4, atol=1e-4
+    )
     assert not torch.allclose(renewed, told)
+
+
+@pytest.mark.parametrize("diffusion", ["flow", "variance"])
+def test_a_folders_own_algorithm_tells_whether_noise_is_added(diffusion) -> None:
+    for algorithm, name in (("dpmsolver++", "dpm++"), ("sde-dpmsolver++", "sde-dpm++")):
+        config = CONFIGS[diffusion] | {
+            "_class_name": "DPMSolverMultistepScheduler",
+            "algorithm_type": algorithm,
+            "use_flow_sigmas": diffusion == "flow",
+        }
+        assert RangeStepper("auto", config, (4,), diffusion=diffusion).name == name
+        for asked in ("dpm++", "sde-dpm++"):  # a job's choice stands over the folder's
+            stepper = RangeStepper(asked, config, (4,), diffusion=diffusion)
+            assert stepper.adds_noise == (asked == "sde-dpm++")
 
 
 def test_a_prediction_stands_in_as_it_is_where_no_noise_was_added() -> None:
