@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,24 @@ def resolve_model(name: str) -> Path:
     """
     if name in DEMOS:
         return _demo_folder(DEMOS[name])
+    valid = f"{DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name"
+    return resolve_folder(name, _download, "model", valid)
+
+
+def resolve_folder(
+    name: str, download: Callable[[str, str | None], Path], what: str, valid: str
+) -> Path:
+    """The folder of a path, or what ``download`` gives for a Hugging Face id and a revision. Raises
+    BadJob, which calls the name ``what`` and says what is ``valid``."""
     folder = Path(name).expanduser()
-    if is_at_hand(name):
+    if os.path.isdir(folder):
         return folder.resolve()
     # os.path says no, where Path raises, to a name that is too long for a file
     found, exists = _HUB_ID.fullmatch(name), os.path.exists(folder)
     if exists or found is None or name.startswith(("./", "../", "~", "/")):
-        what = "is a file" if exists else "is no folder here"
-        valid = f"{DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name"
-        raise BadJob(f"model: {name!r} {what}; valid: {valid}")
-    return _download(found["id"], found["revision"])
+        why = "is a file" if exists else "is no folder here"
+        raise BadJob(f"{what}: {name!r} {why}; valid: {valid}")
+    return download(found["id"], found["revision"])
 
 
 def _demo_folder(folder: str) -> Path:
@@ -114,9 +122,9 @@ def pinned_name(name: str, folder: Path) -> str:
 def _download(repository: str, revision: str | None) -> Path:
     """Fetches the index first, so that a model of another family costs no weights; or what tells
     what else it is."""
-    folder = _snapshot(repository, revision, ["model_index.json", "config.json"])
-    family = family_of(_read_json(folder, "model_index.json"))
-    return _snapshot(repository, revision, download_patterns(family))
+    folder = snapshot(repository, revision, ["model_index.json", "config.json"])
+    family = family_of(read_json(folder, "model_index.json"))
+    return snapshot(repository, revision, download_patterns(family))
 
 
 def download_patterns(family: FamilyFacts) -> list[str]:
@@ -135,7 +143,8 @@ def download_patterns(family: FamilyFacts) -> list[str]:
     ]
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+def snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    """The files of a Hugging Face repository that match. Raises CannotRunHere."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -154,11 +163,11 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
 
 def inspect_model(folder: Path) -> ModelInfo:
     """Check a diffusers folder and describe it. Raises CannotRunHere naming file and tensor."""
-    index = _read_json(folder, "model_index.json")
+    index = read_json(folder, "model_index.json")
     family = family_of(index)
-    configs = {name: _read_json(folder, f"{name}/config.json") for name in family.components}
+    configs = {name: read_json(folder, f"{name}/config.json") for name in family.components}
     name_classes(family, configs, str(folder))
-    scheduler = _read_json(folder, "scheduler/scheduler_config.json")
+    scheduler = read_json(folder, "scheduler/scheduler_config.json")
     for encoder, tokenizer in tokenizers(family).items():
         _check_tokenizer(folder, family, tokenizer, encoder, configs[encoder].get("vocab_size"))
     defaults = read_defaults(folder, family.defaults)
@@ -181,7 +190,8 @@ def inspect_model(folder: Path) -> ModelInfo:
     )
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """A configuration file of a model. Raises CannotRunHere."""
     path = folder / name
     try:
         value = json.loads(path.read_text("utf-8"))
@@ -212,7 +222,7 @@ def tokenizers(family: FamilyFacts) -> dict[str, str]:
 def _check_tokenizer(
     folder: Path, family: FamilyFacts, part: str, encoder: str, vocab_size: object
 ) -> None:
-    _read_json(folder, f"{part}/tokenizer_config.json")
+    read_json(folder, f"{part}/tokenizer_config.json")
     there = {path.name for path in (folder / part).iterdir()}
     if not any(there.issuperset(files) for files in family.tokenizer_files):
         needed = " or ".join(" with ".join(files) for files in family.tokenizer_files)
@@ -243,7 +253,7 @@ def read_defaults(folder: Path, defaults: ModelDefaults) -> ModelDefaults:
     """The family's defaults, with what the folder's sidecar says. Raises CannotRunHere."""
     if not (folder / SIDECAR).is_file():
         return defaults
-    said = _read_json(folder, SIDECAR)
+    said = read_json(folder, SIDECAR)
     if said.pop("format", None) != 1:
         raise CannotRunHere(f"{SIDECAR}: format must be 1")
     values = {name: _sidecar_value(name, value) for name, value in said.items()}
@@ -303,7 +313,7 @@ def weight_files(folder: Path, component: str) -> list[str]:
 
 
 def _shards(folder: Path, component: str, index: str) -> list[str]:
-    mapping = _read_json(folder, index).get("weight_map")
+    mapping = read_json(folder, index).get("weight_map")
     if not isinstance(mapping, dict) or not mapping:
         raise CannotRunHere(f"model {folder}: {index} lists no weights")
     names = sorted(set(map(str, mapping.values())))

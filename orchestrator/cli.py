@@ -15,6 +15,7 @@ import typer
 
 from jobs import errors
 from orchestrator import inspect_job, show
+from orchestrator.cli_models import animatediff_command
 from orchestrator.cli_options import (
     DEFAULT_STORE,
     AddressOption,
@@ -215,6 +216,7 @@ def _export(store: Any, plan: Any, job: str, path: Path) -> errors.LongtakeError
 app.command("plan")(plan_command)
 app.command("calibrate")(calibrate_command)
 app.command("presets")(presets_command)
+app.command("animatediff")(animatediff_command)
 
 
 @app.command("ls")

@@ -21,9 +21,8 @@ _SIZE_MULTIPLE_PX = 8
 
 #: How a folder comes about of the two that AnimateDiff is published as.
 HOW_TO_SAVE = (
-    "diffusers makes one folder of a Stable Diffusion folder (BASE) and a motion adapter: "
-    "AnimateDiffPipeline.from_pretrained(BASE, motion_adapter=MotionAdapter.from_pretrained("
-    "ADAPTER)).save_pretrained(FOLDER); README.md has it in full"
+    "of a Stable Diffusion 1.x model (BASE) and a motion adapter, one folder is made once: "
+    "longtake animatediff BASE ADAPTER FOLDER"
 )
 
 

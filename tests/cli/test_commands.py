@@ -72,7 +72,7 @@ def test_an_unknown_flag(desk: Desk, name: str) -> None:
 def test_an_unknown_command(desk: Desk) -> None:
     said = refusal(desk.run("rendre", "film.yaml"), 2)
     assert "No such command 'rendre'" in said
-    assert "valid: render, resume, plan, calibrate, presets, ls, show, verify" in said
+    assert "valid: render, resume, plan, calibrate, presets, animatediff, ls, show, verify" in said
 
 
 def test_no_command_is_help(desk: Desk) -> None:

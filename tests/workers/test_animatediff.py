@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    AnimateDiffPipeline,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    MotionAdapter,
+)
 
 from jobs.arrays import Bundle
 from jobs.errors import BadJob, CannotRunHere, UnitError
@@ -32,6 +35,7 @@ from tests.workers.tiny_animatediff import (
     write_as_published,
     write_tiny_animatediff,
 )
+from workers.animatediff_folder import make_animatediff_folder
 from workers.bundles import to_tensor
 from workers.families.animatediff import AnimateDiffFamily
 from workers.noise import frame_noise, initial_noise, step_noise
@@ -250,21 +254,35 @@ def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: st
         prepare(parse_spec(job(folder, **changes)))
 
 
-def test_what_is_published_becomes_a_folder_as_the_readme_says(tmp_path: Path) -> None:
-    """Neither of the two parts is taken for a model."""
+def test_neither_part_of_what_is_published_is_taken_for_a_model(tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     write_as_published(base, adapter)
     for part, says in ((base, "'StableDiffusionPipeline' is not"), (adapter, "adapter alone")):
-        with pytest.raises(CannotRunHere, match=rf"(?s){says}.*motion_adapter=MotionAdapter\."):
+        with pytest.raises(CannotRunHere, match=rf"(?s){says}.*longtake animatediff BASE ADAPTER"):
             inspect_model(part)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(  from diffusers .*?)```", readme, re.DOTALL)
-    for name, place in (("BASE", base), ("ADAPTER", adapter), ("FOLDER", tmp_path / "made")):
-        lines = lines.replace(f'"{name}"', repr(str(place)))
-    exec(textwrap.dedent(lines), {})
+
+
+def test_the_folder_of_both_is_what_diffusers_makes_of_them(tmp_path: Path) -> None:
+    base, adapter, made = (tmp_path / name for name in ("base", "adapter", "made"))
+    write_as_published(base, adapter)
+    make_animatediff_folder(base, adapter, made)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "base", "made"]
+    pipeline = AnimateDiffPipeline.from_pretrained(
+        base,
+        motion_adapter=MotionAdapter.from_pretrained(adapter),
+        scheduler=DDIMScheduler.from_pretrained(
+            base,
+            subfolder="scheduler",
+            beta_schedule="linear",
+            clip_sample=False,
+            steps_offset=1,
+            timestep_spacing="linspace",
+        ),
+    )
+    pipeline.save_pretrained(tmp_path / "theirs")
     shot = animatediff_shot()
-    ours = finished(render_windows(worker_of(tmp_path / "made"), shot, [Window(0, 0, 9)]), shot)
-    assert torch.equal(ours, run_pipeline(tmp_path / "made", shot))
+    ours = finished(render_windows(worker_of(made), shot, [Window(0, 0, 9)]), shot)
+    assert torch.equal(ours, run_pipeline(tmp_path / "theirs", shot))
 
 
 def spoiled(folder: Path, tmp_path: Path, file: str, **changes: object) -> Path:

@@ -1,0 +1,46 @@
+"""One folder of the two that AnimateDiff is published as."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+
+from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
+
+from jobs.errors import CannotRunHere
+
+#: What motion adapters were trained with, where Stable Diffusion has other settings.
+SCHEDULER = {
+    "beta_schedule": "linear",
+    "clip_sample": False,
+    "steps_offset": 1,
+    "timestep_spacing": "linspace",
+}
+
+
+def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> None:
+    """Write the folder of the `AnimateDiffPipeline` of a Stable Diffusion folder and a motion
+    adapter's, whose weights are safetensors; it appears whole or not at all. Raises CannotRunHere
+    where the two do not fit each other, or ``folder`` cannot be written."""
+    scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler", **SCHEDULER)
+    try:
+        pipeline = AnimateDiffPipeline.from_pretrained(
+            base,
+            motion_adapter=MotionAdapter.from_pretrained(adapter, use_safetensors=True),
+            scheduler=scheduler,
+            feature_extractor=None,
+            image_encoder=None,
+            use_safetensors=True,
+        )
+    except (ValueError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
+        reason = str(error).splitlines()[0]
+        raise CannotRunHere(f"{adapter} is not for {base}: {reason}") from error
+    part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
+    try:
+        pipeline.save_pretrained(part)
+        part.rename(folder)
+    except OSError as error:
+        raise CannotRunHere(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
