@@ -34,9 +34,9 @@ def _adaptive(form: str, threshold: float, **more: Any) -> dict[str, Any]:
     return {"adaptive": {"form": form, "threshold": threshold, **more}}
 
 
-def adaptive_tensor(job: Job) -> dict[str, Any]:
+def adaptive_tensor(job: Job, **more: Any) -> dict[str, Any]:
     """AdaptiveDiffusion as its paper has it."""
-    return {str(t): _adaptive("tensor", t) for t in TENSOR}
+    return {str(t): _adaptive("tensor", t, **more) for t in TENSOR}
 
 
 def adaptive_scalar(job: Job, **more: Any) -> dict[str, Any]:
@@ -122,6 +122,7 @@ OF_NOISE = "adaptive scalar, last 3"
 #: Ours: for a job, the accelerations of each setting.
 KINDS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "adaptive": adaptive_tensor,
+    "adaptive, most skips 2": partial(adaptive_tensor, most_skips=2),
     "adaptive scalar": adaptive_scalar,
     OF_NOISE: partial(adaptive_scalar, last=3),
     "adaptive spectral": partial(adaptive_spectral, forecast=False),

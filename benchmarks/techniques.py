@@ -200,6 +200,7 @@ def plot(rows: Sequence[Row], out: Path) -> None:
 #: What the pages call our kinds. Peers are named as they name themselves.
 LABELS = {
     "adaptive": "adaptive, form: tensor",
+    "adaptive, most skips 2": "adaptive, form: tensor, most_skips: 2",
     "adaptive scalar": "adaptive, form: scalar",
     "adaptive scalar, last 3": "adaptive, form: scalar, last: 3",
     "adaptive spectral": "adaptive, form: spectral",

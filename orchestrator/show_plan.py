@@ -12,6 +12,7 @@ from jobs.presets import PRESETS, Preset
 from jobs.units import Unit
 from orchestrator.engagement import own_accelerations
 from orchestrator.plan import Plan
+from orchestrator.progress import clock
 from orchestrator.show import asked_for, counted, shorten
 from orchestrator.sizes import gb
 
@@ -178,11 +179,19 @@ def tried_text(report: Mapping[str, Any]) -> str:
     lines = [f"{_basis_text(report)}; a step in full took {report['step_s']:.3g} s"]
     for row in report["presets"]:
         did = "".join(f"; {each}" for each in row.get("did", ()))
-        lines.append(f"{row['name']}: {_row_text(row)}{did}")
+        lines.append(f"{row['name']}: {_row_text(row)}{_film_text(row, report)}{did}")
     own = any(row["name"] not in PRESETS for row in report["presets"])
     alone = ", without accelerations of the job's own but slicing" if own else ""
     lines.append(f"use one: preset: NAME in the job file, or --preset NAME{alone}")
     return "\n".join(lines)
+
+
+def _film_text(row: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    """How long the film's own steps would take, where it did something."""
+    if "speed" not in row or row["idle"]:
+        return ""
+    film_s = report["film_steps"] * report["step_s"] / row["speed"]
+    return f"; about {clock(film_s)} for the film's {counted(report['film_steps'], 'step')} here"
 
 
 def _basis_text(report: Mapping[str, Any]) -> str:

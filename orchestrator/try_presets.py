@@ -72,13 +72,29 @@ def try_presets(
         say(f"warning: {said}")
     jobs, refused = _prepared(_windows_of(spec, whole))
     _check_memory(jobs["exact"].plan, device)
-    trial = _Trial(jobs, device, say, stills)
-    rows = [trial.row(name) for name in jobs]
-    rows += [{"name": name, "refused": why} for name, why in refused.items()]
-    full = jobs["exact"]
-    report = _basis(full, device) | {"step_s": trial.step_s(), "presets": rows}
-    _keep(report, full.model.identity, say)
-    return report, sheet(trial.stills, full.plan) if stills else None
+    trial, full, rows = _Trial(jobs, device, say, stills), jobs["exact"], list[dict[str, Any]]()
+
+    def report() -> dict[str, Any]:
+        others = [{"name": name, "refused": why} for name, why in refused.items()]
+        film = {"step_s": trial.step_s(), "film_steps": step_count(whole.plan)}
+        return _basis(full, device) | film | {"presets": rows + others}
+
+    try:
+        for name in jobs:
+            rows.append(trial.row(name))
+    except KeyboardInterrupt:
+        if rows:
+            _keep(report(), full.model.identity, say)
+            say("what was tried is kept: longtake presets lists it")
+        raise
+    _keep(report(), full.model.identity, say)
+    return report(), sheet(trial.stills, full.plan) if stills else None
+
+
+def step_count(plan: Plan) -> int:
+    """Of all windows of a plan."""
+    stages = [each for shot in plan.shots for each in shot.stages]
+    return sum(len(each.windows) * each.steps for each in stages)
 
 
 class _Trial:
@@ -116,9 +132,7 @@ class _Trial:
     def step_s(self) -> float:
         """Of a step of a tile in full."""
         assert self._full is not None
-        stages = [each for shot in self._jobs["exact"].plan.shots for each in shot.stages]
-        steps = sum(len(each.windows) * each.steps for each in stages)
-        return sum(self._full.steps_s.values()) / steps
+        return sum(self._full.steps_s.values()) / step_count(self._jobs["exact"].plan)
 
 
 def _windows_of(spec: JobSpec, whole: Prepared) -> JobSpec:
@@ -318,7 +332,7 @@ def _basis(full: Prepared, device: str) -> dict[str, Any]:
 FORMAT = 1
 
 #: What a trial finds, or what of its length is said; all else is what was tried.
-_FOUND = ("presets", "step_s", "pixel_frames")
+_FOUND = ("presets", "step_s", "pixel_frames", "film_steps")
 _KEPT = "tried-presets-{}.json"
 
 

@@ -222,3 +222,33 @@ def test_a_setting_that_fails_leaves_the_others(
     ran = desk.run("presets", desk.job(yaml.safe_dump(job(desk.model))))
     assert ran.code == 0 and "balanced: failed: cpu ran out of memory" in ran.out
     assert "fast: " in ran.out and "here:" in desk.run("presets").out
+
+
+def test_what_is_tried_before_an_interrupt_is_kept(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, inner = [], try_presets._render
+
+    def interrupted(*given: Any) -> _Rendered:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(inner(*given))
+        return done[-1]
+
+    monkeypatch.setattr(try_presets, "_render", interrupted)
+    ran = desk.run("presets", desk.job(yaml.safe_dump(job(desk.model))))
+    assert (ran.code, ran.out) == (130, "") and "what was tried is kept" in ran.err
+    listed = {row["name"]: row for row in json.loads(desk.run("presets", "--json").out)}
+    assert [len(listed[name]["tried_here"]) for name in PRESETS] == [1, 1, 0]
+
+
+def test_it_says_how_long_the_whole_film_would_take(desk: Desk) -> None:
+    """Of a shot of six windows, one was tried."""
+    shot = {"prompt": "a", "pixel_frames": 25}
+    asked = job(desk.model, shots=[shot], window_latent_frames=3, overlap_latent_frames=1)
+    path = desk.job(yaml.safe_dump(asked))
+    report = json.loads(desk.run("presets", path, "--json").out)
+    assert report["film_steps"] == 6 * asked["steps"]
+    ran = desk.run("presets", path)
+    (line,) = (line for line in ran.out.splitlines() if line.startswith("exact: "))
+    assert f"for the film's {report['film_steps']} steps here" in line
