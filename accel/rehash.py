@@ -215,10 +215,18 @@ def _tokens_and_text(
 
 # -- how alike steps are
 
+#: Values of each step's features.
+SIMILAR_AT_ONCE = 2**20
+
 
 def similarity(features: Sequence[torch.Tensor]) -> NDArray[np.float64]:
-    """Cosine similarity [S, S] of the features of S steps, which lie on one device."""
-    rows = torch.stack([each.flatten().double() for each in features])
-    rows = rows / rows.norm(dim=1, keepdim=True)
-    found: NDArray[np.float64] = (rows @ rows.T).cpu().numpy()
+    """Cosine similarity [S, S] of the features of S steps, which lie on one device. Only a part of
+    them is in float64 at a time: those of a large model take tens of gigabytes."""
+    parts = zip(*(each.flatten().split(SIMILAR_AT_ONCE) for each in features), strict=True)
+    products = torch.zeros((), dtype=torch.float64)
+    for part in parts:
+        rows = torch.stack(part).double()
+        products = products + (rows @ rows.T).cpu()
+    norms = products.diagonal().sqrt()
+    found: NDArray[np.float64] = (products / norms / norms[:, None]).numpy()
     return found

@@ -240,8 +240,7 @@ def _lines(axes: Any, rows: Sequence[Row], fidelity: str) -> None:
         )  # fmt: skip
 
 
-def main() -> None:
-    """Command line of the accelerations' figures."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument(
@@ -260,6 +259,13 @@ def main() -> None:
     parser.add_argument("--scheduler", help="default: the model's own")
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
+    parser.add_argument("--note", help="part of the name of the result's file, of some kinds alone")
+    return parser
+
+
+def main() -> None:
+    """Command line of the accelerations' figures."""
+    parser = _parser()
     options = parser.parse_args()
     if options.results:
         if options.plot is None:
@@ -277,9 +283,10 @@ def main() -> None:
         "pixel_frames": lengths_of(options.model).window,
         "scheduler": options.scheduler or "auto",
     }  # fmt: skip
+    note = f"_{options.note}" if options.note else ""
     rows = _flat(job, told, shots, kinds) if kinds else []
     if rows:
-        _tell("techniques", job, [options.model], prompts, rows, keep=not options.quick)
+        _tell(f"techniques{note}", job, [options.model], prompts, rows, keep=not options.quick)
     if pyramid_model != "none":
         models = [options.model, pyramid_model]
         found = _pyramid(job, pyramid_model, shots)

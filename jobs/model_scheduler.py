@@ -230,10 +230,13 @@ def folder_scheduler(config: Config, diffusion: Diffusion) -> str | None:
 
 
 def _is(settings: SchedulerSettings, config: Config) -> bool:
-    """One class of diffusers is two schedulers: what adds noise calls its algorithm sde-..."""
-    algorithm = str(config.get("algorithm_type", ""))
-    stochastic = algorithm.startswith("sde") == settings.adds_noise
-    return settings.class_name == config.get("_class_name") and (stochastic or not algorithm)
+    """One class of diffusers is two schedulers: what adds noise calls its algorithm sde-... Others
+    keep such a setting where they were made of that class, and do not read it."""
+    if settings.class_name != config.get("_class_name"):
+        return False
+    algorithm = config.get("algorithm_type", "")
+    two = "algorithm_type" in settings.allowed and algorithm
+    return not two or str(algorithm).startswith("sde") == settings.adds_noise
 
 
 def overrides(name: str, config: Config, diffusion: Diffusion) -> dict[str, Any]:

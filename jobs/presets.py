@@ -30,7 +30,7 @@ class Preset:
     description: str
     settings: Accelerations
     by_family: Mapping[str, Accelerations] = field(default_factory=dict)
-    #: By family, with a pyramid, and ``WITH_NOISE``.
+    #: By family, with a pyramid, and ``WITH_NOISE``: what a family's name then ends with.
     measured: Mapping[str, Measured] = field(default_factory=dict)
     #: Where the scheduler adds noise.
     with_noise: Accelerations = field(default_factory=Accelerations)
@@ -49,8 +49,8 @@ _SVD = "a small model of its format, 25 steps, 2 images"
 _OTHERS = "a small model of its format, 30 steps, 2 prompts"
 _COARSE = "a small model of its format that draws coarse colours alone, 30 steps, 2 prompts"
 
-#: A family whose scheduler adds noise at each step: CogVideoXDPMScheduler, of CogVideoX-5b.
-WITH_NOISE = "cogvideox with noise"
+#: Of a family with a scheduler that adds noise at each step, as CogVideoX-5b's.
+WITH_NOISE = " with noise"
 
 
 def _spectral(threshold: float, *, forecast: bool) -> Accelerations:
@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
                 "svd": Measured(1.39, 49.7, 48.6, _SVD),
                 "ltx": Measured(2.31, 50.5, 48.4, _OTHERS),
                 "cogvideox": Measured(1.67, 49.4, 48.2, _COARSE),
-                WITH_NOISE: Measured(1.30, 42.1, 41.0, _COARSE),
+                "cogvideox" + WITH_NOISE: Measured(1.30, 42.1, 41.0, _COARSE),
             },
             _scalar(0.01),
         ),
@@ -108,7 +108,7 @@ PRESETS: dict[str, Preset] = {
                 "svd": Measured(2.50, 41.8, 40.3, _SVD),
                 "ltx": Measured(3.00, 43.7, 39.2, _OTHERS),
                 "cogvideox": Measured(2.61, 44.1, 42.8, _COARSE),
-                WITH_NOISE: Measured(2.40, 33.6, 33.5, _COARSE),
+                "cogvideox" + WITH_NOISE: Measured(2.40, 33.6, 33.5, _COARSE),
             },
             _scalar(0.05),
         ),

@@ -10,12 +10,13 @@ from __future__ import annotations
 PLANNER_VERSION = 7
 
 #: What the accelerations compute with the same settings.
-ACCELERATIONS_VERSION = 2
+ACCELERATIONS_VERSION = 3
 
 #: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
 NOISE_VERSION = 1
 
-#: How pixels become the bytes of a decoded piece: conversion to the codec's format, the codec and
-#: its settings. The version of the codec's library is not known at planning, where no recipe may
-#: depend on who renders; raise this when a library that we ship with encodes otherwise.
-ENCODER_VERSION = 1
+#: How latents become the bytes of a decoded piece: where decoding differs from a family's pipeline,
+#: the conversion to the codec's format, the codec and its settings. The version of the codec's
+#: library is not known at planning, where no recipe may depend on who renders; raise this when a
+#: library that we ship with encodes otherwise.
+ENCODER_VERSION = 2

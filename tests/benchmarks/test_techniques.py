@@ -101,20 +101,20 @@ def test_presets_say_what_was_measured(name: str) -> None:
     """The newest results, without a pyramid and with one."""
     preset = PRESETS[name]
     for family, said in preset.measured.items():
-        adaptive = preset.settings_of(family).adaptive
-        results = f"techniques_{family}_cpu_*.json" if family != "wan" else "techniques_cpu_*.json"
-        if family == WITH_NOISE:
-            adaptive = preset.with_noise.adaptive
-            results = "techniques_cogvideox_cogvideox-dpm_cpu_*.json"
+        noisy, plain = family.endswith(WITH_NOISE), family.removesuffix(WITH_NOISE)
+        adaptive = (preset.with_noise if noisy else preset.settings_of(family)).adaptive
         assert adaptive is not None
-        kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
-        if family == WITH_NOISE:
+        file = "" if plain == "wan" else f"_{plain}"
+        if noisy:
+            file += "_cogvideox-dpm" if plain == "cogvideox" else "_sde-dpm++"
             kind = OF_NOISE
             assert (adaptive.form, adaptive.last) == ("scalar", 3)
         else:
+            kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
             assert adaptive.form == "spectral"
         if "pyramid" in family:
-            results, kind = "techniques_pyramid_cpu_*.json", f"pyramid, {kind}"
+            file, kind = "_pyramid", f"pyramid, {kind}"
+        results = f"techniques{file}_cpu_*.json"
         rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
         (row,) = (
             row for row in rows if (row["kind"], row["value"]) == (kind, str(adaptive.threshold))

@@ -23,7 +23,7 @@ from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from accel.pyramid import VariancePath, lay_stages
 from jobs.errors import BadJob
-from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid
+from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid, folder_scheduler
 from jobs.spec import SchedulerName
 from tests.workers.tiny_svd import SCHEDULER as SVD_SCHEDULER
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
@@ -414,6 +414,21 @@ def test_a_folders_own_algorithm_tells_whether_noise_is_added(diffusion) -> None
         for asked in ("dpm++", "sde-dpm++"):  # a job's choice stands over the folder's
             stepper = RangeStepper(asked, config, (4,), diffusion=diffusion)
             assert stepper.adds_noise == (asked == "sde-dpm++")
+
+
+@each_scheduler
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "sde-dpmsolver++"])
+def test_an_algorithm_is_no_matter_to_schedulers_of_other_classes(
+    diffusion, name, algorithm
+) -> None:
+    """Diffusers keeps it in the config of a scheduler that is made of another's."""
+    settings = SCHEDULERS[diffusion][name]
+    if settings.class_name == "DPMSolverMultistepScheduler":
+        return
+    config = CONFIGS[diffusion] | {
+        "_class_name": settings.class_name, "algorithm_type": algorithm
+    }  # fmt: skip
+    assert folder_scheduler(config, diffusion) == name
 
 
 def test_a_prediction_stands_in_as_it_is_where_no_noise_was_added() -> None:
