@@ -208,8 +208,10 @@ def test_a_pyramid_is_the_plain_loop(folder: Path, scheduler: str) -> None:
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-3 * theirs.abs().max().item())
 
 
-def test_windows_of_a_pyramid_agree_in_any_order(folder: Path) -> None:
-    shot, worker = animatediff_shot(stage_steps=STEPS), worker_of(folder)
+@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++"])
+def test_windows_of_a_pyramid_agree_in_any_order(folder: Path, scheduler: str) -> None:
+    shot = animatediff_shot(stage_steps=STEPS, scheduler=scheduler)
+    worker = worker_of(folder)
     stages = [[Window(0, 0, 3), Window(1, 1, 5)], [Window(0, 0, 5), Window(1, 4, 9)]]
     done = run_all(worker, shot, stages, first_alone=False)
     again = run_all(worker_of(folder), shot, stages, backwards=True, first_alone=False)
