@@ -5,43 +5,54 @@ Reads configs and file names only: no torch, no diffusers.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
-from jobs.model_folder import download_patterns, read_json, resolve_folder, snapshot, weight_files
+from jobs.model_folder import download_patterns, read_json, resolve_folder, weight_files
 
 _VALID = "its folder, or a Hugging Face id like org/name"
-_ADAPTER_FILES = ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
 def find_base(name: str) -> Path:
     """The folder of a Stable Diffusion 1.x model, by path or Hugging Face id. Raises BadJob or
     CannotRunHere."""
-    patterns = download_patterns(AnimateDiff())
-    folder = resolve_folder(name, partial(snapshot, patterns=patterns), "base", _VALID)
-    found = read_json(folder, "model_index.json").get("_class_name")
-    if found != "StableDiffusionPipeline":
-        raise CannotRunHere(
-            f"base {folder}: model_index.json says {found}; it must be a StableDiffusionPipeline "
-            "(Stable Diffusion 1.x)"
-        )
+    first = ["model_index.json", "unet/config.json"]
+    folder = resolve_folder(name, "base", _VALID, first, _rest_of_base)
+    _rest_of_base(folder)
     for component in AnimateDiff.components:
         weight_files(folder, component)
+    read_json(folder, "scheduler/scheduler_config.json")
+    read_json(folder, "tokenizer/tokenizer_config.json")
     return folder
+
+
+def _rest_of_base(folder: Path) -> list[str]:
+    """What else is to be fetched. Raises CannotRunHere for another kind of model."""
+    found = read_json(folder, "model_index.json").get("_class_name")
+    later = read_json(folder, "unet/config.json").get("use_linear_projection")
+    if found != "StableDiffusionPipeline" or later:
+        told = "a Stable Diffusion 2.x" if later else found
+        raise CannotRunHere(
+            f"base {folder} is {told}; it must be a StableDiffusionPipeline of Stable Diffusion 1.x"
+        )
+    return download_patterns(AnimateDiff())
 
 
 def find_adapter(name: str) -> Path:
     """The folder of a motion adapter, by path or Hugging Face id. Raises BadJob or
     CannotRunHere."""
-    fetch = partial(snapshot, patterns=_ADAPTER_FILES)
-    folder = resolve_folder(name, fetch, "adapter", _VALID)
+    folder = resolve_folder(name, "adapter", _VALID, ["config.json"], _rest_of_adapter)
+    _rest_of_adapter(folder)
+    weight_files(folder, ".")
+    return folder
+
+
+def _rest_of_adapter(folder: Path) -> list[str]:
     found = read_json(folder, "config.json").get("_class_name")
     if found != "MotionAdapter":
         raise CannotRunHere(
-            f"adapter {folder}: config.json says {found}; it must be a MotionAdapter, as "
+            f"adapter {folder} is {found}; it must be a MotionAdapter, as "
             "guoyww/animatediff-motion-adapter-v1-5-2"
         )
-    weight_files(folder, ".")
-    return folder
+    return ["config.json", "diffusion_pytorch_model.safetensors"]

@@ -77,14 +77,15 @@ def resolve_model(name: str) -> Path:
     if name in DEMOS:
         return _demo_folder(DEMOS[name])
     valid = f"{DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name"
-    return resolve_folder(name, _download, "model", valid)
+    return resolve_folder(name, "model", valid, ["model_index.json", "config.json"], _patterns_of)
 
 
 def resolve_folder(
-    name: str, download: Callable[[str, str | None], Path], what: str, valid: str
+    name: str, what: str, valid: str, first: list[str], rest: Callable[[Path], list[str]]
 ) -> Path:
-    """The folder of a path, or what ``download`` gives for a Hugging Face id and a revision. Raises
-    BadJob, which calls the name ``what`` and says what is ``valid``."""
+    """The folder of a path, or of a Hugging Face id, of which ``first`` is fetched, and then what
+    ``rest`` says of that. Raises BadJob for a name that can be neither, CannotRunHere for what
+    cannot be fetched; both call it ``what`` and say what is ``valid``."""
     folder = Path(name).expanduser()
     if os.path.isdir(folder):
         return folder.resolve()
@@ -93,7 +94,32 @@ def resolve_folder(
     if exists or found is None or name.startswith(("./", "../", "~", "/")):
         why = "is a file" if exists else "is no folder here"
         raise BadJob(f"{what}: {name!r} {why}; valid: {valid}")
-    return download(found["id"], found["revision"])
+    try:
+        return _snapshot(name, rest(_snapshot(name, first)))
+    except _NotFetched as failure:
+        raise CannotRunHere(
+            f"{what} {name!r} is no folder here and could not be had from Hugging Face: {failure}\n"
+            f"Valid: {valid}. Without a network, fetch it once with one (hf download org/name), or "
+            "copy its folder here and give the path"
+        ) from failure
+
+
+class _NotFetched(Exception):
+    pass
+
+
+def _snapshot(name: str, patterns: list[str]) -> Path:
+    """The files of a Hugging Face repository that match."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=patterns)
+        )
+    except Exception as error:  # the hub's client lets errors of several libraries through
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise _NotFetched(reason.removeprefix("Got: ")) from error
 
 
 def _demo_folder(folder: str) -> Path:
@@ -119,20 +145,23 @@ def pinned_name(name: str, folder: Path) -> str:
     return f"{found['id']}@{folder.name}" if fetched else name
 
 
-def _download(repository: str, revision: str | None) -> Path:
-    """Fetches the index first, so that a model of another family costs no weights; or what tells
-    what else it is."""
-    folder = snapshot(repository, revision, ["model_index.json", "config.json"])
-    family = family_of(read_json(folder, "model_index.json"))
-    return snapshot(repository, revision, download_patterns(family))
+def _patterns_of(folder: Path) -> list[str]:
+    """So that a model of another family costs no weights."""
+    return download_patterns(family_of(read_json(folder, "model_index.json")))
 
 
 def download_patterns(family: FamilyFacts) -> list[str]:
-    """What is fetched from Hugging Face: nothing that could hold code."""
+    """What is fetched from Hugging Face: nothing that could hold code, and no weights but those
+    that are loaded, where some repositories have them in other precisions as well."""
     return [
         "model_index.json",
         SIDECAR,
-        *(f"{each}/*.{end}" for each in family.components for end in ("json", "safetensors")),
+        *(f"{each}/*.json" for each in family.components),
+        *(
+            f"{each}/{_stem(each)}{part}.safetensors"
+            for each in family.components
+            for part in ("", "-*")
+        ),
         "scheduler/*.json",
         "feature_extractor/*.json",
         *(
@@ -141,24 +170,6 @@ def download_patterns(family: FamilyFacts) -> list[str]:
             for end in ("json", "txt", "model")
         ),
     ]
-
-
-def snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
-    """The files of a Hugging Face repository that match. Raises CannotRunHere."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub's client lets errors of several libraries through
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = reason.removeprefix("Got: ")
-        named = repository + (f"@{revision}" if revision else "")
-        raise CannotRunHere(
-            f"model {named!r} is no folder here and could not be had from Hugging Face: {reason}\n"
-            f"Valid: {DEMO_NAMES}, the folder of a model, or a Hugging Face id like org/name. "
-            "Without a network, fetch it once with one (hf download org/name), or copy its folder "
-            "here and give the path"
-        ) from error
 
 
 def inspect_model(folder: Path) -> ModelInfo:
@@ -292,9 +303,14 @@ def _sidecar_value(name: str, value: Any) -> Any:
     return value
 
 
+def _stem(component: str) -> str:
+    """What the names of its weights begin with."""
+    return "model" if "encoder" in component else "diffusion_pytorch_model"
+
+
 def weight_files(folder: Path, component: str) -> list[str]:
     """The safetensors files of a component, within the folder. Raises CannotRunHere."""
-    stem = "model" if "encoder" in component else "diffusion_pytorch_model"
+    stem = _stem(component)
     single = f"{component}/{stem}.safetensors"
     index = f"{component}/{stem}.safetensors.index.json"
     if (folder / single).is_file() and (folder / index).is_file():

@@ -38,7 +38,6 @@ def animatediff_command(
     quiet_libraries()  # first: what follows imports the models
     from workers.animatediff_folder import make_animatediff_folder
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     make_animatediff_folder(*parts, out)
     size = sum(inspect_model(out).parameters_bytes.values())
     print(f"made {folder}: {gb(size)} of weights", file=sys.stderr)

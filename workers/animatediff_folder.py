@@ -8,7 +8,7 @@ from pathlib import Path
 
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 
-from jobs.errors import CannotRunHere
+from jobs.errors import BadJob, CannotRunHere
 
 #: What motion adapters were trained with, where Stable Diffusion has other settings.
 SCHEDULER = {
@@ -22,9 +22,9 @@ SCHEDULER = {
 def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> None:
     """Write the folder of the `AnimateDiffPipeline` of a Stable Diffusion folder and a motion
     adapter's, whose weights are safetensors; it appears whole or not at all. Raises CannotRunHere
-    where the two do not fit each other, or ``folder`` cannot be written."""
-    scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler", **SCHEDULER)
+    where the two do not fit each other, BadJob where ``folder`` cannot be written."""
     try:
+        scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler", **SCHEDULER)
         pipeline = AnimateDiffPipeline.from_pretrained(
             base,
             motion_adapter=MotionAdapter.from_pretrained(adapter, use_safetensors=True),
@@ -33,14 +33,15 @@ def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> None:
             image_encoder=None,
             use_safetensors=True,
         )
-    except (ValueError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
         reason = str(error).splitlines()[0]
-        raise CannotRunHere(f"{adapter} is not for {base}: {reason}") from error
+        raise CannotRunHere(f"{base} and {adapter} make no model: {reason}") from error
     part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(part)
         part.rename(folder)
     except OSError as error:
-        raise CannotRunHere(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise BadJob(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

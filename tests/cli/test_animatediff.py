@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from diffusers import MotionAdapter
 
@@ -55,10 +58,18 @@ def test_what_it_cannot_make_is_told_and_leaves_nothing(
     pickled.mkdir()
     (pickled / "config.json").write_text((adapter / "config.json").read_text())
     (pickled / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    second, bare = base.with_name("second"), base.with_name("bare")
+    for copy in (second, bare):
+        shutil.copytree(base, copy)
+    config = second / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_linear_projection": True}))
+    shutil.rmtree(bare / "tokenizer")
     for given, code, says in (
         ((adapter, base), 6, "model_index.json is missing; a motion adapter alone is no model"),
         ((base, base), 6, "config.json is missing; copy it"),
-        ((base, base.parent / "short"), 6, "is not for"),
+        ((base, base.parent / "short"), 6, "make no model: "),
+        ((second, adapter), 6, "is a Stable Diffusion 2.x; it must be"),
+        ((bare, adapter), 6, "tokenizer/tokenizer_config.json is missing"),
         ((base, pickled), 6, "only pickled weights"),
         ((base / "no", adapter), 2, "base: '"),
         ((base, "../no"), 2, "adapter: '../no' is no folder here; valid: its folder, or a Hugging"),
@@ -66,3 +77,36 @@ def test_what_it_cannot_make_is_told_and_leaves_nothing(
         ran = longtake("animatediff", *given, made)
         assert says in refusal(ran, code)
         assert not made.exists() and not [*made.parent.glob(".made*")]
+    (base.parent / "file").write_text("")
+    ran = longtake("animatediff", base, adapter, base.parent / "file" / "made")
+    assert "cannot be written" in refusal(ran, 2)
+
+
+def test_ids_are_fetched_without_what_nobody_reads(
+    longtake: Callable[..., Ran], parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Safety checker, other precisions, pickles."""
+    asked: dict[str, list[str]] = {}
+
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if repository == "org/none":
+            raise OSError("404")
+        asked[repository] = allow_patterns
+        return str(parts[0] if repository == "org/base" else parts[1])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    made = parts[0].parent / "made"
+    ran = longtake("animatediff", "org/base", "org/adapter@v2", made)
+    assert ran.code == 0, ran.err
+    files = {
+        "unet/diffusion_pytorch_model.safetensors": True,
+        "text_encoder/model-00001-of-00002.safetensors": True,
+        "unet/diffusion_pytorch_model.fp16.safetensors": False,
+        "unet/diffusion_pytorch_model.non_ema.safetensors": False,
+        "unet/diffusion_pytorch_model.bin": False,
+        "safety_checker/model.safetensors": False,
+    }
+    for file, wanted in files.items():
+        assert any(fnmatch(file, each) for each in asked["org/base"]) == wanted, file
+    said = refusal(longtake("animatediff", "org/none", "org/adapter", made.with_name("no")), 6)
+    assert "base 'org/none' is no folder here" in said and "404" in said and "demo" not in said
