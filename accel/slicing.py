@@ -12,8 +12,8 @@ slices in proportion, so that all slices need about as much memory and small ope
 
 Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add
 to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens``,
-``slicing_joint``, ``slicing_hunyuan`` and ``slicing_causal_decoders``. ``AutoencoderKLWan`` needs
-no slicing: it decodes frame by frame anyway.
+``slicing_joint``, ``slicing_hunyuan``, ``slicing_causal_decoders`` and ``slicing_ltx_decoder``.
+``AutoencoderKLWan`` is not cut: it decodes frame by frame anyway.
 """
 
 from __future__ import annotations

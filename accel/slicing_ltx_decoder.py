@@ -181,12 +181,6 @@ class _Operators:
     def convolved(self, module: Any, name: str, read: Reader, height: int) -> Reader:
         return seeing(read, lambda part, first: module(part), height)
 
-    def upsampled(self, module: Any, x: Tensor) -> Tensor:
-        raise AssertionError("these decoders' upsamplers are no part of a residual block")
-
-    def inside(self, name: str) -> _Operators:
-        return self
-
 
 class _PlaceByPlace:
     """A norm over the channels of each place: there is nothing to know of the others."""

@@ -58,10 +58,14 @@ class Operators(Protocol):
     def convolved(self, module: Any, name: str, read: Reader, height: int) -> Reader:
         """Of a convolution, which sees one row beside each."""
 
+
+class LevelOperators(Operators, Protocol):
+    """Of a decoder whose upsamplers come before residual blocks."""
+
     def upsampled(self, module: Any, x: Tensor) -> Tensor:
         """An upsampler's output."""
 
-    def inside(self, name: str) -> Operators:
+    def inside(self, name: str) -> LevelOperators:
         """Those of a submodule of that name."""
 
 
@@ -158,17 +162,17 @@ def resnet_by_rows(
     slices: Slices,
     operators: Operators,
     x: Tensor,
-    upsampler: Any = None,
+    upsampled: Callable[[Tensor], Tensor] | None = None,
     scale: int = 1,
 ) -> Tensor:
-    """Changes x where nothing else changes its shape."""
+    """Changes x where nothing else changes its shape. ``upsampled`` makes ``scale`` rows of one
+    before the block."""
     read, shortcut = whole(x), operators.shortcut(block)
     ranges = slices.of(x.shape[ROWS] * scale)
-    if upsampler is not None:
-        up = partial(operators.upsampled, upsampler)
-        read = seeing(read, lambda part, first: up(part), x.shape[ROWS], scale)
+    if upsampled is not None:
+        read = seeing(read, lambda part, first: upsampled(part), x.shape[ROWS], scale)
     norm1, norm2 = operators.statistics(block.norm1), operators.statistics(block.norm2)
-    if upsampler is None and shortcut is None:
+    if upsampled is None and shortcut is None:
         for start, stop in ranges:
             norm1.add(read(start, stop))
     else:
@@ -214,12 +218,17 @@ def _convolved(
     return operators.convolved(convolution, name, activated, height)
 
 
-def blocks_by_rows(levels: list[Level], operators: Operators, x: Tensor) -> Tensor:
+def blocks_by_rows(levels: list[Level], operators: LevelOperators, x: Tensor) -> Tensor:
     for level in levels:
-        inside, upsampler = operators.inside(level.name), (level.upsampler, level.scale)
-        for i, resnet in enumerate(level.block.resnets):
-            x = resnet_by_rows(resnet, level.slices, inside.inside(f"resnet_{i}"), x, *upsampler)
-            upsampler = (None, 1)
+        inside = operators.inside(level.name)
+        up = partial(inside.upsampled, level.upsampler) if level.upsampler is not None else None
+        first, *others = (
+            (resnet, level.slices, inside.inside(f"resnet_{i}"))
+            for i, resnet in enumerate(level.block.resnets)
+        )
+        x = resnet_by_rows(*first, x, up, level.scale)
+        for each in others:
+            x = resnet_by_rows(*each, x)
     return x
 
 

@@ -125,7 +125,7 @@ class _Pace:
 #: What can be found for a model that takes an acceleration, and by which command.
 FOUND = {
     "fast_attention": "plans of attention, without --rehash",
-    "rehash": "key steps, with --rehash 0.99",
+    "rehash": "key steps, with --rehash 0.995 (a UNet: 0.99)",
 }
 
 

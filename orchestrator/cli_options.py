@@ -147,7 +147,7 @@ RehashOption = Annotated[
         "--rehash",
         min=0.0,
         max=1.0,
-        help="measure for rehash: how alike steps must be to reuse one for another, such as 0.99",
+        help="measure for rehash: how alike steps must be to reuse one for another, such as 0.995",
     ),
 ]
 PlansOption = Annotated[

@@ -1,12 +1,13 @@
-"""What the causal decoders keep between batches, in slices, and what their real shapes need."""
+"""Decoders by rows: what causal ones keep between batches, and what their real shapes need."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -62,13 +63,26 @@ def test_a_batch_takes_the_context_of_the_one_before() -> None:
     assert not convolutions(before) and convolutions(after)
 
 
-@pytest.mark.parametrize("case", [tiny_models.hunyuan_video_decoder, tiny_models.cogvideox_decoder])
+@pytest.mark.parametrize(
+    "case",
+    [
+        tiny_models.hunyuan_video_decoder,
+        tiny_models.cogvideox_decoder,
+        partial(tiny_models.ltx_decoder, decoder_layers_per_block=(2,) * 4),
+    ],
+)
 def test_an_unknown_block_is_named(case: Any) -> None:
     model = case().model
     resnet = model.decoder.up_blocks[1].resnets[1]
     resnet.__class__ = type("Other", (type(resnet),), {})
     with pytest.raises(CannotRunHere, match=r"decoder\.up_blocks\.1\.resnets\.1, a Other"):
         apply(model, Slicing(slices=2))
+
+
+def test_a_decoder_that_adds_noise_is_refused() -> None:
+    noisy = tiny_models.ltx_decoder(decoder_inject_noise=(False, True, False, False)).model
+    with pytest.raises(CannotRunHere, match=r"decoder\.up_blocks\.1\.resnets\.0 adds noise"):
+        apply(noisy, Slicing(slices=2))
 
 
 PUBLISHED: dict[str, tuple[Any, tuple[int, ...], tuple[float, float]]] = {
@@ -81,6 +95,7 @@ PUBLISHED: dict[str, tuple[Any, tuple[int, ...], tuple[float, float]]] = {
         (5, 60, 90),
         (31.7, 11.1),
     ),
+    "ltx video, 704x480": (AutoencoderKLLTXVideo, (21, 15, 22), (7.46, 4.67)),
 }
 
 
@@ -91,7 +106,8 @@ def test_what_a_tile_of_the_published_models_needs(name: str) -> None:
     """In GB of live tensors in float32, as diffusers decodes it and in 8 slices."""
     make, latent_size, (most, least) = PUBLISHED[name]
     with FakeTensorMode(allow_non_fake_inputs=True):
-        vae, z = make().eval(), torch.empty(1, 16, *latent_size)
+        vae = make().eval()
+        z = torch.empty(1, vae.config.latent_channels, *latent_size)
         for slices, most_gb in ((None, most), (8, least)):
             if slices is not None:
                 apply(vae, Slicing(slices=slices))

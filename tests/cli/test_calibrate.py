@@ -391,7 +391,7 @@ def test_what_cannot_be_calibrated_on_is_refused(
     assert said("film.yaml", *both) == (
         "--delta is for fast attention, --rehash for rehash; remove one"
     )
-    found = "For them can be found: key steps, with --rehash 0.99"
+    found = "For them can be found: key steps, with --rehash 0.995 (a UNet: 0.99)"
     assert f"animatediff models do not take fast_attention yet. {found}" in said("film.yaml")
     assert "missing.yaml" in said("missing.yaml", "--prompt", "a")
     assert "a name is empty; give a job file, or a model" in said("", "--prompt", "a")

@@ -147,7 +147,9 @@ def test_what_slices_do_not_cut_is_said(tmp_path: Path) -> None:
     sliced, thin = planned(folder, slices=99), planned(folder, slices=999)
     assert sliced.tile_bytes == thin.tile_bytes, "decoding needs the most, or this shows nothing"
     needed = sliced.model_bytes + sliced.tile_bytes
-    assert planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices <= 99
+    found = planned(folder, budget_gb=needed / 1e9).accelerations.slicing.slices
+    assert planned(folder, slices=found).tile_bytes == sliced.tile_bytes
+    assert planned(folder, slices=found - 1).tile_bytes > sliced.tile_bytes, "the fewest that fit"
     with pytest.raises(BadJob, match=r"decoding takes .*, which slices make no smaller"):
         planned(folder, budget_gb=0.9 * needed / 1e9)
 
