@@ -12,8 +12,8 @@ slices in proportion, so that all slices need about as much memory and small ope
 
 Attached first of all techniques: it takes the place of the blocks' ``forward``, where others add
 to it. The models are in ``slicing_unets``, ``slicing_spatio_temporal``, ``slicing_tokens``,
-``slicing_joint``, ``slicing_hunyuan``, ``slicing_causal_decoders`` and ``slicing_ltx_decoder``.
-``AutoencoderKLWan`` is not cut: it decodes frame by frame anyway.
+``slicing_joint`` and ``slicing_hunyuan``; the decoders that go by rows (``slicing_rows``) in
+``slicing_causal_decoders``, ``slicing_ltx_decoder`` and ``slicing_wan_decoder``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from accel.slicing_ltx_decoder import attach_ltx_decoder
 from accel.slicing_spatio_temporal import attach_decoder, attach_svd_unet, attach_temporal_decoder
 from accel.slicing_tokens import attach_ltx, attach_wan
 from accel.slicing_unets import attach_motion_unet
+from accel.slicing_wan_decoder import attach_wan_decoder
 from jobs.accelerations import Slicing
 from jobs.errors import CannotRunHere
 
@@ -104,6 +105,7 @@ MODELS: dict[str, Callable[[Any, SlicingHandle], None]] = {
     "AutoencoderKLHunyuanVideo": attach_hunyuan_video_decoder,
     "AutoencoderKLLTXVideo": attach_ltx_decoder,
     "AutoencoderKLTemporalDecoder": attach_temporal_decoder,
+    "AutoencoderKLWan": attach_wan_decoder,
     "CogVideoXTransformer3DModel": attach_cogvideox,
     "HunyuanVideoTransformer3DModel": attach_hunyuan_video,
     "LTXVideoTransformer3DModel": attach_ltx,

@@ -72,7 +72,9 @@ def _decode_hunyuan_video(
             x = _attention(attention, queries, x)
         x = resnet_by_rows(resnet, mid.slices, operators, x)
     x = blocks_by_rows(ups, operators, x)
-    return head_by_rows(decoder, decoder.conv_norm_out, ups[-1].slices, operators, x)
+    return head_by_rows(
+        decoder.conv_norm_out, decoder.conv_act, decoder.conv_out, ups[-1].slices, operators, x
+    )
 
 
 class _HunyuanVideo:
@@ -145,7 +147,8 @@ def _decode_cogvideox(
     operators = _CogVideoX(sample, conv_cache or {}, kept)
     x, kept["conv_in"] = decoder.conv_in(sample, conv_cache=operators.past.pop("conv_in", None))
     x = blocks_by_rows(levels, operators, x)
-    return head_by_rows(decoder, decoder.norm_out, levels[-1].slices, operators, x), kept
+    head = decoder.norm_out, decoder.conv_act, decoder.conv_out
+    return head_by_rows(*head, levels[-1].slices, operators, x), kept
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from accel.slices import Slices, put
 from accel.slicing_rows import (
     ROWS,
     Normaliser,
+    PlaceByPlace,
     Reader,
     Statistics,
     head_by_rows,
@@ -97,7 +98,8 @@ def _decode(
     if decoder.time_embedder is not None:
         told = _embedded(decoder, time, x).unflatten(1, (2, -1)) + _table(decoder)
         modulations = {decoder.norm_out: told.unbind(1)}
-    x = head_by_rows(decoder, decoder.norm_out, slices, _Operators(modulations), x)
+    head = decoder.norm_out, decoder.conv_act, decoder.conv_out
+    x = head_by_rows(*head, slices, _Operators(modulations), x)
     p, p_t = decoder.patch_size, decoder.patch_size_t
     patches = x.unflatten(1, (-1, p_t, p, p)).permute(0, 1, 5, 2, 6, 4, 7, 3)
     return patches.flatten(6, 7).flatten(4, 5).flatten(2, 3)
@@ -164,12 +166,12 @@ class _Operators:
         self._modulations = modulations
 
     def statistics(self, norm: Any) -> Statistics:
-        return _PlaceByPlace(norm)
+        return PlaceByPlace(_last(norm))
 
     def shortcut(self, block: Any) -> Normaliser | None:
         if block.conv_shortcut is None:
             return None
-        norm = _PlaceByPlace(block.norm3).normaliser()
+        norm = _last(block.norm3)
         return lambda part: block.conv_shortcut(norm(part))
 
     def normed(self, norm: Any, normalise: Normaliser, read: Reader, height: int) -> Reader:
@@ -182,14 +184,6 @@ class _Operators:
         return seeing(read, lambda part, first: module(part), height)
 
 
-class _PlaceByPlace:
-    """A norm over the channels of each place: there is nothing to know of the others."""
-
-    def __init__(self, norm: Any) -> None:
-        self._norm = norm
-
-    def add(self, part: Tensor) -> None:
-        pass
-
-    def normaliser(self) -> Normaliser:
-        return lambda part: self._norm(part.movedim(1, -1)).movedim(-1, 1)
+def _last(norm: Any) -> Normaliser:
+    """Of a norm that takes channels last."""
+    return lambda part: norm(part.movedim(1, -1)).movedim(-1, 1)

@@ -111,6 +111,19 @@ def know_blocks(
             handle.know(each, resnet)
 
 
+class PlaceByPlace:
+    """Of a norm over the channels of each place: there is nothing to know of the others."""
+
+    def __init__(self, norm: Normaliser) -> None:
+        self._norm = norm
+
+    def add(self, part: Tensor) -> None:
+        pass
+
+    def normaliser(self) -> Normaliser:
+        return self._norm
+
+
 # -- readers
 
 
@@ -187,15 +200,22 @@ def resnet_by_rows(
 
 
 def head_by_rows(
-    decoder: Any, norm: Any, slices: Slices, operators: Operators, x: Tensor
+    norm: Any,
+    activation: Callable[[Tensor], Tensor],
+    convolution: Any,
+    slices: Slices,
+    operators: Operators,
+    x: Tensor,
 ) -> Tensor:
-    """The last norm, activation and convolution."""
+    """A decoder's last norm, activation and convolution."""
     read, ranges = whole(x), slices.of(x.shape[ROWS])
     statistics = operators.statistics(norm)
     for start, stop in ranges:
         statistics.add(read(start, stop))
-    convolved = partial(_convolved, operators, decoder.conv_act, ranges)
-    return _joined(convolved("conv_out", decoder.conv_out, norm, statistics, read), ranges)
+    made = _convolved(
+        operators, activation, ranges, "conv_out", convolution, norm, statistics, read
+    )
+    return _joined(made, ranges)
 
 
 def _convolved(

@@ -110,7 +110,7 @@ def _wan(config: Config, piece: Piece, single: int) -> Iterator[float]:
     alone = piece.shot_frames == 1
     kept_frames, joined = (1, 1) if alone else (PAST_FRAMES, 2)
     kept, moments = 0.0, []
-    for level in _wan_levels(config, height * width, doubles=not alone):
+    for level in wan_levels(config, height * width, doubles=not alone):
         now, wide, area = level.frames, level.width, level.area
         padded = joined * (now + PAST_FRAMES) + (0 if alone else kept_frames)
         result, shortcut = now if alone else 0, 0 if wide == level.entering else now * wide
@@ -130,7 +130,9 @@ def _wan(config: Config, piece: Piece, single: int) -> Iterator[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class _WanLevel:
+class WanLevel:
+    """A level of Wan's decoder while a latent frame goes through."""
+
     entering: int  # channels
     width: int  # channels
     frames: int  # of a latent one
@@ -141,7 +143,7 @@ class _WanLevel:
     after: int  # frames that it gives
 
 
-def _wan_levels(config: Config, area: int, *, doubles: bool) -> Iterator[_WanLevel]:
+def wan_levels(config: Config, area: int, *, doubles: bool) -> Iterator[WanLevel]:
     """Coarsest first. ``doubles``: whether the frames do where the model says so: the very first
     does not."""
     base = config.get("decoder_base_dim") or config.get("base_dim") or 96
@@ -155,7 +157,7 @@ def _wan_levels(config: Config, area: int, *, doubles: bool) -> Iterator[_WanLev
         middle = 0 if i else 4 * width
         leaving = 0 if finest else width if residual else width // 2
         after = 2 * frames if in_time and doubles else frames
-        yield _WanLevel(
+        yield WanLevel(
             entering=entering,
             width=width,
             frames=frames,

@@ -22,6 +22,7 @@ from jobs.families.hunyuan_video_memory import refining_bytes
 from jobs.families.slicing_causal_memory import cogvideox_decoder, hunyuan_video_decoder
 from jobs.families.slicing_groups import IN_AND_OUT, NOTHING_WHOLE, Group, Size, Whole
 from jobs.families.slicing_ltx_memory import ltx_decoder
+from jobs.families.slicing_wan_memory import wan_decoder
 from jobs.families.unet_memory import blocks_of, levels_of
 
 #: Copies of its features that live inside a slice, by what the group computes.
@@ -199,6 +200,7 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int, Whole], Iterator[Group
     "AutoencoderKLHunyuanVideo": hunyuan_video_decoder,
     "AutoencoderKLLTXVideo": _ltx_decoder,
     "AutoencoderKLTemporalDecoder": _temporal_decoder,
+    "AutoencoderKLWan": wan_decoder,
     "CogVideoXTransformer3DModel": _cogvideox,
     "HunyuanVideoTransformer3DModel": _hunyuan_video,
     "LTXVideoTransformer3DModel": _ltx,
@@ -208,12 +210,13 @@ _GROUPS: dict[str, Callable[[Config, Size, int, str, int, Whole], Iterator[Group
 }
 
 
-#: Autoencoders whose decoding slicing cuts in a render; the others decode a frame at a time anyway.
+#: Autoencoders whose decoding slicing cuts in a render; a last kind decodes pictures one by one.
 DECODERS = (
     "AutoencoderKLCogVideoX",
     "AutoencoderKLHunyuanVideo",
     "AutoencoderKLLTXVideo",
     "AutoencoderKLTemporalDecoder",
+    "AutoencoderKLWan",
 )
 
 

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
@@ -240,6 +241,14 @@ def ltx_decoder(widths: tuple[int, ...] = (128, 256, 256), **config: Any) -> Cas
     )
 
 
+def wan_decoder(**config: Any) -> Case:
+    return Case(
+        lambda: AutoencoderKLWan(**config),
+        lambda model, size: model.decode(torch.empty(1, 16, *size)),
+        branches=1,
+    )
+
+
 LATER_LTX = {
     "upsample_residual": (True,) * 3, "upsample_factor": (2,) * 3, "timestep_conditioning": True
 }  # fmt: skip
@@ -274,6 +283,10 @@ DECODERS = {
     "ltx decoder, alike": ltx_decoder((32, 32, 32), patch_size=1),
     "ltx decoder, wide below": ltx_decoder((128, 256, 1024)),
     "ltx decoder, later": ltx_decoder((256, 512, 1024), **LATER_LTX),
+    "wan decoder": wan_decoder(base_dim=32),
+    "wan decoder, alike": wan_decoder(base_dim=32, dim_mult=[1, 1, 1, 1]),
+    "wan decoder, wide below": wan_decoder(base_dim=32, dim_mult=[1, 2, 8, 8]),
+    "wan decoder, residual": wan_decoder(base_dim=32, is_residual=True),
 }
 
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.

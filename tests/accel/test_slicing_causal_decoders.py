@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLLTXVideo
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLWan,
+)
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
@@ -51,6 +56,26 @@ def test_the_context_between_batches_is_diffusers() -> None:
         handle = apply(vae, Slicing(slices=3))
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@torch.no_grad()
+def test_what_wans_convolutions_keep_is_diffusers(residual: bool) -> None:
+    """Frame by frame, and then without slices from what they kept."""
+    vae = tiny_models.wan_decoder(is_residual=residual).model
+    z, both = torch.randn(1, 4, 5, 3, 2, dtype=torch.float64), ([None] * 40, [None] * 40)
+    for frame in range(5):
+        options = {"first_chunk": frame == 0}
+        handle = apply(vae, Slicing(slices=3 if frame < 4 else 1))
+        ours = vae.decoder(z[:, :, [frame]], feat_cache=both[0], feat_idx=[0], **options)
+        handle.remove()
+        close(ours, vae.decoder(z[:, :, [frame]], feat_cache=both[1], feat_idx=[0], **options))
+        for mine, theirs in zip(*both, strict=True):
+            assert (
+                (mine == theirs)
+                if theirs is None or theirs == "Rep"
+                else close(mine, theirs) is None
+            )
+
+
 @torch.no_grad()
 def test_a_batch_takes_the_context_of_the_one_before() -> None:
     """So that no convolution's is held twice but the one that runs."""
@@ -69,6 +94,7 @@ def test_a_batch_takes_the_context_of_the_one_before() -> None:
         tiny_models.hunyuan_video_decoder,
         tiny_models.cogvideox_decoder,
         partial(tiny_models.ltx_decoder, decoder_layers_per_block=(2,) * 4),
+        tiny_models.wan_decoder,
     ],
 )
 def test_an_unknown_block_is_named(case: Any) -> None:
@@ -95,6 +121,7 @@ PUBLISHED: dict[str, tuple[Any, tuple[int, ...], tuple[float, float]]] = {
         (5, 60, 90),
         (31.7, 11.1),
     ),
+    "wan 2.1, 832x480": (AutoencoderKLWan, (3, 60, 104), (7.82, 5.68)),
     "ltx video, 704x480": (AutoencoderKLLTXVideo, (21, 15, 22), (7.46, 4.67)),
 }
 
@@ -107,7 +134,8 @@ def test_what_a_tile_of_the_published_models_needs(name: str) -> None:
     make, latent_size, (most, least) = PUBLISHED[name]
     with FakeTensorMode(allow_non_fake_inputs=True):
         vae = make().eval()
-        z = torch.empty(1, vae.config.latent_channels, *latent_size)
+        channels = vae.post_quant_conv.in_channels if hasattr(vae, "post_quant_conv") else None
+        z = torch.empty(1, channels or vae.config.latent_channels, *latent_size)
         for slices, most_gb in ((None, most), (8, least)):
             if slices is not None:
                 apply(vae, Slicing(slices=slices))

@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
     CogVideoXTransformer3DModel,
     HunyuanVideoTransformer3DModel,
     LTXVideoTransformer3DModel,
@@ -176,6 +177,26 @@ def ltx_decoder(latent_frames: int = 4, *, later: bool = False, **config: Any) -
     z = torch.randn(2, 4, latent_frames, 5, 3, dtype=torch.float64)
     time = torch.tensor([0.05, 0.05], dtype=torch.float64) if later else None
     return Case(model, lambda: model.decode(z, time).sample)
+
+
+def wan_decoder(latent_frames: int = 4, **config: Any) -> Case:
+    """Decoded one latent frame at a time."""
+    model = random_(
+        AutoencoderKLWan(
+            **{
+                "base_dim": 8,
+                "z_dim": 4,
+                "num_res_blocks": 1,
+                "latents_mean": [0.0] * 4,
+                "latents_std": [1.0] * 4,
+            }
+            | config
+        ),
+        std=0.15,
+    )
+    model.clear_cache()  # makes it
+    z = torch.randn(2, 4, latent_frames, 5, 3, dtype=torch.float64)
+    return Case(model, lambda: model.decode(z).sample)
 
 
 class _Float64RMSNorm(RMSNorm):

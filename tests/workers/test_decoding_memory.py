@@ -151,6 +151,10 @@ PUBLISHED: dict[str, tuple[Case, Size]] = {
 }
 
 
+#: Latent frames of a shot before a piece, and after it.
+AROUND = ((0, 0), (0, 40), (20, 20), (40, 0))
+
+
 @pytest.fixture(autouse=True)
 def no_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lane knows its latents again by their bits, and fake tensors have none."""
@@ -242,9 +246,16 @@ def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int, afte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ltx, 480x704", "ltx 0.9.5, 480x704"])
-@pytest.mark.parametrize("before, after", [(0, 0), (0, 40), (20, 20), (40, 0)])
-@pytest.mark.parametrize("slices", [4, 16])
+@pytest.mark.parametrize(
+    "name, before, after",
+    [
+        *((f"ltx{kind}, 480x704", *around) for kind in ("", " 0.9.5") for around in AROUND),
+        ("wan, 480p", 0, 20),
+        ("wan, 480p", 20, 0),
+        ("wan 2.2, 704x1280", 9, 9),
+    ],
+)
+@pytest.mark.parametrize("slices", [2, 16])
 def test_a_piece_in_slices_with_what_it_depends_on(
     name: str, before: int, after: int, slices: int
 ) -> None:
