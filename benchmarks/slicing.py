@@ -31,6 +31,7 @@ from diffusers import (
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLTemporalDecoder,
+    AutoencoderKLWan,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
     WanTransformer3DModel,
@@ -150,6 +151,12 @@ def cogvideox_decoder() -> Pipeline:
     return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
 
 
+def wan_decoder() -> Pipeline:
+    """Three latent frames, one after the other, of 1280x720: more take no more."""
+    vae, z = AutoencoderKLWan(), torch.empty(1, 16, 3, 90, 160)
+    return _pipeline({"vae": vae}, z.shape[2:], branches=1, vae=lambda: vae.decode(z))
+
+
 def ltx_decoder() -> Pipeline:
     """A shot of 6.4 s at 704x480."""
     vae, z = AutoencoderKLLTXVideo(), torch.empty(1, 128, 21, 15, 22)
@@ -160,6 +167,7 @@ DECODERS = {
     "hunyuan video 720x1280x17": hunyuan_video_decoder,
     "cogvideox 480x720x17": cogvideox_decoder,
     "ltx 480x704x161": ltx_decoder,
+    "wan 720x1280x9": wan_decoder,
 }
 
 
