@@ -44,12 +44,23 @@ def _with_presets_choice(
     spec: JobSpec, job: ResolvedSpec, model: ModelInfo, scheduler: str
 ) -> ResolvedSpec:
     """A preset has other settings where the scheduler adds noise; the job's own stay. Raises
-    BadJob if there are too few steps for them."""
-    if not SCHEDULERS[model.family.diffusion][scheduler].adds_noise:
+    BadJob if it has none for the family, or if there are too few steps for them."""
+    known, preset = SCHEDULERS[model.family.diffusion], PRESETS[job.preset]
+    if not known[scheduler].adds_noise:
         return job
     own = {name: each for name, each in spec.accelerations if each is not None}
-    chosen = PRESETS[job.preset].with_noise.model_copy(update=own)
-    if chosen.adaptive and (said := adaptive_problem(chosen.adaptive, job.stage_steps)):
+    settings = preset.with_noise.get(model.family.name, Accelerations())
+    chosen, said = settings.model_copy(update=own), None
+    if chosen.adaptive:
+        said = adaptive_problem(chosen.adaptive, job.stage_steps)
+    elif preset.settings_of(model.family.name).adaptive:
+        others = ", ".join(name for name, each in known.items() if not each.adds_noise)
+        said = (
+            f"{preset.name} has no settings for {model.family.name} with scheduler {scheduler}, "
+            f"which adds noise at each step; use another scheduler ({others}), or accelerations of "
+            "your own"
+        )
+    if said:
         raise bad_job([Problem(acceleration_place(spec, "adaptive"), said)], spec._places)
     return replace(job, accelerations=chosen)
 

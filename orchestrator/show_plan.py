@@ -107,7 +107,7 @@ def preset_rows(tried: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]
             "description": preset.description,
             "accelerations": preset.settings.recipe(),
             "by_family": {name: each.recipe() for name, each in preset.by_family.items()},
-            "with_noise": preset.with_noise.recipe(),
+            "with_noise": {name: each.recipe() for name, each in preset.with_noise.items()},
             "measured": {family: asdict(each) for family, each in preset.measured.items()},
             "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
             "tried_here": [
@@ -123,7 +123,8 @@ def preset_rows(tried: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]
 
 def _is_as_now(row: Mapping[str, Any], preset: Preset, family: str) -> bool:
     """Whether a row is of a preset's settings as they are in this version; slices change none."""
-    now = [preset.settings_of(family).recipe(), preset.with_noise.recipe()]
+    noisy = preset.with_noise.get(family, preset.settings_of(family))
+    now = [preset.settings_of(family).recipe(), noisy.recipe()]
     found = dict(row.get("accelerations", {"failed": None}))
     found.pop("slicing", None)
     return found in now
@@ -158,8 +159,9 @@ def preset_table(rows: list[dict[str, Any]]) -> str:
             for line in _settings_lines(settings)
         ]
         lines += [
-            f"  with a scheduler that adds noise: {line}"
-            for line in (_settings_lines(row["with_noise"]) if row["with_noise"] else [])
+            f"  of {family} with a scheduler that adds noise: {line}"
+            for family, settings in row["with_noise"].items()
+            for line in _settings_lines(settings)
         ]
         lines += [
             f"  {family}: {each['speed']:.3g}x less to compute{_over_plain(each)}, "

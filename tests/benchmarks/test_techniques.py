@@ -102,7 +102,8 @@ def test_presets_say_what_was_measured(name: str) -> None:
     preset = PRESETS[name]
     for family, said in preset.measured.items():
         noisy, plain = family.endswith(WITH_NOISE), family.removesuffix(WITH_NOISE)
-        adaptive = (preset.with_noise if noisy else preset.settings_of(family)).adaptive
+        settings = preset.with_noise[plain] if noisy else preset.settings_of(family)
+        adaptive = settings.adaptive
         assert adaptive is not None
         file = "" if plain == "wan" else f"_{plain}"
         if noisy:

@@ -239,3 +239,21 @@ def test_a_search_for_slices_looks_at_each_step_of_a_plan_once(
     with pytest.raises(BadJob, match="slicing cannot bring the model under 1 GB"):
         fitted_wan(wide, slicing={"budget_gb": 1}, fast_attention=plans)
     assert seen == dict.fromkeys(range(PLAN.steps), 1)
+
+
+def test_a_preset_without_settings_for_noise_is_refused() -> None:
+    """What is skipped then loses too much: measured on AnimateDiff."""
+
+    def asked(**changes: object) -> Plan:
+        spec = {"model": "demo-animatediff", "prompt": "a", "seconds": 1, "scheduler": "sde-dpm++"}
+        return prepare(parse_spec(spec | changes)).plan
+
+    said = (
+        r"preset: balanced has no settings for animatediff with scheduler sde-dpm\+\+.*\(ddim, dpm"
+    )
+    with pytest.raises(BadJob, match=said):
+        asked(preset="balanced")
+    assert asked(preset="exact").accelerations.adaptive is None
+    own = {"accelerations": {"adaptive": {"threshold": 0.1}}}
+    assert asked(preset="balanced", **own).accelerations.adaptive.threshold == 0.1
+    assert asked(preset="balanced", scheduler="ddim").accelerations.adaptive.form == "spectral"
