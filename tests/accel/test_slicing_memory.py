@@ -26,11 +26,13 @@ RUNS = (
 
 def spread() -> Iterator[Any]:
     """Every case at every run; one run of the plain cases is quick, for fake tensors take time by
-    the operator."""
+    the operator, and all but one of decoders' kin are for a long day."""
     for name in CASES:
         for run in RUNS:
             quick = run == RUNS[0] and "," not in name
-            yield pytest.param(name, *run, marks=() if quick else pytest.mark.slow)
+            kin = name in DECODERS and "," in name and run != RUNS[0]
+            mark = pytest.mark.long if kin else pytest.mark.slow
+            yield pytest.param(name, *run, marks=() if quick else mark)
 
 
 @pytest.mark.parametrize("name, height, width, slices, dtype", spread())
