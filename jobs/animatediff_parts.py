@@ -6,6 +6,7 @@ Reads configs and file names only: no torch, no diffusers.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import CannotRunHere
 from jobs.families.animatediff import AnimateDiff
@@ -29,14 +30,26 @@ def find_base(name: str) -> Path:
 
 def _rest_of_base(folder: Path) -> list[str]:
     """What else is to be fetched. Raises CannotRunHere for another kind of model."""
-    found = read_json(folder, "model_index.json").get("_class_name")
-    later = read_json(folder, "unet/config.json").get("use_linear_projection")
+    index = _config_of(folder, "model_index.json", "base", "Stable Diffusion 1.x")
+    found = index.get("_class_name")
+    later = found == "StableDiffusionPipeline" and read_json(folder, "unet/config.json").get(
+        "use_linear_projection"
+    )
     if found != "StableDiffusionPipeline" or later:
         told = "a Stable Diffusion 2.x" if later else found
         raise CannotRunHere(
             f"base {folder} is {told}; it must be a StableDiffusionPipeline of Stable Diffusion 1.x"
         )
     return download_patterns(AnimateDiff())
+
+
+def _config_of(folder: Path, file: str, what: str, kind: str) -> dict[str, Any]:
+    if not (folder / file).is_file():
+        raise CannotRunHere(
+            f"{what} {folder} has no {file}; it must be {kind} in diffusers format. The base comes "
+            "first, then the adapter"
+        )
+    return read_json(folder, file)
 
 
 def find_adapter(name: str) -> Path:
@@ -49,7 +62,7 @@ def find_adapter(name: str) -> Path:
 
 
 def _rest_of_adapter(folder: Path) -> list[str]:
-    found = read_json(folder, "config.json").get("_class_name")
+    found = _config_of(folder, "config.json", "adapter", "a motion adapter").get("_class_name")
     if found != "MotionAdapter":
         raise CannotRunHere(
             f"adapter {folder} is {found}; it must be a MotionAdapter, as "

@@ -10,7 +10,6 @@ import typer
 
 from jobs import errors
 from jobs.animatediff_parts import find_adapter, find_base
-from jobs.model_folder import inspect_model
 from orchestrator.sizes import gb
 
 BaseArgument = Annotated[
@@ -38,7 +37,7 @@ def animatediff_command(
     quiet_libraries()  # first: what follows imports the models
     from workers.animatediff_folder import make_animatediff_folder
 
-    make_animatediff_folder(*parts, out)
-    size = sum(inspect_model(out).parameters_bytes.values())
-    print(f"made {folder}: {gb(size)} of weights", file=sys.stderr)
+    made = make_animatediff_folder(*parts, out)
+    size_bytes = sum(made.parameters_bytes.values())
+    print(f"made {folder}: {gb(size_bytes)} of weights", file=sys.stderr)
     print(f"longtake render --model {folder} --prompt ... --seconds 4", file=sys.stderr)

@@ -83,7 +83,7 @@ def try_presets(
         for name in jobs:
             rows.append(trial.row(name))
     except KeyboardInterrupt:
-        if rows:
+        if len(rows) > 1:  # the full render by itself says nothing
             _keep(report(), full.model.identity, say)
             say("what was tried is kept: longtake presets lists it")
         raise

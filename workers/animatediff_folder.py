@@ -9,6 +9,7 @@ from pathlib import Path
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter
 
 from jobs.errors import BadJob, CannotRunHere
+from jobs.model_folder import ModelInfo, inspect_model
 
 #: What motion adapters were trained with, where Stable Diffusion has other settings.
 SCHEDULER = {
@@ -19,10 +20,11 @@ SCHEDULER = {
 }
 
 
-def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> None:
+def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> ModelInfo:
     """Write the folder of the `AnimateDiffPipeline` of a Stable Diffusion folder and a motion
     adapter's, whose weights are safetensors; it appears whole or not at all. Raises CannotRunHere
-    where the two do not fit each other, BadJob where ``folder`` cannot be written."""
+    where they do not fit each other or what they make cannot be rendered, BadJob where ``folder``
+    cannot be written."""
     try:
         scheduler = DDIMScheduler.from_pretrained(base, subfolder="scheduler", **SCHEDULER)
         pipeline = AnimateDiffPipeline.from_pretrained(
@@ -34,14 +36,16 @@ def make_animatediff_folder(base: Path, adapter: Path, folder: Path) -> None:
             use_safetensors=True,
         )
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: tensors of other shapes
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:300]
         raise CannotRunHere(f"{base} and {adapter} make no model: {reason}") from error
     part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         pipeline.save_pretrained(part)
+        made = inspect_model(part)  # or a folder would be left that no render takes
         part.rename(folder)
     except OSError as error:
         raise BadJob(f"{folder} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return made

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from diffusers import MotionAdapter
+from diffusers import AutoencoderKL, MotionAdapter
 
 from tests.cli.conftest import refusal
 from tests.ray.harness import Ran
@@ -58,16 +58,20 @@ def test_what_it_cannot_make_is_told_and_leaves_nothing(
     pickled.mkdir()
     (pickled / "config.json").write_text((adapter / "config.json").read_text())
     (pickled / "diffusion_pytorch_model.bin").write_bytes(b"x")
-    second, bare = base.with_name("second"), base.with_name("bare")
-    for copy in (second, bare):
+    second, bare, wide = (base.with_name(name) for name in ("second", "bare", "wide"))
+    for copy in (second, bare, wide):
         shutil.copytree(base, copy)
+    AutoencoderKL(latent_channels=8, norm_num_groups=4, block_out_channels=(8,)).save_pretrained(
+        wide / "vae"
+    )
     config = second / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"use_linear_projection": True}))
     shutil.rmtree(bare / "tokenizer")
     for given, code, says in (
-        ((adapter, base), 6, "model_index.json is missing; a motion adapter alone is no model"),
-        ((base, base), 6, "config.json is missing; copy it"),
+        ((adapter, base), 6, "has no model_index.json; it must be Stable Diffusion 1.x"),
+        ((base, base), 6, "has no config.json; it must be a motion adapter"),
         ((base, base.parent / "short"), 6, "make no model: "),
+        ((wide, adapter), 6, "unet and vae do not fit"),
         ((second, adapter), 6, "is a Stable Diffusion 2.x; it must be"),
         ((bare, adapter), 6, "tokenizer/tokenizer_config.json is missing"),
         ((base, pickled), 6, "only pickled weights"),
