@@ -26,12 +26,12 @@ RUNS = (
 
 def spread() -> Iterator[Any]:
     """Every case at every run; one run of the plain cases is quick, for fake tensors take time by
-    the operator, and all but one of decoders' kin are for a long day."""
+    the operator; most of kin, and of decoders, are for a long day."""
     for name in CASES:
         for run in RUNS:
             quick = run == RUNS[0] and "," not in name
-            kin = name in DECODERS and "," in name and run != RUNS[0]
-            mark = pytest.mark.long if kin else pytest.mark.slow
+            rare = ("," in name and run != RUNS[0]) or (name in DECODERS and run in RUNS[2:])
+            mark = pytest.mark.long if rare else pytest.mark.slow
             yield pytest.param(name, *run, marks=() if quick else mark)
 
 
