@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from diffusers import CogVideoXDPMScheduler
 
+from workers.sde_dpm import restated
+
 
 class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
     """`CogVideoXDPMScheduler` whose steps draw nothing."""
@@ -65,11 +67,8 @@ class KeyedCogVideoXDPMScheduler(CogVideoXDPMScheduler):
         time, next_time = self.timesteps[next_step - 1], self.timesteps[next_step]
         original = self._original(told, sample.float(), self.alphas_cumprod[time])
         alpha = self.alphas_cumprod[next_time]
-        if self.config.prediction_type == "epsilon":
-            output = (after - alpha**0.5 * original) / (1 - alpha) ** 0.5
-        else:
-            output = (alpha**0.5 * after - original) / (1 - alpha) ** 0.5
-        return output.to(model_output.dtype)
+        kind, levels = self.config.prediction_type, (alpha**0.5, (1 - alpha) ** 0.5)
+        return restated(original, after, *levels, kind).to(model_output.dtype)
 
     def _next(self, timestep: Any) -> Any:
         return timestep - self.config.num_train_timesteps // self.num_inference_steps

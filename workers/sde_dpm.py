@@ -50,15 +50,25 @@ class KeyedDPMSolverMultistepScheduler(DPMSolverMultistepScheduler):
         self._step_index = next_step - 1
         original = self.convert_model_output(told, sample=sample.float())
         alpha, sigma = self._levels(next_step)
-        if self.config.prediction_type == "epsilon":
-            output = (after - alpha * original) / sigma
-        elif self.config.prediction_type == "v_prediction":
-            output = (alpha * after - original) / sigma
-        else:
-            assert self.config.prediction_type == "flow_prediction", "others are refused by name"
-            output = (after - original) / sigma
+        output = restated(original, after, alpha, sigma, self.config.prediction_type)
         return output.to(model_output.dtype)
 
     def _levels(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Signal and noise where a step begins."""
         return self._sigma_to_alpha_sigma_t(self.sigmas[step])
+
+
+def restated(
+    original: torch.Tensor,
+    sample: torch.Tensor,
+    signal: torch.Tensor,
+    noise: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """The model's output that says x_0 = ``original`` of a sample of so much signal and noise."""
+    if prediction_type == "epsilon":
+        return (sample - signal * original) / noise
+    if prediction_type == "v_prediction":
+        return (signal * sample - original) / noise
+    assert prediction_type == "flow_prediction", "others are refused by name"
+    return (sample - original) / noise
