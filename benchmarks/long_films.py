@@ -73,7 +73,8 @@ def measure(plan: Plan, shot: int, frames: NDArray[np.uint8], scene: Scene) -> d
     """Identity by second, seams by border and the colours' drift of a shot's frames, FHWC."""
     first = plan.shots[shot].first_pixel_frame
     mine = [{**b, "frame": b["frame"] - first} for b in borders(plan) if b["shot"] == shot]
-    seams = SeamMeter(mine, {shot: [place - first for place in interiors(plan)[shot]]})
+    inside = {key: [p - first for p in at] for key, at in interiors(plan).items() if key[0] == shot}
+    seams = SeamMeter(mine, inside)
     windows = [(start - first, stop - first) for start, stop in window_ranges(plan, shot)]
     colours = ColourMeter()
     for frame in frames:
@@ -87,6 +88,7 @@ def measure(plan: Plan, shot: int, frames: NDArray[np.uint8], scene: Scene) -> d
             "at_s": [row["frame"] / FPS for row in ratios],
             "ratio": [row["ratio"] for row in ratios],
         },
+        "beat": seams.beat(shot),
         "lab": _by_column(colours.drift(windows, FPS)),
         "comes_again": comes_again(frames),
     }
@@ -168,6 +170,7 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
     identities = [film["identity"] for film in films]
     labs = [film["lab"] for film in films]
     spread = {axis: mean(mean(lab["spread"][axis]) for lab in labs) for axis in AXES}
+    beats = [film["beat"] for film in films if film["beat"] is not None]
     return {
         "right": {name: mean(i["right"][name] for i in identities) for name in LOOKS},
         "steady": mean(i["steady"] for i in identities),
@@ -179,6 +182,7 @@ def summary(films: list[dict[str, Any]]) -> dict[str, Any]:
             "plain_to_see": sum(ratio > PLAIN_SEAM for ratio in ratios) / max(1, len(ratios)),
             "worst": max(ratios, default=None),
         },
+        "beat": median(beats) if beats else None,
         "lab": {
             "spread": spread,
             "mean_per_minute": _mean_slopes(labs, "mean_per_minute"),

@@ -1,4 +1,9 @@
-"""Where the windows of a plan meet, in pixel frames of the film."""
+"""Where the windows of a plan meet, in pixel frames of the film.
+
+A film of a temporal pyramid beats: it changes more where a coarse frame begins than inside one. So
+every place says which: ``begins`` is the coarsest stage of which a frame begins there, and a border
+is compared with places that begin a frame of the same stage.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,7 @@ def borders(plan: Plan) -> list[dict[str, Any]]:
             if pixel < shot.render.pixel_frames and seen.setdefault(latent, stage) == stage:
                 frame = shot.first_pixel_frame + pixel
                 place = {"shot": number, "stage": stage, "window": window}
+                place |= {"begins": _begins(plan, shot, latent)}
                 rows.append(place | {"border": name, "frame": frame})
     return sorted(rows, key=lambda row: row["frame"])
 
@@ -45,20 +51,24 @@ def _edges(plan: Plan, shot: ShotPlan) -> Iterator[tuple[int, str, int, int]]:
                 yield number, name, window, latent
 
 
-def interiors(plan: Plan) -> dict[int, list[int]]:
-    """By shot: where one latent frame ends and the next begins inside windows, in pixel frames of
-    the film."""
-    places = {}
+def _begins(plan: Plan, shot: ShotPlan, latent: int) -> int:
+    """The coarsest stage of which a frame begins at a latent frame after the first; the last stage
+    has them all."""
+    since = latent - int(plan.geometry.first_alone)
+    return next(n for n, stage in enumerate(shot.stages) if since % stage.stride == 0)
+
+
+def interiors(plan: Plan) -> dict[tuple[int, int], list[int]]:
+    """By shot and the coarsest stage of which a frame begins there: where one latent frame ends and
+    the next begins inside windows, in pixel frames of the film."""
+    places: dict[tuple[int, int], list[int]] = {}
     for number, shot in enumerate(plan.shots):
         edges = {latent for _, _, _, latent in _edges(plan, shot)}
-        pixels = (
-            plan.geometry.pixel_range(latent, latent + 1)[0]
-            for latent in range(2, shot.render.latent_frames)
-            if latent not in edges
-        )
-        places[number] = [
-            shot.first_pixel_frame + pixel for pixel in pixels if pixel < shot.render.pixel_frames
-        ]
+        for latent in range(2, shot.render.latent_frames):
+            pixel, _ = plan.geometry.pixel_range(latent, latent + 1)
+            if latent not in edges and pixel < shot.render.pixel_frames:
+                alike = places.setdefault((number, _begins(plan, shot, latent)), [])
+                alike.append(shot.first_pixel_frame + pixel)
     return places
 
 

@@ -82,7 +82,8 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         mine = [ratio for ratio in ratios if ratio["shot"] == number]
         drift = colours.drift(window_ranges(plan, number), plan.fps)
         stages = len(plan.shots[number].stages)
-        shots.append(_shot(row, drift, mine, plan.fps) | {"stages": stages})
+        told = _shot(row, drift, mine, plan.fps)
+        shots.append(told | {"stages": stages, "beat": seams.beat(number)})
     records = inspect_job.journal_records(folder)
     said: dict[str, Any] = {
         "job": folder.id,
@@ -118,7 +119,7 @@ def report_file(
     for number, row in enumerate(rows):
         mine = [r | {"shot": number} for r in ratios if row.start <= r["frame"] < row.stop]
         drift = colours.drift(_seconds(row.start, row.stop, fps), fps)
-        shots.append(_shot(row, drift, mine, fps) | {"stages": None})
+        shots.append(_shot(row, drift, mine, fps) | {"stages": None, "beat": None})
     said: dict[str, Any] = {
         "job": None,
         "film": str(film),

@@ -63,6 +63,15 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 {{ "%.2f" | format(report.seam_median) }}.</p>
 <img src="{{ seams }}" alt="ratio of each border">
 {% endif %}
+{% if report.shots | rejectattr("beat", "none") | list %}
+<h2>Beat of the pyramid</h2>
+<p>How much more a shot changes where frames of its first stage begin than where only those of its
+last do; 1 is even.</p>
+<table><tr><th>shot</th><th>beat</th></tr>
+{% for shot in report.shots if shot.beat is not none %}<tr><td>{{ shot.prompt }}</td>
+<td>{{ "%.2f" | format(shot.beat) }}</td></tr>{% endfor %}
+</table>
+{% endif %}
 {% if report.changes %}
 <h2>Changes</h2>
 <p>Every frame's change over the usual one near by. {{ report.changes.outliers | length }} of

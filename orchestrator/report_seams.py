@@ -28,10 +28,10 @@ def meter_of(frames: Sequence[int], pixel_frames: int) -> SeamMeter:
     """For a film of one shot of which only the frames after its borders are known, if that."""
     known = set(frames)
     borders = [
-        {"shot": 0, "window": number, "border": "given", "frame": frame}
+        {"shot": 0, "window": number, "border": "given", "begins": 0, "frame": frame}
         for number, frame in enumerate(sorted(known), 1)
     ]
-    return SeamMeter(borders, {0: [n for n in range(1, pixel_frames) if n not in known]})
+    return SeamMeter(borders, {(0, 0): [n for n in range(1, pixel_frames) if n not in known]})
 
 
 def border_frames(seconds: Sequence[float], film: Path, fps: float, pixel_frames: int) -> list[int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,16 @@ LEAST_DIFFERENCE = 0.01
 class SeamMeter:
     """Takes the film frame by frame and keeps one number per frame: constant memory.
 
-    ``borders`` are dicts with ``shot``, ``window``, ``border`` (its kind), and ``frame``, the
-    pixel frame right after it. ``interiors`` holds, by shot, sorted places of the same kind that
-    are no border: where one latent frame ends and the next begins.
+    ``borders`` are dicts with ``shot``, ``window``, ``border`` (its kind), ``begins``, the coarsest
+    stage of which a frame begins there, and ``frame``, the pixel frame right after it.
+    ``interiors`` holds, by shot and ``begins``, sorted places of the same kind that are no border:
+    where one latent frame ends and the next begins.
     """
 
     def __init__(
-        self, borders: Sequence[dict[str, Any]], interiors: Mapping[int, Sequence[int]]
+        self,
+        borders: Sequence[dict[str, Any]],
+        interiors: Mapping[tuple[int, int], Sequence[int]],
     ) -> None:
         self._borders = borders
         self._interiors = interiors
@@ -49,15 +53,28 @@ class SeamMeter:
         self._last = now
 
     def ratios(self) -> list[dict[str, Any]]:
-        """Per border its dict, with its ratio; none for a shot without places inside windows."""
+        """Per border its dict, with its ratio; none where no place inside a window is like it."""
         rows = []
         for border in self._borders:
-            near = nearest(self._interiors[border["shot"]], border["frame"], 2 * NEIGHBOURS)
+            alike = self._interiors.get((border["shot"], border["begins"]), ())
+            near = nearest(alike, border["frame"], 2 * NEIGHBOURS)
             if near:
                 usual = np.median([self._difference(place) for place in near])
                 across = self._difference(border["frame"])
                 rows.append(border | {"ratio": across / float(usual)})
         return rows
+
+    def beat(self, shot: int) -> float | None:
+        """How much more a shot of a pyramid changes where frames of its first stage begin than
+        where only those of its last do, inside windows: 1 is even. None of other shots."""
+        stages = sorted(begins for number, begins in self._interiors if number == shot)
+        if len(stages) < 2:
+            return None
+        first, last = (
+            median(self._difference(place) for place in self._interiors[shot, stage])
+            for stage in (stages[0], stages[-1])
+        )
+        return first / last
 
     def changes(self) -> list[float]:
         """Of every frame from the second on, its change over the usual one of the places near by,

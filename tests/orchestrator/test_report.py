@@ -19,6 +19,7 @@ from orchestrator.engagement import engagement
 from orchestrator.report import report_file, report_job
 from orchestrator.report_page import page, tiles_figure
 from orchestrator.report_seams import _small, border_pictures
+from tests.orchestrator.plans import make_plan
 from tests.orchestrator.test_verify import Finished, finished
 from workers.video import encode_segment
 
@@ -65,6 +66,18 @@ def test_a_jump_in_colour_is_told(tmp_path: Path) -> None:
     assert drift[1] > drift[0] + 5
     worst = max(after["shots"][0]["seams"], key=lambda seam: seam["ratio"])
     assert worst["frame"] == border["frame"]
+
+
+def test_the_beat_of_a_pyramid_is_told(tmp_path: Path) -> None:
+    """Coarse frames begin at every eighth frame here, after the first."""
+    plan = replace(make_plan(61, window=16, overlap=4, stage_steps=(2, 2)), codec="ffv1")
+    n = np.arange(plan.pixel_frames)
+    levels = np.cumsum(np.where(n % 8 == 1, 6, np.where(n % 8 == 5, 2, 0))) % 200
+    frames = np.tile(levels.astype(np.uint8)[:, None, None, None], (1, 64, 64, 3))
+    said, pictures = report_job(Finished(tmp_path, plan, frames).folder, None)
+    assert said["shots"][0]["beat"] == 3.0 and said["seam_median"] == 1.0
+    assert "<td>3.00</td>" in page(said, pictures).split("Beat of the pyramid")[1]
+    assert "Beat of" not in page(*report_job(finished(tmp_path / "flat").folder, None))
 
 
 def test_fidelity_to_a_reference(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_finished_job(tmp_path: Path, codec: str) -> None:
 def test_every_window_border_is_measured(tmp_path: Path) -> None:
     report = finished(tmp_path).verify()
     assert all(
-        row.keys() == {"shot", "stage", "window", "border", "frame", "ratio"}
+        row.keys() == {"shot", "stage", "window", "border", "begins", "frame", "ratio"}
         for row in report["seams"]
     )
     named = [(row["shot"], row["window"], row["border"]) for row in report["seams"]]
@@ -162,7 +162,11 @@ def test_borders_of_coarse_stages_are_borders() -> None:
     assert {(b["frame"] - 1) % 8 for b in coarse} == {0}
     assert [b["frame"] for b in found] == sorted(b["frame"] for b in found), "of all stages"
     everywhere = {b["frame"] for b in found}
-    assert not everywhere & set(interiors(plan)[0])
+    inside = interiors(plan)
+    assert not everywhere & {*inside[0, 0], *inside[0, 1]}
+    assert {(place - 1) % 8 for place in inside[0, 0]} == {0}, "where coarse frames begin"
+    assert {(place - 1) % 8 for place in inside[0, 1]} == {4}, "inside them"
+    assert all(b["begins"] == ((b["frame"] - 1) % 8 > 0) for b in found)
     assert len(everywhere) == len({(b["stage"], b["frame"]) for b in found})
 
 
@@ -170,7 +174,7 @@ def test_windows_that_only_touch_have_one_place(tmp_path: Path) -> None:
     plan = make_plan(24, window=8, overlap=0)
     places = [(b["window"], b["border"], b["frame"]) for b in borders(plan)]
     assert places == [(1, "enters", 29), (0, "leaves", 29), (2, "enters", 61), (1, "leaves", 61)]
-    assert not {29, 61} & set(interiors(plan)[0])
+    assert not {29, 61} & set(interiors(plan)[0, 0])
 
 
 @pytest.mark.parametrize(("codec", "passes"), [("ffv1", 1), ("h264", 2)])

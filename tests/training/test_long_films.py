@@ -82,6 +82,7 @@ def test_a_film_keeps_its_rows() -> None:
     for film in (good, bad):
         assert len(film["lab"]["at_s"]) == windows
         assert all(len(film["lab"][k][a]) == windows for k in ("mean", "spread") for a in "Lab")
+    assert good["beat"] is None, "no pyramid, no beat"
     fall = bad["lab"]["mean"]["L"][-1] - bad["lab"]["mean"]["L"][0]
     assert fall < -20 and bad["lab"]["mean_per_minute"]["L"]["slope"] < -20
     assert abs(good["lab"]["mean_per_minute"]["L"]["slope"]) < 1

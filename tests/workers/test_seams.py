@@ -13,6 +13,7 @@ from workers.seams import NEIGHBOURS, SeamMeter, nearest
 #: A film of one shot: places every four frames, three of them where windows meet.
 FRAMES, BORDERS = 121, (33, 61, 89)
 INTERIOR = [place for place in range(5, FRAMES, 4) if place not in BORDERS]
+BORDER = {"shot": 0, "window": 1, "border": "enters", "begins": 0}
 
 
 def moving(frames: int = FRAMES) -> np.ndarray:
@@ -34,11 +35,11 @@ def measured(film: np.ndarray, *, shots: int = 1) -> list[float]:
 
 def rows(film: np.ndarray, *, shots: int = 1) -> list[dict[str, Any]]:
     borders = [
-        {"shot": shot, "window": number, "border": "enters", "frame": shot * FRAMES + frame}
+        {**BORDER, "shot": shot, "window": number, "frame": shot * FRAMES + frame}
         for shot in range(shots)
         for number, frame in enumerate(BORDERS)
     ]
-    interiors = {shot: [shot * FRAMES + place for place in INTERIOR] for shot in range(shots)}
+    interiors = {(shot, 0): [shot * FRAMES + place for place in INTERIOR] for shot in range(shots)}
     meter = SeamMeter(borders, interiors)
     for frame in film:
         meter.add(frame)
@@ -110,6 +111,7 @@ def test_rows_name_the_border() -> None:
         "shot": 0,
         "window": 1,
         "border": "enters",
+        "begins": 0,
         "frame": BORDERS[1],
         "ratio": pytest.approx(1.0, rel=0.1),
     }
@@ -120,9 +122,38 @@ def test_a_film_that_is_too_short() -> None:
 
 
 def test_a_shot_without_places_inside_windows() -> None:
-    meter = SeamMeter([{"shot": 0, "window": 1, "border": "enters", "frame": 5}], {0: []})
+    meter = SeamMeter([BORDER | {"frame": 5}], {})
     meter.add(still(1)[0])
     assert meter.ratios() == []
+
+
+def pyramid(film: np.ndarray) -> SeamMeter:
+    """As if frames of a first stage began at every second place."""
+    begins = {place: n % 2 for n, place in enumerate(range(5, FRAMES, 4))}
+    inside = {(0, stage): [p for p in INTERIOR if begins[p] == stage] for stage in (0, 1)}
+    meter = SeamMeter([BORDER | {"begins": begins[f], "frame": f} for f in BORDERS], inside)
+    for frame in film:
+        meter.add(frame)
+    return meter
+
+
+def test_a_pyramids_borders_are_compared_with_places_that_beat_alike() -> None:
+    """What changes wherever a coarse frame begins is no fault of the window that begins there."""
+    film = np.full((FRAMES, 32, 48, 3), 100, np.uint8)
+    level = np.cumsum([3 if n % 8 == 5 else n % 8 == 1 for n in range(FRAMES)])
+    film += level.astype(np.uint8)[:, None, None, None]
+    beating = pyramid(film)
+    assert beating.beat(0) == 3.0
+    assert [row["ratio"] for row in beating.ratios()] == [1.0, 1.0, 1.0]
+    assert {place % 8 for place in BORDERS} == {1, 5}, "borders of both kinds"
+    assert sorted(measured(film)) == [0.5, 0.5, 1.5], "beside places of any kind"
+    film[BORDERS[1] :] += 40
+    assert pyramid(film).ratios()[1]["ratio"] > 10
+
+
+def test_a_film_without_a_pyramid_has_no_beat() -> None:
+    assert pyramid(still()).beat(0) == 1.0
+    assert SeamMeter([], {(0, 0): [5, 9]}).beat(0) is None and pyramid(still()).beat(1) is None
 
 
 def test_the_nearest_places() -> None:
