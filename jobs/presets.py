@@ -46,9 +46,9 @@ class Preset:
 _DEMO = "the demo model, 30 steps, 3 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 3 prompts"
 _ANIMATEDIFF = "the small AnimateDiff model, 25 steps, 2 prompts"
-_SVD = "a small model of its format, 25 steps, 2 images"
-_OTHERS = "a small model of its format, 30 steps, 2 prompts"
-_COARSE = "a small model of its format that draws coarse colours alone, 30 steps, 2 prompts"
+_SVD = "a small model, 25 steps, 2 images"
+_OTHERS = "a small model, 30 steps, 2 prompts"
+_COARSE = "a small model, coarse colours alone, 30 steps, 2 prompts"
 
 #: Of a family with a scheduler that adds noise at each step, as CogVideoX-5b's.
 WITH_NOISE = " with noise"

@@ -16,7 +16,7 @@ import typer
 from jobs import errors
 from jobs.spec import JobSpec
 from jobs.spec_errors import Problem, bad_job
-from orchestrator import show_plan
+from orchestrator import show_plan, show_presets
 from orchestrator.cli_options import (
     DEFAULT_DELTA,
     CalibrateDeviceOption,
@@ -226,12 +226,12 @@ def presets_command(
     if what is None and prompt is None and model is None and not any(flags.values()):
         if picture is not None:
             raise errors.BadJob("--picture shows what was tried; give a job file, or a model")
-        rows = show_plan.preset_rows(kept())
-        print(json.dumps(rows) if as_json else show_plan.preset_table(rows))
+        rows = show_presets.preset_rows(kept())
+        print(json.dumps(rows) if as_json else show_presets.preset_table(rows))
         return
     spec = sample_job("presets", what, model, prompt or [], seconds=None, **flags)
     say = partial(print, file=sys.stderr)
     report, sheet = try_presets(spec, device, say, stills=picture is not None)
-    print(json.dumps(report) if as_json else show_plan.tried_text(report))
+    print(json.dumps(report) if as_json else show_presets.tried_text(report))
     if sheet is not None and picture is not None:
         save_sheet(sheet, picture)

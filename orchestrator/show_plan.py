@@ -1,18 +1,14 @@
-"""A plan, and the presets to plan with, as data and as text for a person."""
+"""A plan as data and as text for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from jobs.attention_plan import strategy_shares
-from jobs.families import FAMILIES
-from jobs.presets import PRESETS, Preset
 from jobs.units import Unit
 from orchestrator.engagement import own_accelerations
 from orchestrator.plan import Plan
-from orchestrator.progress import clock
 from orchestrator.show import asked_for, counted, shorten
 from orchestrator.sizes import gb
 
@@ -97,129 +93,6 @@ def _lengths(plan: Plan) -> str:
     if plan.longest_frames > usual:
         said += f" (of up to {plan.longest_frames}: attention takes more than that)"
     return said
-
-
-def preset_rows(tried: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-    """What ``longtake presets`` says, with all that ``longtake presets JOB`` has found here."""
-    return [
-        {
-            "name": preset.name,
-            "description": preset.description,
-            "accelerations": preset.settings.recipe(),
-            "by_family": {name: each.recipe() for name, each in preset.by_family.items()},
-            "with_noise": {name: each.recipe() for name, each in preset.with_noise.items()},
-            "measured": {family: asdict(each) for family, each in preset.measured.items()},
-            "not_measured": sorted(FAMILIES.keys() - preset.measured.keys()),
-            "tried_here": [
-                {name: each[name] for name in each if name != "presets"} | row
-                for each in tried
-                for row in each["presets"]
-                if row["name"] == preset.name and _is_as_now(row, preset, each["family"])
-            ],
-        }
-        for preset in PRESETS.values()
-    ]
-
-
-def _is_as_now(row: Mapping[str, Any], preset: Preset, family: str) -> bool:
-    """Whether a row is of a preset's settings as they are in this version; slices change none."""
-    noisy = preset.with_noise.get(family, preset.settings_of(family))
-    now = [preset.settings_of(family).recipe(), noisy.recipe()]
-    found = dict(row.get("accelerations", {"failed": None}))
-    found.pop("slicing", None)
-    return found in now
-
-
-_FEWER_STEPS = (
-    "Fewer steps than these figures are of leave less to skip: demo renders 14 by default; a "
-    "render's end and its report tell what was skipped"
-)
-
-
-_TRY_THEM = (
-    "On your own model and machine: longtake presets film.yaml, or longtake presets MODEL --prompt "
-    "... tries each on the beginnings of the job's longest shots"
-)
-
-
-def _over_plain(measured: dict[str, Any]) -> str:
-    """A pyramid saves work too: both together are held against a render with neither."""
-    speed = measured["over_plain"]
-    return "" if speed is None else f" ({speed:.3g}x with the pyramid, over none)"
-
-
-def preset_table(rows: list[dict[str, Any]]) -> str:
-    lines = []
-    for row in rows:
-        lines.append(f"{row['name']}: {row['description']}")
-        lines += [f"  {line}" for line in _settings_lines(row["accelerations"])]
-        lines += [
-            f"  of {family}: {line}"
-            for family, settings in row["by_family"].items()
-            for line in _settings_lines(settings)
-        ]
-        lines += [
-            f"  of {family} with a scheduler that adds noise: {line}"
-            for family, settings in row["with_noise"].items()
-            for line in _settings_lines(settings)
-        ]
-        lines += [
-            f"  {family}: {each['speed']:.3g}x less to compute{_over_plain(each)}, "
-            f"{each['psnr_db']:.0f} dB to the full render (worst prompt "
-            f"{each['worst_psnr_db']:.0f} dB); {each['on']}"
-            for family, each in row["measured"].items()
-        ]
-        if row["accelerations"] and row["not_measured"]:
-            lines.append(f"  {', '.join(row['not_measured'])}: the same settings, not measured")
-        if row["accelerations"]:
-            lines += [f"  here: {_basis_text(e)}: {_row_text(e)}" for e in row["tried_here"]]
-    return "\n".join([*lines, _FEWER_STEPS, _TRY_THEM])
-
-
-def tried_text(report: Mapping[str, Any]) -> str:
-    """What ``longtake presets JOB`` says."""
-    lines = [f"{_basis_text(report)}; a step in full took {report['step_s']:.3g} s"]
-    for row in report["presets"]:
-        did = "".join(f"; {each}" for each in row.get("did", ()))
-        lines.append(f"{row['name']}: {_row_text(row)}{_film_text(row, report)}{did}")
-    own = any(row["name"] not in PRESETS for row in report["presets"])
-    alone = ", without accelerations of the job's own but slicing" if own else ""
-    lines.append(f"use one: preset: NAME in the job file, or --preset NAME{alone}")
-    return "\n".join(lines)
-
-
-def _film_text(row: Mapping[str, Any], report: Mapping[str, Any]) -> str:
-    """How long the film's own steps would take, where it did something."""
-    if "speed" not in row or row["idle"]:
-        return ""
-    film_s = report["film_steps"] * report["step_s"] / row["speed"]
-    return f"; about {clock(film_s)} for the film's {counted(report['film_steps'], 'step')} here"
-
-
-def _basis_text(report: Mapping[str, Any]) -> str:
-    width, height = report["size"]
-    steps = "-".join(map(str, report["stage_steps"]))
-    shots, frames = counted(len(report["pixel_frames"]), "shot"), max(report["pixel_frames"])
-    loras = "".join(f" with {name} at {scale:g}" for name, scale in report["loras"])
-    return (
-        f"{report['model']}{loras}, {steps} steps of {width}x{height}, {shots} of up to {frames} "
-        f"frames, {report['dtype']} on {report['device']}"
-    )
-
-
-def _row_text(row: Mapping[str, Any]) -> str:
-    if "refused" in row:
-        return f"not for this job: {row['refused']}"
-    if "failed" in row:
-        return f"failed: {row['failed']}"
-    if row["idle"]:
-        return "does nothing here, so that a render with it ends with exit 9"
-    if row["psnr_db"] is None:
-        return f"steps {row['speed']:.2f}x as fast, the same frames"
-    return (
-        f"steps {row['speed']:.2f}x as fast, {row['psnr_db']:.0f} dB to the full render (worst "
-        f"shot {row['worst_psnr_db']:.0f} dB)"
-    )
 
 
 def _settings_lines(accelerations: dict[str, dict[str, Any]]) -> list[str]:

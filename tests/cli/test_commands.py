@@ -364,14 +364,16 @@ def test_presets_are_listed_with_what_was_measured(
     monkeypatch.setenv("LONGTAKE_PLANS", str(desk.folder / "nothing tried"))
     ran = desk.run("presets")
     assert ran.code == 0
-    *names, fewer, own = (line.split(":") for line in ran.out.splitlines() if line[0] != " ")
-    assert [name for name, _ in names] == list(PRESETS)
-    assert own[1].startswith(" longtake presets film.yaml")
+    said, table, about = ran.out.split("\n\n")
+    assert [line.split()[0] for line in said.splitlines()] == list(PRESETS)
+    assert max(map(len, ran.out.splitlines())) <= 120, "a line each"
+    models = [row.split("  ")[0] for row in table.splitlines()[3:] if row[0] != " "]
+    assert models == list(PRESETS["fast"].measured)
     demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
-    assert f" demo renders {demo['shots'][0]['steps']} by default" in fewer[1]
-    assert "  of animatediff: adaptive: threshold 0.2" in ran.out
-    assert "adaptive: threshold 0.15" in ran.out and "x less to compute, 54 dB to the" in ran.out
-    assert "x with the pyramid, over none), 33 dB to the full" in ran.out
+    assert f" demo renders {demo['shots'][0]['steps']} by default" in about
+    assert "longtake presets film.yaml" in about
+    assert "\nwan                   1.64x 54 (53)   2.31x 40 (37)   the demo model, 30" in table
+    assert "\n  over no pyramid     3.33x           4.69x\n" in table
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
@@ -379,4 +381,4 @@ def test_presets_are_listed_with_what_was_measured(
         "tried_here": [],
     }  # fmt: skip
     assert "not measured" not in ran.out and not rows[1]["not_measured"]
-    assert "with a scheduler that adds noise: adaptive: threshold 0.05" in ran.out
+    assert rows[2]["with_noise"]["cogvideox"]["adaptive"]["threshold"] == 0.05
