@@ -22,7 +22,6 @@ from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
 from jobs.units import ShotRender
 from tests.training.test_tpdiff_videos import write_video
-from tests.workers.tiny import write_tiny_wan
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
 from training.tpdiff.batches import MicroBatches
@@ -38,16 +37,6 @@ ROOT = Path(__file__).parents[2]
 SHORT = ("--steps", "4", "--batch", "4", "--warmup-steps", "1")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_tiny_wan(tmp_path_factory.mktemp("model") / "wan")
-    (folder / "longtake.json").write_text(
-        json.dumps({"format": 1, "size": [32, 32], "fps": 12, "window_latent_frames": 5,
-                    "overlap_latent_frames": 1, "text_tokens": 12, "flow_shift": 3.0})
-    )  # fmt: skip
-    return folder
 
 
 def run(model: Path, data: Path, out: Path, *more: str) -> Path:
@@ -79,17 +68,6 @@ def test_all_weights_are_trained_and_the_result_says_its_pyramid(
     assert info.defaults.size == (32, 32), "what the sidecar said before, it says still"
     assert (out / "samples" / "step_000003.png").stat().st_size > 1000
     assert inspect_model(model).defaults.pyramid_steps == ()
-
-
-def test_samples_that_are_no_pictures_are_told_and_end_no_training(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A rate at which weights blow up."""
-    out = run(model, data, tmp_path / "out", "--steps", "3", "--sample-every", "3",
-              "--sample-steps", "2", "--rate", "1e30")  # fmt: skip
-    said = "".join(capsys.readouterr())
-    assert "no sample of" in said and "pixels became NaN or infinite" in said
-    assert (out / "model").is_dir() and not (out / "samples").exists()
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(
@@ -211,22 +189,6 @@ def test_pictures_are_rendered_as_films_will_be(
     assert shown == [("a boat", (5, 2))]
     whole, half = (each / "samples" / "step_000001.png" for each in (out, other))
     assert Image.open(whole).height > 1.5 * Image.open(half).height
-
-
-def test_bad_data_is_refused_or_skipped(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for path in data.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    write_video(tmp_path / "short.mp4", frames=3)
-    with pytest.raises(SystemExit) as refused:
-        run(model, tmp_path, tmp_path / "out", "--steps", "1")
-    said = str(refused.value)
-    assert "1 video cannot be trained on:" in said
-    assert "short.mp4: lasts 0.25 s, and a clip 0.75 s" in said and "--bad-data skip" in said
-    assert not (tmp_path / "out" / "model").exists()
-    run(model, tmp_path, tmp_path / "out", "--steps", "1", "--bad-data", "skip")
-    assert "skipped:" in capsys.readouterr().err
 
 
 def test_videos_too_short_for_whole_windows_are_counted(

@@ -121,8 +121,35 @@ def test_a_video_that_is_damaged_inside_is_named(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "a.mp4")
     (video,), _ = scan(tmp_path, 1.0)
     whole.write_bytes(whole.read_bytes()[:200])
-    with pytest.raises(BadJob, match=r"a\.mp4 cannot be read at 0\.50 s: .*; mend it and go on"):
+    with pytest.raises(BadJob, match=r"a\.mp4 cannot be read at 0\.50 s: .*; mend it, or"):
         read_clip(video, 0.5, 5, fps=12, size=(64, 48))
+
+
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_telephones_video_is_turned(tmp_path: Path, quarters: int) -> None:
+    """By the matrix that stands in its track's header, as players turn it."""
+    film = np.zeros((12, 32, 64, 3), np.uint8)
+    film[:, :16, :32] = 200  # bright at its left top
+    data = encode_segment(film, fps=12, codec="h264", quality=10)
+    one, no = (0x10000).to_bytes(4, "big"), bytes(4)
+    less = (-0x10000).to_bytes(4, "big", signed=True)
+    upright, rest = one + no + no + no + one, no + no + no + (0x40000000).to_bytes(4, "big")
+    turned = {
+        1: no + less + no + one + no,  # by a quarter against the clock
+        2: less + no + no + no + less,
+        3: no + one + no + less + no,
+    }[quarters]
+    at = data.index(b"tkhd")
+    head, track = data[:at], data[at:]
+    assert upright + rest in track
+    (tmp_path / "a.mp4").write_bytes(head + track.replace(upright + rest, turned + rest, 1))
+    (tmp_path / "a.txt").write_text("a wall")
+    (video,), _ = scan(tmp_path, 0.5)
+    size = (32, 64) if quarters % 2 else (64, 32)
+    clip = read_clip(video, 0.0, 1, fps=12, size=size)
+    assert clip.shape == (1, size[1], size[0], 3)
+    whole = np.rot90(film[0], quarters)
+    assert np.abs(clip[0].astype(int) - whole).mean() < 4
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:

@@ -3,21 +3,25 @@
     python -m training.tpdiff --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --data videos --out wan-tp \
         --stages 3 --lora-rank 32 --precision bf16 --batch 4 --steps 5000 --sample-every 500
 
-With several devices: `accelerate launch -m training.tpdiff ...`. Run it again with the same --out
-to go on after a stop. A render of the result uses its pyramid.
+With several devices: `accelerate launch -m training.tpdiff ...`; each has all weights. Ctrl-C
+stops after the step; run it again with the same --out to go on. A render of the result uses its
+pyramid.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
@@ -31,18 +35,23 @@ from rich.progress import (
     track,
 )
 
-from jobs.errors import BadJob, LongtakeError
+from jobs.errors import EXIT_INTERRUPTED, BadJob, LongtakeError
 from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
 from training.tpdiff.batches import frames_in, whole_windows_s
 from training.tpdiff.settings import Settings
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainees import load_trainee
-from training.tpdiff.trainer import Trainer
+from training.tpdiff.trainer import Interrupted, Trainer
 from training.tpdiff.videos import Bad, Track, Video, scan
 
 #: What a frozen base is loaded in, by ``--precision``.
 BASE_DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+Found = TypeVar("Found")
+
+#: Of an adapter, which starts from nothing: ten times that of weights that know their model.
+LORA_RATE = 10 * Settings().rate
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         run(options)
     except LongtakeError as error:
         sys.exit(f"error: {error}")
+    except (KeyboardInterrupt, Interrupted):
+        print("stopped; the same command goes on from what is kept", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -67,15 +79,19 @@ def run(options: argparse.Namespace) -> None:
     trainee = load_trainee(options.model, device, options.stages, dtype)
     settings = _settings(options, trainee)
     show = partial(_track, console)
-    videos = _videos(options, settings, accelerator, say, show)
+    videos = _videos(options, settings, accelerator, trainee, say, show)
     options.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(trainee, videos, settings, options.out, accelerator, say, show)
+    trainer = Trainer(
+        trainee, videos, settings, options.out, accelerator, say, show,
+        skip_damaged=options.bad_data == "skip",
+    )  # fmt: skip
     _say_what_is_less(trainer, say)
     trainer.resume()
-    with _progress(console) as progress:
+    with _progress(console) as progress, _stop_between_steps(accelerator) as stopped:
         task = progress.add_task("training", total=settings.steps, completed=trainer.step, loss="")
         trainer.train(
-            lambda step, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}")
+            lambda step, loss: progress.update(task, completed=step, loss=f"loss {loss:.4f}"),
+            stopped,
         )
     if accelerator.is_main_process:
         _write(trainee, settings, options, say)
@@ -95,6 +111,27 @@ def _accelerator(precision: str, accumulate: int) -> Accelerator:
     ):  # accelerate would train in float32
         raise BadJob("--precision fp16 needs a GPU, and there is none; say bf16, or no")
     return accelerator
+
+
+@contextmanager
+def _stop_between_steps(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C is answered when the step is done, a second one at once; so is the first where several
+    processes train, which would have to agree on the step."""
+    asked = threading.Event()
+    if accelerator.num_processes > 1:
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _say_what_is_less(trainer: Trainer, say: Callable[[str], None]) -> None:
@@ -137,6 +174,8 @@ def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
     given["sample_prompts"] = tuple(options.sample_prompts)
     if options.starts is not None and not geometry.first_alone:
         raise BadJob("--starts: in this family a window is the same wherever it begins; remove it")
+    if options.rate is None and options.lora_rank:
+        given["rate"] = LORA_RATE
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     window = geometry.pixel_frames(geometry.window_latent_frames)
     settings = replace(
@@ -147,6 +186,9 @@ def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
         stage_positions=settings.stage_positions and trainee.counts_stages,
     )
     _check(settings, geometry.size_multiple, geometry.temporal_scale)
+    for prompt in settings.sample_prompts:
+        if wrong := trainee.too_long(prompt):
+            raise BadJob(f"--sample-prompt {prompt[:40]!r}... {wrong}")
     info, stride = trainee.info, 2 ** (settings.stages - 1) if settings.stage_positions else 1
     longest = geometry.pixel_frames(info.family.longest_window(info.configs, stride))
     if settings.pixel_frames > longest:
@@ -168,7 +210,7 @@ def _check_options(options: argparse.Namespace) -> None:
     for name in ("dropped_captions", "starts"):
         if not 0 <= (getattr(options, name) or 0) <= 1:
             raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
-    if not options.rate > 0:
+    if options.rate is not None and not options.rate > 0:
         raise BadJob(f"--rate must be more than 0, not {options.rate}")
     if not all(prompt.strip() for prompt in options.sample_prompts):
         raise BadJob("--sample-prompt is empty; say what the picture shows")
@@ -222,11 +264,14 @@ def _videos(
     options: argparse.Namespace,
     settings: Settings,
     accelerator: Accelerator,
+    trainee: Trainee,
     say: Callable[[str], None],
     show: Track,
 ) -> list[Video]:
     """The videos to train on; bad ones are named, and skipped only if the person said so."""
-    good, bad = _scanned(options.data, settings.pixel_frames / settings.fps, accelerator, show)
+    least_s = settings.pixel_frames / settings.fps
+    look = partial(scan, options.data, least_s, show, trainee.too_long)
+    good, bad = _by_main(accelerator, look)
     if bad and options.bad_data == "refuse":
         raise BadJob(f"{_told(bad)}\nmend them, or train without them: --bad-data skip")
     for each in bad:
@@ -236,14 +281,12 @@ def _videos(
     return good
 
 
-def _scanned(
-    folder: Path, least_s: float, accelerator: Accelerator, show: Track
-) -> tuple[list[Video], list[Bad]]:
-    """What is in the folder, read by the main process for all."""
+def _by_main(accelerator: Accelerator, look: Callable[[], Found]) -> Found:
+    """What the main process finds, for all."""
     found: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            found = [scan(folder, least_s, show)]
+            found = [look()]
         except BadJob as error:  # all end with it
             found = [error]
     broadcast_object_list(found)
@@ -280,37 +323,52 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # fmt: off
     add, base = parser.add_argument, Settings()
     add("--model", required=True, help="a diffusers folder, a Hugging Face id, or demo")
     add("--data", type=Path, required=True, help="a folder of videos and captions")
     add("--out", type=Path, required=True, help="where state, pictures and the result go")
-    add("--bad-data", choices=("refuse", "skip"), default="refuse")
-    add("--stages", type=int, choices=range(1, MOST_STAGES + 1), default=base.stages)
+    add("--bad-data", choices=("refuse", "skip"), default="refuse",
+        help="videos that cannot be trained on, and those found damaged later (refuse)")
+    add("--stages", type=int, choices=range(1, MOST_STAGES + 1), default=base.stages,
+        help=f"of the pyramid, each of twice the frame rate of the one before ({base.stages})")
     add("--step-shares", type=_shares, help="of a render's steps, such as 2-1-1; even if not said")
-    add("--no-alignment", dest="alignment", action="store_false")
+    add("--no-alignment", dest="alignment", action="store_false",
+        help="clips get any noise of their batch, not the one that is nearest on the whole")
     add("--coarse", choices=("mean", "first"), default=base.coarse,
-        help="what a coarse stage's frames show of those that they stand for")  # fmt: skip
-    add("--no-stage-positions", dest="stage_positions", action="store_false")
+        help=f"what a coarse stage's frames show of those that they stand for ({base.coarse})")
+    add("--no-stage-positions", dest="stage_positions", action="store_false",
+        help="rotary positions count a stage's own frames, not those of the clip")
     add("--pixel-frames", type=int, help="of a clip; as the model's window if not said")
     add("--fps", type=int, help="frames a second that clips are read at; as the model's")
     add("--size", type=_size, help="such as 832x480; as the model's")
-    add("--starts", type=float, help=f"share of windows that start a shot; {base.starts}")
-    add("--steps", type=int, default=base.steps)
-    add("--batch", type=int, default=base.batch, help="clips at a time on each device")
-    add("--accumulate", type=int, default=base.accumulate, help="such batches for a step")
-    add("--rate", type=float, default=base.rate)
-    add("--warmup-steps", type=int, default=base.warmup_steps)
-    add("--dropped-captions", type=float, default=base.dropped_captions)
-    add("--lora-rank", type=int, default=base.lora_rank, help="0: all weights are trained")
+    add("--starts", type=float, help=f"share of windows that start a shot ({base.starts})")
+    add("--steps", type=int, default=base.steps, help=f"of the optimiser ({base.steps})")
+    add("--batch", type=int, default=base.batch,
+        help=f"clips at a time on each device ({base.batch}); alignment needs several")
+    add("--accumulate", type=int, default=base.accumulate,
+        help=f"such batches for a step ({base.accumulate})")
+    add("--rate", type=float,
+        help=f"of learning ({base.rate:g}; of an adapter {LORA_RATE:g})")
+    add("--warmup-steps", type=int, default=base.warmup_steps,
+        help=f"until the rate is reached ({base.warmup_steps})")
+    add("--dropped-captions", type=float, default=base.dropped_captions,
+        help=f"share of clips that are shown without theirs ({base.dropped_captions})")
+    add("--lora-rank", type=int, default=base.lora_rank,
+        help=f"of an adapter; 0: all weights are trained ({base.lora_rank})")
     add("--merge", action="store_true", help="write a whole model with the adapter in it as well")
-    add("--precision", choices=("no", "fp16", "bf16"), default=base.precision)
+    add("--precision", choices=("no", "fp16", "bf16"), default=base.precision,
+        help=f"to compute in; no: float32 ({base.precision})")
     add("--checkpointing", action="store_true", help="less memory for more time")
-    add("--save-every", type=int, default=base.save_every)
-    add("--sample-every", type=int, default=base.sample_every, help="0: no pictures")
-    add("--sample-steps", type=int, help=f"of a picture's render; {base.sample_steps}")
+    add("--save-every", type=int, default=base.save_every,
+        help=f"steps; the last state is kept ({base.save_every})")
+    add("--sample-every", type=int, default=base.sample_every,
+        help=f"steps; 0: no pictures ({base.sample_every})")
+    add("--sample-steps", type=int, help=f"of a picture's render ({base.sample_steps})")
     add("--sample-prompt", dest="sample_prompts", action="append", default=[], metavar="PROMPT",
-        help="what a picture shows, again for more; the first captions if not said")  # fmt: skip
-    add("--seed", type=int, default=base.seed)
+        help="what a picture shows, again for more; the first captions if not said")
+    add("--seed", type=int, default=base.seed, help=f"of clips and noise ({base.seed})")
+    # fmt: on
     return parser
 
 

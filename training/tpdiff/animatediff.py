@@ -37,6 +37,10 @@ class AnimateDiffTrainee(Trainee):
                 "v_prediction can be trained"
             )
 
+    @property
+    def most_tokens(self) -> int:
+        return int(self.family.tokenizer.model_max_length)
+
     def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:
         AnimateDiffPipeline.save_lora_weights(out, unet_lora_layers=weights)
 

@@ -6,7 +6,7 @@ Shapes: B batch, F frames, H rows, W columns, C colours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,18 @@ import torch
 from torch.utils.data import IterableDataset
 
 from accel.pyramid import NoisePath, Stage, lay_stages
+from jobs.errors import BadJob
 from jobs.geometry import ModelGeometry
 from training.stages import clip_frames
 from training.tpdiff.settings import Settings
-from training.tpdiff.videos import Video, read_clip
+from training.tpdiff.videos import Damaged, Video, read_clip
+
+#: After so many draws in a row with a damaged video in each, there is no use in another.
+MOST_DRAWS = 100
+
+
+def refuse(damaged: Damaged) -> None:
+    raise damaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,8 @@ class MicroBatch:
 
 
 class MicroBatches(IterableDataset):
-    """Micro-batches without end, each drawn from the seed and its number alone."""
+    """Micro-batches without end, each drawn from the seed and its number alone; one with a damaged
+    video in it is drawn again, unless ``met`` raises what it is told of that."""
 
     def __init__(
         self,
@@ -45,8 +54,9 @@ class MicroBatches(IterableDataset):
         first: int = 0,
         rank: int = 0,
         ranks: int = 1,
+        met: Callable[[Damaged], None] = refuse,
     ) -> None:
-        self.videos, self.settings, self.geometry = videos, settings, geometry
+        self.videos, self.settings, self.geometry, self.met = videos, settings, geometry, met
         self.first, self.rank, self.ranks = first, rank, ranks
         self.stages = lay_stages(path, settings.stages, settings.coarse)
 
@@ -58,8 +68,17 @@ class MicroBatches(IterableDataset):
             number += step
 
     def draw(self, number: int) -> MicroBatch:
+        """Raises what ``met`` does, and BadJob where hardly a clip can be read."""
+        key = (self.settings.seed, 5, number * self.ranks + self.rank)
+        for again in range(MOST_DRAWS):
+            try:
+                return self._draw(np.random.default_rng((*key, again) if again else key))
+            except Damaged as damaged:
+                self.met(damaged)
+        raise BadJob(f"--data: in {MOST_DRAWS} draws in a row a video was damaged; mend them")
+
+    def _draw(self, rng: np.random.Generator) -> MicroBatch:
         settings = self.settings
-        rng = np.random.default_rng((settings.seed, 5, number * self.ranks + self.rank))
         indices = [int(n) for n in rng.integers(len(self.videos), size=settings.batch)]
         stage, starts = int(rng.integers(settings.stages)), self._starts(rng)
         shortest_s = min(self.videos[index].seconds for index in indices)

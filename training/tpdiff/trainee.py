@@ -21,6 +21,7 @@ from accel.pyramid import NoisePath
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import firsts, stage_frames, stage_strides
 from jobs.units import ShotRender
+from workers.families.folder import too_long
 from workers.noise import initial_noise, jump_noise
 from workers.schedulers import RangeStepper
 
@@ -62,6 +63,15 @@ class Trainee(ABC):
     @abstractmethod
     def save_lora(self, out: Path, weights: dict[str, Tensor]) -> None:
         """Write an adapter as diffusers' `load_lora_weights` reads it."""
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a prompt that a render reads."""
+        return self.info.defaults.text_tokens
+
+    def too_long(self, prompt: str) -> str:
+        """What is wrong with a prompt of more tokens, or ""."""
+        return too_long(self.family.tokenizer, self.most_tokens, prompt)
 
     def embed(self, prompt: str) -> Tensor:
         """Embeddings of one prompt, ND, as a render has them."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,11 +25,11 @@ from accel.pyramid import lay_stages
 from jobs.errors import BadJob
 from jobs.pyramid import split_steps
 from training.stages import draw_pair, draw_times, noisy
-from training.tpdiff.batches import MicroBatch, MicroBatches
+from training.tpdiff.batches import MicroBatch, MicroBatches, refuse
 from training.tpdiff.settings import Settings
 from training.tpdiff.texts import Texts
 from training.tpdiff.trainee import Trainee
-from training.tpdiff.videos import Track, Video, untracked
+from training.tpdiff.videos import Damaged, Track, Video, untracked
 from workers.contact_sheet import Row, sheet_of
 from workers.decoding import NotFinite
 
@@ -36,6 +38,10 @@ SETTINGS = "tpdiff.json"
 #: A line of {"step": ..., "loss": ...} for each step; of two of one step, around a stop, the later
 #: one counts.
 LOSSES = "losses.jsonl"
+
+
+class Interrupted(Exception):
+    """The person asked to stop; what was trained is kept."""
 
 
 class Trainer:
@@ -50,10 +56,15 @@ class Trainer:
         accelerator: Accelerator,
         say: Callable[[str], None],
         track: Track = untracked,
+        *,
+        skip_damaged: bool = False,
     ) -> None:
+        """``skip_damaged``: go on without videos that turn out to be damaged inside."""
         self.trainee, self.videos, self.settings = trainee, videos, settings
         self.out, self.accelerator, self.say = out, accelerator, say
-        self.step = 0
+        self.step = self._saved = 0
+        self._met = self._skip if skip_damaged else refuse
+        self._skipped: set[Path] = set()
         self.stages = lay_stages(trainee.path, settings.stages, settings.coarse)
         self.origin = _origin(trainee, videos, accelerator.num_processes)
         self.no_text = trainee.info.defaults.negative
@@ -90,7 +101,7 @@ class Trainer:
         self._check_same(said["settings"] | said["origin"])
         if said["step"]:
             self.accelerator.load_state(str(self.out / "state" / str(said["step"])))
-            self.step = int(said["step"])
+            self.step = self._saved = int(said["step"])
             self.say(f"going on from step {self.step}")
 
     def _check_same(self, theirs: dict) -> None:
@@ -116,26 +127,36 @@ class Trainer:
                 if other != state:
                     shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
+        self._saved = self.step
+
+    def _keep(self) -> None:
+        """Before an end that comes too early. Several processes would have to agree on the step:
+        they have what was saved last."""
+        if self.accelerator.num_processes == 1 and self.step > self._saved:
+            self.save()
 
     # -- training
 
-    def train(self, on_step: Callable[[int, float], None]) -> None:
-        """Train up to the settings' number of steps, counted from the first start."""
+    def train(
+        self, on_step: Callable[[int, float], None], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Train up to the settings' number of steps, counted from the first start. Raises Damaged,
+        BadJob where weights blow up, and Interrupted once ``stopped`` says so."""
         settings, accelerator = self.settings, self.accelerator
         first = self.step * settings.accumulate
         rank, ranks = accelerator.process_index, accelerator.num_processes
         geometry = self.trainee.info.geometry
         batches = MicroBatches(
-            self.videos, settings, geometry, self.trainee.path, first, rank, ranks
+            self.videos, settings, geometry, self.trainee.path, first, rank, ranks, self._met
         )
         drawn = iter(DataLoader(batches, batch_size=None))
         while self.step < settings.steps:
-            losses = []
-            for _ in range(settings.accumulate):
-                with accelerator.accumulate(self.model):
-                    losses.append(self._micro_step(next(drawn)))
+            try:
+                loss = self._take_step(drawn, stopped)
+            except (Damaged, Interrupted):
+                self._keep()
+                raise
             self.step += 1
-            loss = float(np.mean(losses))
             self._note(loss)
             on_step(self.step, loss)
             last = self.step == settings.steps
@@ -144,6 +165,24 @@ class Trainer:
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
                 self.draw_samples()
 
+    def _take_step(self, drawn: Iterator[MicroBatch], stopped: Callable[[], bool]) -> float:
+        """The mean loss of a step's micro-batches. An end in their midst changes no weight."""
+        losses = []
+        for _ in range(self.settings.accumulate):
+            if stopped():
+                raise Interrupted
+            batch = next(drawn)
+            with self.accelerator.accumulate(self.model):
+                losses.append(self._micro_step(batch))
+        return float(np.mean(losses))
+
+    def _skip(self, damaged: Damaged) -> None:
+        if damaged.path not in self._skipped:
+            self._skipped.add(damaged.path)
+            # Each process reads its own clips, so that each tells what it met.
+            say = self.say if self.accelerator.is_main_process else _say_aloud
+            say(f"skipped wherever it comes up: {damaged}")
+
     def _note(self, loss: float) -> None:
         if self.accelerator.is_main_process:
             with (self.out / LOSSES).open("a") as file:
@@ -151,6 +190,8 @@ class Trainer:
 
     def _micro_step(self, drawn: MicroBatch) -> float:
         loss = self.loss(drawn)
+        if not math.isfinite(float(loss.detach())):
+            raise BadJob(self._blown_up())
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -159,6 +200,13 @@ class Trainer:
             self.rates.step()
         self.optimizer.zero_grad()
         return float(loss.detach())
+
+    def _blown_up(self) -> str:
+        kept = f"the state of step {self._saved} is kept" if self._saved else "nothing was kept"
+        return (
+            f"the loss of step {self.step + 1} is not a number: no model is written, and {kept}; "
+            f"give a lower --rate (it is {self.settings.rate:g}) and another --out"
+        )
 
     def loss(self, drawn: MicroBatch) -> Tensor:
         """The squared error of what is predicted for a stage's own diffusion."""
@@ -222,6 +270,10 @@ class Trainer:
         assert sheet is not None, "there are clips"
         sheet.save(picture)
         self.say(f"samples: {picture}")
+
+
+def _say_aloud(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _origin(trainee: Trainee, videos: list[Video], processes: int) -> dict[str, object]:

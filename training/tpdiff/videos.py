@@ -17,6 +17,9 @@ import numpy as np
 
 from jobs.errors import BadJob
 
+#: What is wrong with a caption, or "".
+Check = Callable[[str], str]
+
 VIDEO_ENDINGS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif")
 METADATA = "metadata.jsonl"
 
@@ -48,10 +51,23 @@ class Bad:
         return f"{self.path}: {self.reason}"
 
 
-def scan(folder: Path, least_s: float, track: Track = untracked) -> tuple[list[Video], list[Bad]]:
+class Damaged(BadJob):
+    """A video that is damaged where a clip was to be cut from it."""
+
+    def __init__(self, path: Path, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def scan(
+    folder: Path,
+    least_s: float,
+    track: Track = untracked,
+    check_caption: Check = lambda caption: "",
+) -> tuple[list[Video], list[Bad]]:
     """The videos of a folder that can be trained on, and those that cannot or are not there: a
-    good one lasts ``least_s`` seconds or more. Raises BadJob if it is no folder, or holds no video
-    at all, or if its metadata cannot be read."""
+    good one lasts ``least_s`` seconds or more, and nothing is wrong with its caption. Raises BadJob
+    if it is no folder, or holds no video at all, or if its metadata cannot be read."""
     if not folder.is_dir():
         raise BadJob(f"--data: {folder} is no folder; give one with videos and captions")
     paths = sorted(p for p in folder.rglob("*") if _is_video(p))
@@ -61,7 +77,7 @@ def scan(folder: Path, least_s: float, track: Track = untracked) -> tuple[list[V
     good, bad = [], []
     for path in track(paths, "looking at videos"):
         _, caption = told.pop(path.relative_to(folder).as_posix(), (0, None))
-        found = _look(path, caption, least_s)
+        found = _look(path, caption, least_s, check_caption)
         (good if isinstance(found, Video) else bad).append(found)
     return good, bad + [_not_there(folder / name, line) for name, (line, _) in told.items()]
 
@@ -96,7 +112,7 @@ def _metadata(folder: Path) -> dict[str, tuple[int, str]]:
     return told
 
 
-def _look(path: Path, caption: str | None, least_s: float) -> Video | Bad:
+def _look(path: Path, caption: str | None, least_s: float, check_caption: Check) -> Video | Bad:
     beside = path.with_suffix(".txt")
     if caption is None and beside.is_file():
         try:
@@ -105,13 +121,16 @@ def _look(path: Path, caption: str | None, least_s: float) -> Video | Bad:
             return Bad(path, f"{beside.name} is not UTF-8; save it as UTF-8")
     if not caption or not caption.strip():
         return Bad(path, f"has no caption: neither {beside.name} nor a line in {METADATA}")
+    caption = " ".join(caption.split())
+    if wrong := check_caption(caption):
+        return Bad(path, f"its caption {wrong}")
     try:
         seconds = _seconds(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         return Bad(path, f"cannot be read: {error}")
     if seconds < least_s:
         return Bad(path, f"lasts {seconds:.2f} s, and a clip {least_s:.2f} s")
-    return Video(path, " ".join(caption.split()), seconds)
+    return Video(path, caption, seconds)
 
 
 def _seconds(path: Path) -> float:
@@ -142,14 +161,15 @@ def read_clip(
 ) -> np.ndarray:
     """Frames FHWC, RGB uint8, at ``fps`` from ``start_s`` on: of the video's own frames the one
     that is shown at each time, scaled to cover ``size`` (width, height) and cut to its middle.
-    Raises BadJob if it is damaged there."""
+    Raises Damaged where it cannot be read."""
     times = [start_s + n / fps for n in range(pixel_frames)]
     try:
         frames = _shown_at(times, _pictures(video.path, start_s), size)
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise BadJob(
-            f"{video.path} cannot be read at {start_s:.2f} s: {error}; mend it and go on, or take "
-            "it away and begin again with another --out"
+        raise Damaged(
+            video.path,
+            f"{video.path} cannot be read at {start_s:.2f} s: {error}; mend it, or leave it out "
+            "with --bad-data skip, and run this again to go on",
         ) from None
     return np.stack(frames)
 
@@ -185,10 +205,12 @@ def _pictures(path: Path, start_s: float) -> Iterator[tuple[float, av.VideoFrame
 
 
 def _cover(picture: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    width, height = size
+    """A telephone held upright writes its pictures lying, and how to turn them."""
+    quarters = round(picture.rotation / 90) % 4
+    width, height = size[::-1] if quarters % 2 else size
     scale = max(width / picture.width, height / picture.height)
     wide = max(width, round(picture.width * scale))
     high = max(height, round(picture.height * scale))
     whole = picture.reformat(wide, high, format="rgb24").to_ndarray()
     top, left = (high - height) // 2, (wide - width) // 2
-    return whole[top : top + height, left : left + width]
+    return np.rot90(whole[top : top + height, left : left + width], quarters)

@@ -126,16 +126,26 @@ class FolderModel(ABC):
     def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
         return load_part(cls, self._folder, part, self._device, **dtype)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the prompts, or of the first encoder where there are several."""
+        return self._load_plain("tokenizer")
+
+    def _load_plain(self, part: str) -> Any:
+        """A part without weights."""
+        cls = getattr(transformers, self._classes[part])
+        return cls.from_pretrained(self._folder / part, local_files_only=True)
+
     def _load_encoders(self) -> Any:
         """Diffusers' pipeline with nothing but what encodes: encoders, and the tokenizers and the
         like that have no weights."""
         facts, parts = FAMILIES[self.name], {}
         for part in self.parts.keys() - {facts.denoiser, "vae"}:
-            cls = getattr(transformers, self._classes[part])
             if part in facts.components:
+                cls = getattr(transformers, self._classes[part])
                 parts[part] = self._load(cls, part, dtype=self._dtype)
             else:
-                parts[part] = cls.from_pretrained(self._folder / part, local_files_only=True)
+                parts[part] = self._load_plain(part)
         needed = {
             name: None
             for name, parameter in inspect.signature(self.pipeline).parameters.items()
@@ -163,9 +173,13 @@ def check_length(tokenizer: Any, most: int, *prompts: str) -> None:
     """An encoder reads so many tokens; diffusers would leave out the rest of a longer prompt.
     Raises BadJob."""
     for prompt in prompts:
-        tokens = len(tokenizer(prompt, truncation=False).input_ids)
-        if tokens > most:
-            raise BadJob(
-                f"prompt {prompt[:40]!r}... has {tokens} tokens, and this model reads {most}; "
-                "shorten it"
-            )
+        if wrong := too_long(tokenizer, most, prompt):
+            raise BadJob(f"prompt {prompt[:40]!r}... {wrong}")
+
+
+def too_long(tokenizer: Any, most: int, prompt: str) -> str:
+    """What is wrong with a prompt of more tokens than ``most``, or ""."""
+    tokens = len(tokenizer(prompt, truncation=False).input_ids)
+    if tokens <= most:
+        return ""
+    return f"has {tokens} tokens, and this model reads {most}; shorten it"

@@ -17,7 +17,7 @@ from accel.positions import stage_positions
 from jobs.units import DecodeTask, ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts
+from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts, check_length
 from workers.schedulers import RangeStepper
 
 
@@ -38,6 +38,7 @@ class WanFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        check_length(pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot))
         return pipeline.encode_prompt(
             prompt=shot.prompt,
             negative_prompt=shot.negative_prompt,

@@ -1,0 +1,160 @@
+"""How a training ends before its time, and what is kept then."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from accel.pyramid import FlowPath
+from jobs.errors import BadJob
+from jobs.model_folder import inspect_model
+from tests.training.test_tpdiff import run, weights
+from tests.training.test_tpdiff_videos import write_video
+from training.tpdiff.batches import MOST_DRAWS, MicroBatches
+from training.tpdiff.settings import Settings
+from training.tpdiff.trainer import Trainer
+from training.tpdiff.videos import Damaged, scan
+
+pytestmark = pytest.mark.slow
+
+
+def copied(data: Path, to: Path) -> Path:
+    to.mkdir(exist_ok=True)
+    for path in data.iterdir():
+        (to / path.name).write_bytes(path.read_bytes())
+    return to
+
+
+def spoil(path: Path) -> Path:
+    """Cut a video off after it was looked at."""
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def kept_step(out: Path) -> int:
+    return int(json.loads((out / "tpdiff.json").read_text())["step"])
+
+
+def test_bad_data_is_refused_or_skipped(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(data, tmp_path / "data")
+    write_video(folder / "short.mp4", frames=3)
+    write_video(folder / "wordy.mp4", caption="sea " * 40)
+    with pytest.raises(SystemExit) as refused:
+        run(model, folder, tmp_path / "out", "--steps", "1")
+    said = str(refused.value)
+    assert "2 videos cannot be trained on:" in said
+    assert "short.mp4: lasts 0.25 s, and a clip 0.75 s" in said and "--bad-data skip" in said
+    assert "wordy.mp4: its caption has 160 tokens, and this model reads 12; shorten it" in said
+    assert not (tmp_path / "out" / "model").exists()
+    run(model, folder, tmp_path / "out", "--steps", "1", "--bad-data", "skip")
+    assert capsys.readouterr().err.count("skipped:") == 2
+
+
+def test_a_damaged_video_ends_a_training_that_goes_on_without_it(
+    model: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """It is damaged after the folder was looked at, as one is that is torn in its middle."""
+    folder, note = copied(data, tmp_path / "data"), Trainer._note
+
+    def spoiling(self: Trainer, loss: float) -> None:
+        note(self, loss)
+        if self.step == 2:
+            spoil(folder / "1.mp4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_note", spoiling)
+        with pytest.raises(SystemExit, match=r"1\.mp4 cannot be read .* --bad-data skip") as ended:
+            run(model, folder, tmp_path / "out", "--steps", "9")
+    assert "run this again to go on" in str(ended.value)
+    step = kept_step(tmp_path / "out")
+    assert 2 <= step < 9 and not (tmp_path / "out" / "model").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(Trainer, "_check_same", lambda self, theirs: None)  # it lasts less long now
+    run(model, data, tmp_path / "out", "--steps", "9", "--bad-data", "skip")
+    assert f"going on from step {step}" in capsys.readouterr().err
+
+
+def test_what_is_drawn_instead_of_a_damaged_video(model: Path, data: Path, tmp_path: Path) -> None:
+    """The same whoever draws; all other draws are as they were."""
+    videos, _ = scan(copied(data, tmp_path / "data"), 0.5)
+    settings = Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2, dropped_captions=0.0)
+    met: list[Path] = []
+    batches = MicroBatches(
+        videos, settings, inspect_model(model).geometry, FlowPath(),
+        met=lambda damaged: met.append(damaged.path),
+    )  # fmt: skip
+    before = [batches.draw(number) for number in range(12)]
+    assert met == []
+    spoil(videos[1].path)
+    after, again = ([batches.draw(number) for number in range(12)] for _ in range(2))
+    assert {*met} == {videos[1].path} and all(1 not in drawn.captions for drawn in after)
+    for old, new, same in zip(before, after, again, strict=True):
+        assert np.array_equal(new.frames_BFHWC, same.frames_BFHWC)
+        assert (new.noise_seed == old.noise_seed) == (1 not in old.captions)
+    for video in videos:
+        spoil(video.path)
+    with pytest.raises(BadJob, match=f"in {MOST_DRAWS} draws in a row a video was damaged"):
+        batches.draw(0)
+    strict = MicroBatches(videos, settings, inspect_model(model).geometry, FlowPath())
+    with pytest.raises(Damaged):
+        strict.draw(0)
+
+
+def test_weights_that_blow_up_become_no_model(model: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        run(model, data, out, "--steps", "9", "--rate", "1e30", "--save-every", "1")
+    said = str(ended.value)
+    assert "the loss of step 2 is not a number: no model is written" in said
+    assert "the state of step 1 is kept" in said and "a lower --rate (it is 1e+30)" in said
+    assert not (out / "model").exists() and kept_step(out) == 1
+
+
+def test_samples_that_are_no_pictures_are_told_and_end_no_training(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights blow up in the last step."""
+    out = run(model, data, tmp_path / "out", "--steps", "1", "--sample-every", "1",
+              "--sample-steps", "2", "--rate", "1e30", "--warmup-steps", "1")  # fmt: skip
+    said = "".join(capsys.readouterr())
+    assert "no sample of" in said and "pixels became NaN or infinite" in said
+    assert (out / "model").is_dir() and not (out / "samples").exists()
+
+
+def test_a_prompt_of_a_sample_that_is_too_long(model: Path, data: Path, tmp_path: Path) -> None:
+    asked = ("--steps", "1", "--sample-every", "1", "--sample-prompt", "sea " * 40)
+    with pytest.raises(SystemExit, match=r"--sample-prompt .sea sea.* has \d+ tokens"):
+        run(model, data, tmp_path / "out", *asked)
+
+
+def test_ctrl_c_keeps_the_step(
+    model: Path, data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A real signal; and what goes on from there ends as what was never stopped."""
+    asked, note = ("--steps", "4", "--accumulate", "2"), Trainer._note
+
+    def stopping(self: Trainer, loss: float) -> None:
+        note(self, loss)
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_note", stopping)
+        with pytest.raises(SystemExit) as ended:
+            run(model, data, tmp_path / "out", *asked)
+    assert ended.value.code == 130 and kept_step(tmp_path / "out") == 2
+    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(model, data, tmp_path / "out", *asked)
+    whole = run(model, data, tmp_path / "whole", *asked)
+    for name, tensor in weights(whole / "model").items():
+        assert torch.equal(tensor, weights(tmp_path / "out" / "model")[name]), name
