@@ -6,7 +6,6 @@ Shapes: B batch, H heads, S tokens, D channels; queries, keys and values are [B,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,7 +59,7 @@ class Core(TorchFunctionMode):
             return windowed(query, key, value, geometry, scale), geometry
         seen = _seen_keys(mask, query, geometry)
         rows = zip(query.split(1), key.split(1), value.split(1), seen, strict=True)
-        return torch.cat([_padded(q, k, v, s, geometry, scale) for q, k, v, s in rows]), geometry
+        return torch.cat([windowed(q, k, v, geometry, scale, s) for q, k, v, s in rows]), geometry
 
 
 def _seen_keys(mask: torch.Tensor, query: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -75,24 +74,6 @@ def _seen_keys(mask: torch.Tensor, query: torch.Tensor, geometry: Geometry) -> t
     if not seen[:, geometry.video].all():
         raise CannotRunHere(f"fast attention: the mask hides tokens of the video; {_LEAVE_OUT}")
     return seen
-
-
-def _padded(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen_S: torch.Tensor, geometry: Geometry,
-    scale: float | None,
-) -> torch.Tensor:  # fmt: skip
-    """Window attention [1, H, S, D] where nobody sees some of the text: as if it were not there.
-    Its own rows are whatever the model does with them in full."""
-    seen, hidden = seen_S.nonzero()[:, 0], (~seen_S).nonzero()[:, 0]
-    text_tokens = geometry.text_tokens - len(hidden)
-    keys, values = (x.index_select(2, seen) for x in (k, v))
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    shorter = replace(geometry, text_tokens=text_tokens)
-    out[:, :, seen] = windowed(q.index_select(2, seen), keys, values, shorter, scale)
-    if len(hidden):
-        rows = q.index_select(2, hidden)
-        out[:, :, hidden] = F.scaled_dot_product_attention(rows, keys, values, scale=scale)
-    return out
 
 
 class Windowed(Core):

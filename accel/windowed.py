@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +150,7 @@ def block_size(geometry: Geometry) -> Extent:
     over the axes of the sums along one, and so are the sum of keys and the number of calls.
     """
     axes = [
-        [(size, *_along(n, reach, size)) for size in _sizes(n)]
+        [(size, *_along(n, reach, size)) for size in block_sizes(n)]
         for n, reach in zip(geometry.grid, geometry.reach, strict=True)
     ]
 
@@ -170,8 +170,8 @@ def _along(n: int, reach: int, size: int) -> tuple[int, int, int]:
     return len(starts), sum(keys), sum(q * k for q, k in zip(queries, keys, strict=True))
 
 
-def _sizes(n: int) -> list[int]:
-    """Block sizes worth a try: those that divide an axis into that many nearly equal parts."""
+def block_sizes(n: int) -> list[int]:
+    """Sizes of blocks worth a try: those that divide an axis into that many nearly equal parts."""
     return sorted({-(-n // parts) for parts in range(1, n + 1)})
 
 
@@ -237,13 +237,39 @@ def windowed(
     v_BHSD: torch.Tensor,
     geometry: Geometry,
     scale: float | None = None,
+    seen_S: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Window attention [B, H, S, D] of queries, keys and values [B, H, S, D]."""
+    """Window attention [B, H, S, D] of queries, keys and values [B, H, S, D]. ``seen_S``: bool,
+    False for tokens of the text that nobody sees; for all is as none."""
     if q_BHSD.device.type == "cuda":
         from accel.windowed_flex import flex_windowed
 
-        return flex_windowed(q_BHSD, k_BHSD, v_BHSD, geometry, scale)
-    return blocked_windowed(q_BHSD, k_BHSD, v_BHSD, geometry, scale)
+        hidden = () if seen_S is None else tuple((~seen_S).nonzero()[:, 0].tolist())
+        return flex_windowed(q_BHSD, k_BHSD, v_BHSD, geometry, scale, hidden)
+    if seen_S is None:
+        return blocked_windowed(q_BHSD, k_BHSD, v_BHSD, geometry, scale)
+    return blocked_without_hidden(q_BHSD, k_BHSD, v_BHSD, geometry, scale, seen_S)
+
+
+def blocked_without_hidden(
+    q_BHSD: torch.Tensor,
+    k_BHSD: torch.Tensor,
+    v_BHSD: torch.Tensor,
+    geometry: Geometry,
+    scale: float | None,
+    seen_S: torch.Tensor,
+) -> torch.Tensor:
+    """[B, H, S, D] where nobody sees some of the text: as if it were not there. Its own rows are
+    whatever a model does with them in full."""
+    seen, hidden = seen_S.nonzero()[:, 0], (~seen_S).nonzero()[:, 0]
+    keys, values = (x.index_select(2, seen) for x in (k_BHSD, v_BHSD))
+    out = torch.empty_like(q_BHSD, memory_format=torch.contiguous_format)
+    shorter = replace(geometry, text_tokens=geometry.text_tokens - len(hidden))
+    out[:, :, seen] = blocked_windowed(q_BHSD.index_select(2, seen), keys, values, shorter, scale)
+    if len(hidden):
+        rows = q_BHSD.index_select(2, hidden)
+        out[:, :, hidden] = F.scaled_dot_product_attention(rows, keys, values, scale=scale)
+    return out
 
 
 # -- what it costs

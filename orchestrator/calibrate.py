@@ -145,7 +145,9 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     quiet_libraries()  # first: all else of ``workers`` here imports the models
     from workers.devices import device_of
     from workers.families import open_family
+    from workers.machine import choose_kernels
 
+    choose_kernels()
     plan, known = prepared.plan, prepared.model.family
     if technique not in known.accelerations:
         found = " or ".join(FOUND[name] for name in FOUND if name in known.accelerations)

@@ -29,15 +29,24 @@ from workers.setup import WorkerSetup
 def configure(setup: WorkerSetup) -> None:
     """Set the process-wide switches that a result's bits depend on."""
     torch.set_num_threads(setup.threads)
-    if setup.deterministic:
+    choose_kernels(deterministic=setup.deterministic)
+    quiet_libraries()
+
+
+def choose_kernels(*, deterministic: bool = True) -> None:
+    """As a worker does: what is calibrated goes by the same arithmetic as what renders."""
+    if deterministic:
         # Read when cuBLAS starts, so it must stand before the first use of the device.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(setup.deterministic)
-    torch.backends.cudnn.deterministic = setup.deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = False
+    # As torch has them by itself, whatever the process had before: convolutions in float32 multiply
+    # in TF32 on GPUs that have it, as in diffusers' pipelines, and products of matrices do not.
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cuda.matmul.allow_tf32 = False
     # Poisons fresh memory with NaN: for finding bugs; a result never depends on it.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    quiet_libraries()
 
 
 def numerics_class(setup: WorkerSetup) -> NumericsClass:
@@ -142,6 +151,16 @@ def synchronise(device: str) -> None:
     """Wait until the device has finished what was queued."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+#: What CUDA and its libraries say in a RuntimeError of no class of its own.
+_RAN_OUT = re.compile(r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
 
 
 def host_name() -> str:

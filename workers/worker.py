@@ -53,6 +53,7 @@ class Worker:
         self._decoder: slicing.SlicingHandle | None = None
         machine.configure(setup)
         self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
+        self._peak_bytes = 0  # beside them
         self._family = open_family(
             setup.family,
             setup.model,
@@ -293,6 +294,9 @@ class Worker:
         if self.setup.log_dir is None:
             return
         unit = task.unit
+        # What a system says of a process's peak may fall by a few pages.
+        peak_bytes = machine.peak_bytes(self.setup.device) - self._bare_bytes
+        self._peak_bytes = max(self._peak_bytes, peak_bytes)
         line = {
             "unit": str(unit),
             "kind": unit.kind,
@@ -302,7 +306,7 @@ class Worker:
             "step": unit.step,
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
-            "peak_bytes": machine.peak_bytes(self.setup.device) - self._bare_bytes,
+            "peak_bytes": self._peak_bytes,
             "at_s": time.time(),
         }
         folder = Path(self.setup.log_dir)
@@ -323,14 +327,14 @@ def _blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
         raise _not_finite(unit, what, field, setup.decoder_dtype) from None
     except (BadJob, CannotRunHere) as error:
         raise UnitError("bad_job", f"{unit}: {error}") from error
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise UnitError(
-            "out_of_memory",
-            f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-            f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
-            f"{_less_memory(unit, setup, autoencoder)} ({error})",
-        ) from error
     except Exception as error:
+        if machine.ran_out_of_memory(error):
+            raise UnitError(
+                "out_of_memory",
+                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
+                f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
+                f"{_less_memory(unit, setup, autoencoder)} ({error})",
+            ) from error
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UnitError(
             "worker",

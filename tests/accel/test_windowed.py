@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import flex_attention
 
+from accel import windowed_flex
 from accel.windowed import (
     Geometry,
     block_size,
@@ -21,7 +23,14 @@ from accel.windowed import (
     window_of,
     windowed,
 )
-from accel.windowed_flex import BLOCK_TOKENS, block_mask, box_order, flex_flops, flex_windowed
+from accel.windowed_flex import (
+    BLOCK_TOKENS,
+    block_mask,
+    box_size,
+    flex_flops,
+    flex_windowed,
+    lay_out,
+)
 
 GEOMETRIES = [
     Geometry((5, 6, 7), (3, 3, 3)),
@@ -123,30 +132,96 @@ def test_flops_are_the_pairs_that_were_multiplied(monkeypatch) -> None:
     assert least < sum(pairs) < geometry.tokens**2, "more than the windows hold, fewer than all"
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        Geometry((8, 16, 16), (3, 5, 5)),
-        Geometry((8, 16, 16), (5, 31, 31)),
-        Geometry((7, 13, 9), (3, 5, 5), text_tokens=3),
-        Geometry((4, 16, 24), (3, 31, 17), text_tokens=150, text_first=True),
-    ],
-)
-def test_flex_looks_at_every_block_with_a_seen_pair(geometry: Geometry) -> None:
+FLEX = [
+    Geometry((8, 16, 16), (3, 5, 5)),
+    Geometry((8, 16, 16), (5, 31, 31)),
+    Geometry((7, 13, 9), (3, 5, 5), text_tokens=3),
+    Geometry((4, 16, 24), (3, 31, 17), text_tokens=150, text_first=True),
+]
+
+
+@pytest.mark.parametrize("geometry", FLEX)
+@pytest.mark.parametrize("share_hidden", [0.0, 0.6])
+def test_flex_looks_at_every_block_with_a_seen_pair(
+    geometry: Geometry, share_hidden: float
+) -> None:
     """And calls whole only blocks of which all pairs are seen: no mask is asked there."""
-    order, back = box_order(geometry, torch.device("cpu"))
-    assert torch.equal(order[back], torch.arange(geometry.tokens))
-    seen = sees(geometry)[order][:, order]
-    rest = -geometry.tokens % BLOCK_TOKENS
-    tiles = F.pad(seen, (0, rest, 0, rest)).unflatten(1, (-1, BLOCK_TOKENS))
-    tiles = tiles.unflatten(0, (-1, BLOCK_TOKENS)).transpose(1, 2).flatten(2)
-    mask = block_mask(geometry, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    laid = lay_out(geometry, cpu)
+    assert torch.equal(laid.token_P[laid.place_S], torch.arange(geometry.tokens))
+    assert laid.filled_P.sum() == geometry.tokens
+    hidden = hidden_text(geometry, share_hidden)
+    seen = sees(geometry)
+    seen[:, list(hidden)] = False
+    placed = seen[laid.token_P][:, laid.token_P] & laid.filled_P
+    pairs = (placed | ~laid.filled_P[:, None]).unflatten(1, (-1, BLOCK_TOKENS))
+    pairs = pairs.unflatten(0, (-1, BLOCK_TOKENS)).transpose(1, 2).flatten(2)
+    real = laid.filled_P.view(-1, 1, BLOCK_TOKENS, 1)
+    some = (pairs.unflatten(2, (BLOCK_TOKENS, -1)) & real).flatten(2).any(-1)
+    mask = block_mask(geometry, cpu, hidden)
     whole = _dense(mask.full_kv_num_blocks, mask.full_kv_indices)
     partly = _dense(mask.kv_num_blocks, mask.kv_indices)
     assert not (whole & partly).any()
-    assert not (tiles.any(-1) & ~whole & ~partly).any()
-    assert not (whole & ~tiles.all(-1)).any()
-    assert int((whole | partly).sum()) * 4 * BLOCK_TOKENS**2 == flex_flops(geometry, 1, 1)
+    assert not (some & ~whole & ~partly).any()
+    assert not (whole & ~pairs.all(-1)).any()
+    if not hidden:
+        assert int((whole | partly).sum()) * 4 * BLOCK_TOKENS**2 == flex_flops(geometry, 1, 1)
+    every = torch.arange(len(laid.token_P))
+    asked = mask.mask_mod(0, 0, every[:, None], every)
+    assert torch.equal(asked[laid.filled_P], placed[laid.filled_P])
+
+
+def hidden_text(geometry: Geometry, share: float) -> tuple[int, ...]:
+    """The last tokens of the text, as padding is."""
+    text = range(geometry.tokens)[geometry.text]
+    return tuple(text[len(text) - round(share * len(text)) :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("geometry", FLEX[2:])
+def test_hidden_text_is_as_if_it_were_not_there(geometry: Geometry) -> None:
+    q, k, v = qkv(geometry, batch=1)
+    hidden = hidden_text(geometry, 0.6)
+    assert hidden
+    seen_S = torch.ones(geometry.tokens, dtype=torch.bool)
+    seen_S[list(hidden)] = False
+    mask = sees(geometry) & seen_S
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert apart(windowed(q, k, v, geometry, None, seen_S), expected) < 1e-10
+    assert apart(flex_windowed(q, k, v, geometry, None, hidden), expected) < 1e-10
+    assert apart(windowed(q, k, v, geometry), expected) > 1e-3
+
+
+@pytest.mark.slow
+def test_no_shape_falls_back_to_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself torch compiles eight; the ninth it would compute otherwise, and say nothing that
+    anybody sees. What hides other tokens, or sees farther, is no other shape."""
+    calls: list[int] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        calls.append(len(inputs))
+        return graph.forward
+
+    kernel = torch.compile(flex_attention, dynamic=False, fullgraph=True, backend=counted)
+    monkeypatch.setattr(windowed_flex, "compiled", lambda: kernel)
+    monkeypatch.setattr(windowed_flex, "runs_compiled", lambda device: True)
+    torch._dynamo.reset()
+    for rows in range(1, 11):
+        geometry = Geometry((2, rows, 3), (3, 3, 3), text_tokens=4)
+        for hidden in ((), hidden_text(geometry, 0.5)):
+            q, k, v = qkv(geometry, batch=1, heads=rows)
+            expected = all_pairs(q, k, v, geometry, hidden)
+            assert apart(flex_windowed(q, k, v, geometry, None, hidden), expected) < 1e-10
+    assert len(calls) == 10, calls
+    farther = Geometry((2, 10, 3), (3, 5, 3), text_tokens=4)
+    flex_windowed(*qkv(farther, batch=1, heads=10), farther)
+    assert len(calls) == 10
+
+
+def all_pairs(q, k, v, geometry: Geometry, hidden: tuple[int, ...]) -> torch.Tensor:
+    mask = sees(geometry)
+    mask[:, list(hidden)] = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def _dense(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -157,10 +232,19 @@ def _dense(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def test_flex_leaves_blocks_out() -> None:
-    geometry = Geometry((16, 32, 32), (7, 17, 17))
+@pytest.mark.parametrize(
+    ("grid", "text_tokens", "most"),
+    [((16, 32, 32), 0, 0.21), ((21, 30, 52), 0, 0.22), ((13, 30, 45), 226, 0.25)],
+)
+def test_flex_leaves_blocks_out(grid, text_tokens: int, most: float) -> None:
+    """Of a square, of Wan and of CogVideoX at 480 rows: an eighth is seen."""
+    geometry = Geometry(grid, window_of(grid), text_tokens)
     share = flex_flops(geometry, 1, 1) / dense_flops(geometry.tokens, 1, 1)
-    assert 2023 / 16384 < share < 0.45
+    assert math.prod(geometry.window) / math.prod(grid) < share < most
+    assert math.prod(box_size(geometry)) <= BLOCK_TOKENS
+
+
+def test_flex_looks_at_all_where_all_is_seen() -> None:
     everything = Geometry((8, 16, 16), (15, 31, 31))
     assert flex_flops(everything, 1, 1) == dense_flops(everything.tokens, 1, 1)
 

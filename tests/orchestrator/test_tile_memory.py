@@ -73,8 +73,8 @@ def test_a_plan_keeps_outputs_of_text_that_attends_with_the_video(
 HELD = {
     "full": ((F, F, F), set(), 0, NOTHING_WHOLE),
     "shared": ((F, S, S), set(), 8, Whole(5)),
-    "windows": ((F, F, W), set(), 8, Whole(7, windowed=True)),
-    "windows, a full step may be skipped": ((F, F, W), {1}, 16, Whole(7, windowed=True)),
+    "windows": ((F, F, W), set(), 8, Whole(7.6, windowed=True)),
+    "windows, a full step may be skipped": ((F, F, W), {1}, 16, Whole(7.6, windowed=True)),
 }
 
 

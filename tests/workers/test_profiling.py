@@ -158,7 +158,8 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_profile_is_made_on_a_gpu(tmp_path: Path) -> None:
+def test_a_profile_is_made_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     tiny = tiny_family("animatediff", tmp_path)
     here, there = (
         find_profiles(

@@ -186,7 +186,7 @@ def test_report_profile_and_log(tiny_wan: Path, tmp_path: Path) -> None:
     assert [line["kind"] for line in lines] == ["encode", "step"]
     assert lines[1]["unit"] == "shot 1 window 1 step 0"
     assert lines[1].keys() >= {"shot", "stage", "index", "step", "attempt", "elapsed_s", "at_s"}
-    assert lines[1]["peak_bytes"] >= lines[0]["peak_bytes"] > 0, "beside what it held at first"
+    assert lines[1]["peak_bytes"] >= lines[0]["peak_bytes"] >= 0, "beside what it held at first"
 
 
 @pytest.mark.parametrize("broken", ["prediction", "latents"])
@@ -214,6 +214,12 @@ def test_nan_is_named(tiny_wan: Path, broken: str) -> None:
     [
         (torch.cuda.OutOfMemoryError("2 GiB too much"), "out_of_memory"),
         (MemoryError(), "out_of_memory"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"),
+            "out_of_memory",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (RuntimeError("the device fell over"), "worker"),
         (BadJob("no such thing"), "bad_job"),
     ],
