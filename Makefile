@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.longtake-setup
 
-.PHONY: setup demo test check format kills bench long clean
+.PHONY: setup demo test check format kills gpu bench long clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ format: setup
 # At least fifty seeded kills of real renders, and a kill at every commit point.
 kills: setup
 	$(BIN)/python -m pytest -m long tests/ray/test_kills.py -s
+
+# What only a GPU can show; here, all of it is skipped without one.
+gpu: setup
+	$(BIN)/python -m pytest tests/gpu tests/accel/test_windowed.py tests/workers/test_profiling.py
 
 # Everything that takes minutes.
 long: setup

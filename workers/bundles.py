@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,20 +12,28 @@ from jobs.arrays import Bundle
 
 
 def to_bundle(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, str] | None = None) -> Bundle:
-    """Copy tensors into a bundle. numpy has no bfloat16: its bits travel as uint16."""
+    """Copy tensors into a bundle, each once: what a tile keeps may be gigabytes. numpy has no
+    bfloat16: its bits travel as uint16."""
     arrays: dict[str, np.ndarray] = {}
     dtypes: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
+    for name, kept in tensors.items():
+        tensor = kept.detach().cpu().contiguous()
+        if tensor.data_ptr() == kept.data_ptr():  # never share memory with one the worker keeps
+            tensor = tensor.clone()
         dtypes[name] = str(tensor.dtype).removeprefix("torch.")
         bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-        arrays[name] = bits.numpy().copy()  # never share memory with a tensor the worker keeps
+        arrays[name] = bits.numpy()
     return Bundle(arrays=arrays, dtypes=dtypes, meta=dict(meta or {}))
 
 
 def to_tensor(bundle: Bundle, name: str, device: torch.device | str = "cpu") -> torch.Tensor:
     """A copy of one array: arrays from an object store are read-only."""
-    tensor = torch.from_numpy(np.array(bundle.arrays[name]))
+    array = bundle.arrays[name]
+    if torch.device(device).type == "cpu":
+        array = np.array(array)
+    with warnings.catch_warnings():  # torch's, of arrays that nothing writes to here
+        warnings.simplefilter("ignore", UserWarning)
+        tensor = torch.from_numpy(array)
     if bundle.dtypes[name] == "bfloat16":
         tensor = tensor.view(torch.bfloat16)
     return tensor.to(device)
