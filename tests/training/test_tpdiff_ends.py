@@ -91,10 +91,10 @@ def test_what_is_drawn_instead_of_a_damaged_video(model: Path, data: Path, tmp_p
         videos, settings, inspect_model(model).geometry, FlowPath(),
         met=lambda damaged: met.append(damaged.path),
     )  # fmt: skip
-    before = [batches.draw(number) for number in range(12)]
+    before = [batches.draw(number) for number in range(6)]
     assert met == []
     spoil(videos[1].path)
-    after, again = ([batches.draw(number) for number in range(12)] for _ in range(2))
+    after, again = ([batches.draw(number) for number in range(6)] for _ in range(2))
     assert {*met} == {videos[1].path} and all(1 not in drawn.captions for drawn in after)
     for old, new, same in zip(before, after, again, strict=True):
         assert np.array_equal(new.frames_BFHWC, same.frames_BFHWC)
@@ -140,18 +140,18 @@ def test_ctrl_c_keeps_the_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A real signal; and what goes on from there ends as what was never stopped."""
-    asked, note = ("--steps", "4", "--accumulate", "2"), Trainer._note
+    asked, note = ("--steps", "2", "--accumulate", "2"), Trainer._note
 
     def stopping(self: Trainer, loss: float) -> None:
         note(self, loss)
-        if self.step == 2:
+        if self.step == 1:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_note", stopping)
         with pytest.raises(SystemExit) as ended:
             run(model, data, tmp_path / "out", *asked)
-    assert ended.value.code == 130 and kept_step(tmp_path / "out") == 2
+    assert ended.value.code == 130 and kept_step(tmp_path / "out") == 1
     assert "stopped; the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run(model, data, tmp_path / "out", *asked)
