@@ -40,9 +40,9 @@ format: setup
 kills: setup
 	$(BIN)/python -m pytest -m long tests/ray/test_kills.py -s
 
-# What only a GPU can show; here, all of it is skipped without one.
+# What only a GPU can show; skipped without one.
 gpu: setup
-	$(BIN)/python -m pytest tests/gpu tests/accel/test_windowed.py tests/workers/test_profiling.py
+	$(BIN)/python -m pytest tests/gpu tests/accel tests/workers -k "gpu or compiled_kernel"
 
 # Everything that takes minutes.
 long: setup

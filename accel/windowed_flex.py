@@ -24,9 +24,9 @@ from jobs.attention_plan import Extent
 
 BLOCK_TOKENS = 128
 
-#: Shapes that a process compiles the kernel for: windows of stages, sizes and lengths of text. More
-#: are refused. By itself torch gives up after eight, and computes all pairs of the next, slowly and
-#: in other bits: what a tile becomes would depend on what its worker met before.
+#: Shapes that a process compiles the kernel for: windows of stages, sizes, lengths of text; torch
+#: raises at the next. By itself it gives up after eight, and computes all pairs of those that
+#: come, slowly and in other bits: a tile would depend on what its worker met before.
 MOST_SHAPES = 1024
 
 

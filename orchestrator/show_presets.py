@@ -13,7 +13,7 @@ from orchestrator.progress import clock
 from orchestrator.show import counted
 
 #: Characters of the table's columns.
-_NAME, _MODEL, _CELL = 10, 22, 16
+_NAME, _MODEL, _CELL = 10, 26, 16
 
 _WHAT_IT_SAYS = (
     "How many times less there is to compute, and dB to the full render (worst prompt); at 30 a "
@@ -71,7 +71,7 @@ def preset_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for the model that is there."""
     columns = [row for row in rows if row["accelerations"]]
     measured = {name: each for row in columns for name, each in row["measured"].items()}
-    missing = sorted({family for row in columns for family in row["not_measured"]})
+    missing = sorted(set.intersection(*(set(row["not_measured"]) for row in columns)))
     lines = [
         *(f"{row['name']:<{_NAME}}{row['description']}" for row in rows),
         "",

@@ -10,6 +10,9 @@ import torch
 
 from jobs.arrays import Bundle
 
+# An object store's arrays are read-only, and nothing writes to them here.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
 
 def to_bundle(tensors: Mapping[str, torch.Tensor], meta: Mapping[str, str] | None = None) -> Bundle:
     """Copy tensors into a bundle, each once: what a tile keeps may be gigabytes. numpy has no
@@ -31,9 +34,7 @@ def to_tensor(bundle: Bundle, name: str, device: torch.device | str = "cpu") -> 
     array = bundle.arrays[name]
     if torch.device(device).type == "cpu":
         array = np.array(array)
-    with warnings.catch_warnings():  # torch's, of arrays that nothing writes to here
-        warnings.simplefilter("ignore", UserWarning)
-        tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array)
     if bundle.dtypes[name] == "bfloat16":
         tensor = tensor.view(torch.bfloat16)
     return tensor.to(device)

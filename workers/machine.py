@@ -153,8 +153,11 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-#: What CUDA and its libraries say in a RuntimeError of no class of its own.
-_RAN_OUT = re.compile(r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+#: What CUDA's libraries, and torch on a CPU, say in a RuntimeError of no class of its own.
+_RAN_OUT = re.compile(
+    r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA error: out of memory|"
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory"
+)
 
 
 def ran_out_of_memory(error: Exception) -> bool:

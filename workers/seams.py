@@ -53,10 +53,12 @@ class SeamMeter:
         self._last = now
 
     def ratios(self) -> list[dict[str, Any]]:
-        """Per border its dict, with its ratio; none where no place inside a window is like it."""
+        """Per border its dict, with its ratio to places near by that begin a frame of the same
+        stage, or to any where all of those are borders; none for a shot without places inside
+        windows."""
         rows = []
         for border in self._borders:
-            alike = self._interiors.get((border["shot"], border["begins"]), ())
+            alike = self._interiors.get((border["shot"], border["begins"])) or self._inside(border)
             near = nearest(alike, border["frame"], 2 * NEIGHBOURS)
             if near:
                 usual = np.median([self._difference(place) for place in near])
@@ -64,11 +66,16 @@ class SeamMeter:
                 rows.append(border | {"ratio": across / float(usual)})
         return rows
 
+    def _inside(self, border: dict[str, Any]) -> list[int]:
+        """All places inside windows of a border's shot."""
+        mine = [places for key, places in self._interiors.items() if key[0] == border["shot"]]
+        return sorted(place for places in mine for place in places)
+
     def beat(self, shot: int) -> float | None:
         """How much more a shot of a pyramid changes where frames of its first stage begin than
         where only those of its last do, inside windows: 1 is even. None of other shots."""
         stages = sorted(begins for number, begins in self._interiors if number == shot)
-        if len(stages) < 2:
+        if len(stages) < 2 or stages[0] > 0:
             return None
         first, last = (
             median(self._difference(place) for place in self._interiors[shot, stage])

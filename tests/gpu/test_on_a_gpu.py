@@ -132,7 +132,11 @@ def test_the_peak_is_what_was_allocated() -> None:
 def test_memory_that_runs_out_is_told_as_such(tmp_path: Path) -> None:
     tiny = tiny_family("wan", tmp_path)
     worker = worker_of(tiny)
-    huge = dataclasses.replace(tiny.shot, latent_height=2**15, latent_width=2**15)
-    with pytest.raises(UnitError) as caught:
-        render_windows(worker, huge, [Window(0, 0, 3)])
+    large = dataclasses.replace(tiny.shot, latent_height=256, latent_width=256)
+    torch.cuda.set_per_process_memory_fraction(1e-3, DEVICE)  # 24 to 140 MB
+    try:
+        with pytest.raises(UnitError) as caught:
+            render_windows(worker, large, [Window(0, 0, 3)])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, DEVICE)
     assert caught.value.kind == "out_of_memory"

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from accel.pyramid import FlowPath
-from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff import run, weights
-from tests.training.test_tpdiff_videos import write_video
-from training.tpdiff.batches import MOST_DRAWS, MicroBatches
+from tests.training.test_tpdiff_videos import write_torn, write_video
+from training.tpdiff.batches import MOST_DRAWS, MicroBatch, MicroBatches
 from training.tpdiff.settings import Settings
 from training.tpdiff.trainer import Trainer
 from training.tpdiff.videos import Damaged, scan
@@ -58,28 +57,25 @@ def test_bad_data_is_refused_or_skipped(
 
 
 def test_a_damaged_video_ends_a_training_that_goes_on_without_it(
-    model: Path, data: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """It is damaged after the folder was looked at, as one is that is torn in its middle."""
-    folder, note = copied(data, tmp_path / "data"), Trainer._note
-
-    def spoiling(self: Trainer, loss: float) -> None:
-        note(self, loss)
-        if self.step == 2:
-            spoil(folder / "1.mp4")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_note", spoiling)
-        with pytest.raises(SystemExit, match=r"1\.mp4 cannot be read .* --bad-data skip") as ended:
-            run(model, folder, tmp_path / "out", "--steps", "9")
-    assert "run this again to go on" in str(ended.value)
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the same weights as one that went without it from the start."""
+    folder = copied(data, tmp_path / "data")
+    write_torn(folder / "torn.mp4")
+    # With this seed it is first met in the second of a step's two batches.
+    asked = ("--steps", "4", "--accumulate", "2", "--seed", "8")
+    with pytest.raises(SystemExit, match=r"torn\.mp4 cannot be read .* --bad-data skip"):
+        run(model, folder, tmp_path / "out", *asked)
     step = kept_step(tmp_path / "out")
-    assert 2 <= step < 9 and not (tmp_path / "out" / "model").exists()
+    assert 1 <= step < 4 and not (tmp_path / "out" / "model").exists()
     capsys.readouterr()
-    monkeypatch.setattr(Trainer, "_check_same", lambda self, theirs: None)  # it lasts less long now
-    run(model, data, tmp_path / "out", "--steps", "9", "--bad-data", "skip")
-    assert f"going on from step {step}" in capsys.readouterr().err
+    run(model, folder, tmp_path / "out", *asked, "--bad-data", "skip")
+    told = capsys.readouterr().err
+    assert f"going on from step {step}" in told
+    assert told.count("skipped where it is damaged") == 1 and "--bad-data" not in told
+    whole = run(model, folder, tmp_path / "whole", *asked, "--bad-data", "skip")
+    for name, tensor in weights(whole / "model").items():
+        assert torch.equal(tensor, weights(tmp_path / "out" / "model")[name]), name
 
 
 def test_what_is_drawn_instead_of_a_damaged_video(model: Path, data: Path, tmp_path: Path) -> None:
@@ -101,7 +97,7 @@ def test_what_is_drawn_instead_of_a_damaged_video(model: Path, data: Path, tmp_p
         assert (new.noise_seed == old.noise_seed) == (1 not in old.captions)
     for video in videos:
         spoil(video.path)
-    with pytest.raises(BadJob, match=f"in {MOST_DRAWS} draws in a row a video was damaged"):
+    with pytest.raises(Damaged, match=f"in {MOST_DRAWS} draws in a row a video was damaged"):
         batches.draw(0)
     strict = MicroBatches(videos, settings, inspect_model(model).geometry, FlowPath())
     with pytest.raises(Damaged):
@@ -109,19 +105,34 @@ def test_what_is_drawn_instead_of_a_damaged_video(model: Path, data: Path, tmp_p
 
 
 def test_weights_that_blow_up_become_no_model(model: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    """Told by the loss of the next step, or by themselves where there is none; what was saved
+    before stays."""
+    out = run(model, data, tmp_path / "out", "--steps", "1")
     with pytest.raises(SystemExit) as ended:
-        run(model, data, out, "--steps", "9", "--rate", "1e30", "--save-every", "1")
+        run(model, data, tmp_path / "more", "--steps", "9", "--rate", "1e30")
     said = str(ended.value)
-    assert "the loss of step 2 is not a number: no model is written" in said
-    assert "the state of step 1 is kept" in said and "a lower --rate (it is 1e+30)" in said
-    assert not (out / "model").exists() and kept_step(out) == 1
+    assert "the loss is not a number in step 2: no model is written" in said
+    assert "a lower --rate (it is 1e+30)" in said
+    assert not (tmp_path / "more" / "model").exists()
+    state = out / "state" / "1" / "model.safetensors"
+    before = state.read_bytes()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(Trainer, "_micro_step", blow_up)
+        run(model, data, out, "--steps", "2")
+    assert "some weights are no numbers after step 2: no model" in str(ended.value)
+    assert kept_step(out) == 1 and state.read_bytes() == before
+
+
+def blow_up(trainer: Trainer, drawn: object) -> float:
+    with torch.no_grad():
+        trainer._weights[0].fill_(torch.nan)
+    return 1.0
 
 
 def test_samples_that_are_no_pictures_are_told_and_end_no_training(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Weights blow up in the last step."""
+    """Weights that are still numbers."""
     out = run(model, data, tmp_path / "out", "--steps", "1", "--sample-every", "1",
               "--sample-steps", "2", "--rate", "1e30", "--warmup-steps", "1")  # fmt: skip
     said = "".join(capsys.readouterr())
@@ -139,20 +150,23 @@ def test_ctrl_c_keeps_the_step(
     model: Path, data: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """A real signal; and what goes on from there ends as what was never stopped."""
-    asked, note = ("--steps", "2", "--accumulate", "2"), Trainer._note
+    """A real signal, in the middle of a step, which is finished; and what goes on from there ends
+    as what was never stopped."""
+    asked, micro_step, seen = ("--steps", "3", "--accumulate", "2"), Trainer._micro_step, []
 
-    def stopping(self: Trainer, loss: float) -> None:
-        note(self, loss)
-        if self.step == 1:
+    def stopping(self: Trainer, drawn: MicroBatch) -> float:
+        seen.append(drawn)
+        if len(seen) == 3:
             signal.raise_signal(signal.SIGINT)
+        return micro_step(self, drawn)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_note", stopping)
+        patch.setattr(Trainer, "_micro_step", stopping)
         with pytest.raises(SystemExit) as ended:
             run(model, data, tmp_path / "out", *asked)
-    assert ended.value.code == 130 and kept_step(tmp_path / "out") == 1
-    assert "stopped; the same command goes on" in capsys.readouterr().err
+    assert ended.value.code == 130 and kept_step(tmp_path / "out") == 2 and len(seen) == 4
+    told = capsys.readouterr().err
+    assert "stopping after this step" in told and "stopped; the same command goes on" in told
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     run(model, data, tmp_path / "out", *asked)
     whole = run(model, data, tmp_path / "whole", *asked)

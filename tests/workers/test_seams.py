@@ -151,6 +151,16 @@ def test_a_pyramids_borders_are_compared_with_places_that_beat_alike() -> None:
     assert pyramid(film).ratios()[1]["ratio"] > 10
 
 
+def test_a_border_is_never_left_out() -> None:
+    """Where all places at which coarse frames begin are borders, it is compared with the others."""
+    inside = {(0, 1): INTERIOR}
+    meter = SeamMeter([BORDER | {"begins": 0, "frame": BORDERS[0]}], inside)
+    for frame in moving():
+        meter.add(frame)
+    assert [row["ratio"] for row in meter.ratios()] == pytest.approx([1.0], rel=0.1)
+    assert meter.beat(0) is None, "no frame of the first stage begins inside a window"
+
+
 def test_a_film_without_a_pyramid_has_no_beat() -> None:
     assert pyramid(still()).beat(0) == 1.0
     assert SeamMeter([], {(0, 0): [5, 9]}).beat(0) is None and pyramid(still()).beat(1) is None

@@ -4,8 +4,8 @@
         --stages 3 --lora-rank 32 --precision bf16 --batch 4 --steps 5000 --sample-every 500
 
 With several devices: `accelerate launch -m training.tpdiff ...`; each has all weights. Ctrl-C
-stops after the step; run it again with the same --out to go on. A render of the result uses its
-pyramid.
+stops after the step (several devices: at once, and what was saved last is kept); run it again with
+the same --out to go on. A render of the result uses its pyramid.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     except LongtakeError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, Interrupted):
-        print("stopped; the same command goes on from what is kept", file=sys.stderr)
+        print("stopped; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -116,7 +116,7 @@ def _accelerator(precision: str, accumulate: int) -> Accelerator:
 @contextmanager
 def _stop_between_steps(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
     """Ctrl-C is answered when the step is done, a second one at once; so is the first where several
-    processes train, which would have to agree on the step."""
+    processes train, which would have to agree on the step: they go on from what was saved last."""
     asked = threading.Event()
     if accelerator.num_processes > 1:
         yield asked.is_set
@@ -126,6 +126,7 @@ def _stop_between_steps(accelerator: Accelerator) -> Iterator[Callable[[], bool]
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        print("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     before = signal.signal(signal.SIGINT, ask)
     try:

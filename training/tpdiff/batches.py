@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import IterableDataset
 
 from accel.pyramid import NoisePath, Stage, lay_stages
-from jobs.errors import BadJob
 from jobs.geometry import ModelGeometry
 from training.stages import clip_frames
 from training.tpdiff.settings import Settings
@@ -25,7 +24,11 @@ MOST_DRAWS = 100
 
 
 def refuse(damaged: Damaged) -> None:
-    raise damaged
+    """With what to do; a video that is mended may be another to go on with."""
+    raise Damaged(
+        damaged.path,
+        f"{damaged}; to go on without what is damaged, run this again with --bad-data skip",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,15 @@ class MicroBatches(IterableDataset):
             number += step
 
     def draw(self, number: int) -> MicroBatch:
-        """Raises what ``met`` does, and BadJob where hardly a clip can be read."""
+        """Raises what ``met`` does, and Damaged where hardly a clip can be read."""
         key = (self.settings.seed, 5, number * self.ranks + self.rank)
         for again in range(MOST_DRAWS):
             try:
                 return self._draw(np.random.default_rng((*key, again) if again else key))
             except Damaged as damaged:
                 self.met(damaged)
-        raise BadJob(f"--data: in {MOST_DRAWS} draws in a row a video was damaged; mend them")
+                last = damaged
+        raise Damaged(last.path, f"in {MOST_DRAWS} draws in a row a video was damaged: {last}")
 
     def _draw(self, rng: np.random.Generator) -> MicroBatch:
         settings = self.settings

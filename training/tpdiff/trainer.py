@@ -81,8 +81,8 @@ class Trainer:
         if settings.checkpointing:
             trainee.denoiser.enable_gradient_checkpointing()
         trainee.denoiser.train()
-        weights = [p for p in trainee.denoiser.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=settings.rate, weight_decay=0.01)
+        self._weights = [p for p in trainee.denoiser.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self._weights, lr=settings.rate, weight_decay=0.01)
         # Not prepared: accelerate would step it once for every process.
         self.rates = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
@@ -113,7 +113,10 @@ class Trainer:
             raise BadJob(f"{self.out} was begun with {said}; use the same, or another --out")
 
     def save(self) -> None:
-        """The state to go on from; the one before it is deleted after."""
+        """The state to go on from; the one before it is deleted after. Raises BadJob for weights
+        that have blown up: they take no state's place."""
+        if not all(p.isfinite().all() for p in self._weights):
+            raise BadJob(self._blown_up("some weights are no numbers after", self.step))
         state = self.out / "state" / str(self.step)
         self.accelerator.save_state(str(state))
         # A state is whole when all processes have written theirs.
@@ -133,6 +136,8 @@ class Trainer:
         """Before an end that comes too early. Several processes would have to agree on the step:
         they have what was saved last."""
         if self.accelerator.num_processes == 1 and self.step > self._saved:
+            # What was accumulated for the next step is not kept; its batches are drawn again.
+            self.accelerator.step = self.step * self.settings.accumulate
             self.save()
 
     # -- training
@@ -152,7 +157,9 @@ class Trainer:
         drawn = iter(DataLoader(batches, batch_size=None))
         while self.step < settings.steps:
             try:
-                loss = self._take_step(drawn, stopped)
+                if stopped():
+                    raise Interrupted
+                loss = self._take_step(drawn)
             except (Damaged, Interrupted):
                 self._keep()
                 raise
@@ -165,12 +172,10 @@ class Trainer:
             if settings.sample_every and (last or self.step % settings.sample_every == 0):
                 self.draw_samples()
 
-    def _take_step(self, drawn: Iterator[MicroBatch], stopped: Callable[[], bool]) -> float:
+    def _take_step(self, drawn: Iterator[MicroBatch]) -> float:
         """The mean loss of a step's micro-batches. An end in their midst changes no weight."""
         losses = []
         for _ in range(self.settings.accumulate):
-            if stopped():
-                raise Interrupted
             batch = next(drawn)
             with self.accelerator.accumulate(self.model):
                 losses.append(self._micro_step(batch))
@@ -181,7 +186,7 @@ class Trainer:
             self._skipped.add(damaged.path)
             # Each process reads its own clips, so that each tells what it met.
             say = self.say if self.accelerator.is_main_process else _say_aloud
-            say(f"skipped wherever it comes up: {damaged}")
+            say(f"skipped where it is damaged: {damaged}")
 
     def _note(self, loss: float) -> None:
         if self.accelerator.is_main_process:
@@ -190,8 +195,9 @@ class Trainer:
 
     def _micro_step(self, drawn: MicroBatch) -> float:
         loss = self.loss(drawn)
-        if not math.isfinite(float(loss.detach())):
-            raise BadJob(self._blown_up())
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise BadJob(self._blown_up("the loss is not a number in", self.step + 1))
         self.accelerator.backward(loss)
         if self.accelerator.sync_gradients:
             self.accelerator.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -199,13 +205,12 @@ class Trainer:
         if self.accelerator.sync_gradients:
             self.rates.step()
         self.optimizer.zero_grad()
-        return float(loss.detach())
+        return value
 
-    def _blown_up(self) -> str:
-        kept = f"the state of step {self._saved} is kept" if self._saved else "nothing was kept"
+    def _blown_up(self, what: str, step: int) -> str:
         return (
-            f"the loss of step {self.step + 1} is not a number: no model is written, and {kept}; "
-            f"give a lower --rate (it is {self.settings.rate:g}) and another --out"
+            f"{what} step {step}: no model is written; begin again with a lower --rate (it is "
+            f"{self.settings.rate:g}) and another --out"
         )
 
     def loss(self, drawn: MicroBatch) -> Tensor:

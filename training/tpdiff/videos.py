@@ -168,8 +168,7 @@ def read_clip(
     except (av.FFmpegError, OSError, ValueError) as error:
         raise Damaged(
             video.path,
-            f"{video.path} cannot be read at {start_s:.2f} s: {error}; mend it, or leave it out "
-            "with --bad-data skip, and run this again to go on",
+            f"{video.path} cannot be read at {start_s:.2f} s: {error}",
         ) from None
     return np.stack(frames)
 

@@ -169,17 +169,21 @@ class FolderFamily(FolderModel):
         """Embeddings of the prompt and, with guidance, of the negative one."""
 
 
-def check_length(tokenizer: Any, most: int, *prompts: str) -> None:
+#: Where a job says how many tokens are read.
+OR_READ_MORE = "shorten it, or raise text_tokens"
+
+
+def check_length(tokenizer: Any, most: int, *prompts: str, fix: str = "shorten it") -> None:
     """An encoder reads so many tokens; diffusers would leave out the rest of a longer prompt.
     Raises BadJob."""
     for prompt in prompts:
-        if wrong := too_long(tokenizer, most, prompt):
+        if wrong := too_long(tokenizer, most, prompt, fix):
             raise BadJob(f"prompt {prompt[:40]!r}... {wrong}")
 
 
-def too_long(tokenizer: Any, most: int, prompt: str) -> str:
+def too_long(tokenizer: Any, most: int, prompt: str, fix: str = "shorten it") -> str:
     """What is wrong with a prompt of more tokens than ``most``, or ""."""
     tokens = len(tokenizer(prompt, truncation=False).input_ids)
     if tokens <= most:
         return ""
-    return f"has {tokens} tokens, and this model reads {most}; shorten it"
+    return f"has {tokens} tokens, and this model reads {most}; {fix}"

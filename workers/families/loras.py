@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs.errors import CannotRunHere
 from workers.families.loading import empty_cache
+from workers.machine import ran_out_of_memory
 
 #: An adapter's file, and what its weights are multiplied by.
 Adapter = tuple[str, float]
@@ -37,9 +38,9 @@ def fuse(pipeline: Any, denoiser: torch.nn.Module, adapters: Sequence[Adapter]) 
             raise CannotRunHere(f"{file} is missing on this machine; copy it to the same path")
         try:
             _add(pipeline, denoiser, file, f"adapter_{number}", scale)
-        except (CannotRunHere, MemoryError, torch.cuda.OutOfMemoryError):
-            raise
         except Exception as error:  # the libraries raise whatever they stumble over
+            if isinstance(error, CannotRunHere) or ran_out_of_memory(error):
+                raise
             raise _refusal(file, denoiser, f"{type(error).__name__}: {error}") from error
     denoiser.eval().requires_grad_(False)
     if adapters:

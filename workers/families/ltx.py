@@ -19,6 +19,7 @@ from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
 from workers.families.family import BranchContext
 from workers.families.folder import (
+    OR_READ_MORE,
     T5_TOKENIZERS,
     FolderFamily,
     Parts,
@@ -53,7 +54,9 @@ class LTXFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot))
+        check_length(
+            pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot), fix=OR_READ_MORE
+        )
         cond, _, uncond, _ = pipeline.encode_prompt(
             shot.prompt,
             shot.negative_prompt,

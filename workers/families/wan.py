@@ -12,12 +12,19 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from accel.positions import stage_positions
 from jobs.units import DecodeTask, ShotRender
 from workers.decoding import decode_piece, to_rgb8
 from workers.families.family import BranchContext
-from workers.families.folder import T5_TOKENIZERS, FolderFamily, Parts, check_length
+from workers.families.folder import (
+    OR_READ_MORE,
+    T5_TOKENIZERS,
+    FolderFamily,
+    Parts,
+    check_length,
+)
 from workers.schedulers import RangeStepper
 
 
@@ -38,7 +45,8 @@ class WanFamily(FolderFamily):
     def encode_prompts(
         self, pipeline: Any, shot: ShotRender
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        check_length(pipeline.tokenizer, shot.text_tokens, *self.prompts_read(shot))
+        read = map(prompt_clean, self.prompts_read(shot))
+        check_length(pipeline.tokenizer, shot.text_tokens, *read, fix=OR_READ_MORE)
         return pipeline.encode_prompt(
             prompt=shot.prompt,
             negative_prompt=shot.negative_prompt,
