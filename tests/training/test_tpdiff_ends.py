@@ -153,6 +153,7 @@ def test_ctrl_c_keeps_the_step(
     """A real signal, in the middle of a step, which is finished; and what goes on from there ends
     as what was never stopped."""
     asked, micro_step, seen = ("--steps", "3", "--accumulate", "2"), Trainer._micro_step, []
+    before = signal.getsignal(signal.SIGINT)
 
     def stopping(self: Trainer, drawn: MicroBatch) -> float:
         seen.append(drawn)
@@ -167,7 +168,7 @@ def test_ctrl_c_keeps_the_step(
     assert ended.value.code == 130 and kept_step(tmp_path / "out") == 2 and len(seen) == 4
     told = capsys.readouterr().err
     assert "stopping after this step" in told and "stopped; the same command goes on" in told
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     run(model, data, tmp_path / "out", *asked)
     whole = run(model, data, tmp_path / "whole", *asked)
     for name, tensor in weights(whole / "model").items():
