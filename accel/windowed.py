@@ -109,9 +109,11 @@ def dense_windowed(
     v_BHSD: torch.Tensor,
     geometry: Geometry,
     scale: float | None = None,
+    seen_S: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[B, H, S, D], with a mask over all pairs: for tests and small grids."""
     mask = sees(geometry, q_BHSD.device)
+    mask = mask if seen_S is None else mask & seen_S
     return F.scaled_dot_product_attention(q_BHSD, k_BHSD, v_BHSD, attn_mask=mask, scale=scale)
 
 

@@ -18,7 +18,7 @@ from accel import attention_core
 from accel.fast_attention import FastAttention, apply
 from accel.handle import TileStep
 from accel.video_transformers import VIDEO_TRANSFORMERS, video_transformer
-from accel.windowed import dense_windowed, sees
+from accel.windowed import dense_windowed
 from jobs.attention_plan import AttentionPlan
 from jobs.errors import CannotRunHere
 from jobs.units import Unit
@@ -181,15 +181,6 @@ def test_a_window_over_everything_is_the_model(tiny: Tiny) -> None:
     assert apart(outputs(tiny, wide), plainly(tiny, 3)) < ROUNDING
 
 
-def all_pairs(q, k, v, geometry, scale, seen_S):
-    """Slow and obvious; ``seen_S`` hides keys."""
-    if seen_S is None:
-        return dense_windowed(q, k, v, geometry, scale)
-    mask = sees(geometry) & seen_S
-    attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(q, k, v, attn_mask=mask, scale=scale)
-
-
 def test_a_window_changes_it_and_is_the_slow_one(tiny: Tiny, monkeypatch) -> None:
     fast = list(outputs(tiny, plan(F, W, W)))
     assert apart(fast, plainly(tiny, 3)) > 100 * ROUNDING
@@ -197,7 +188,7 @@ def test_a_window_changes_it_and_is_the_slow_one(tiny: Tiny, monkeypatch) -> Non
 
     def slow(q, k, v, geometry, scale=None, seen_S=None):
         calls.append(geometry)
-        return all_pairs(q, k, v, geometry, scale, seen_S)
+        return dense_windowed(q, k, v, geometry, scale, seen_S)
 
     monkeypatch.setattr(attention_core, "windowed", slow)
     assert apart(fast, outputs(tiny, plan(F, W, W))) < ROUNDING
@@ -212,7 +203,7 @@ def test_text_is_where_it_is_said_to_be(tiny: Tiny, monkeypatch) -> None:
         text = torch.arange(geometry.tokens)[geometry.text]
         text = text if seen_S is None else text[seen_S[text]]
         keys.append((k[:, :, text], k[:, :, geometry.video]))
-        return all_pairs(q, k, v, geometry, scale, seen_S)
+        return dense_windowed(q, k, v, geometry, scale, seen_S)
 
     monkeypatch.setattr(attention_core, "windowed", watching)
     list(outputs(tiny, plan(F, W)))
