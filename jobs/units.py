@@ -162,6 +162,10 @@ class DecodeTask:
 
 Task = EncodeTask | StepTask | DecodeTask
 
+#: Bytes. So much that accelerations keep with a tile is kept for its next step and no longer. Less
+#: than that is not worth going back for, when that step must be computed again.
+MUCH_MEMORY = 2**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
@@ -173,4 +177,5 @@ class TaskReport:
     elapsed_s: float  # wall time until the device had finished
     output_bytes: int
     numerics: str  # digest of the worker's numerics class
+    remembers: bool = False  # MUCH_MEMORY or more of the output is for its tile's next step alone
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted

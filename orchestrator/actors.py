@@ -94,15 +94,16 @@ def keeper_shell() -> type:
             ext = "mkv" if output.meta["codec"] == "ffv1" else "mp4"
             return self.keeper.store_bytes(recipe, data, kind, numerics, writer, output.meta, ext)
 
-        def load(self, recipe: str) -> tuple[tuple[str, str], Any, Any]:
-            """(("loaded", ""), output, memory) or (("damaged", message), None, None)."""
+        def load(self, recipe: str) -> tuple[tuple[str, Any], Any, Any]:
+            """(("loaded", remembers), output, memory) or (("damaged", message), None, None)."""
             import contextlib
 
             from jobs.errors import StoreError
-            from workers.carrying import apart
+            from workers.carrying import apart, remembers
 
             try:
-                return ("loaded", ""), *apart(self.keeper.load_bundle(recipe))
+                output = self.keeper.load_bundle(recipe)
+                return ("loaded", remembers(output)), *apart(output)
             except StoreError as error:
                 with contextlib.suppress(StoreError):  # what cannot be moved is computed anew
                     self.keeper.set_aside(recipe)

@@ -24,6 +24,7 @@ from orchestrator.engagement import engagement, is_told
 from orchestrator.events import (
     Command,
     DeleteResult,
+    DropMemory,
     DropOutput,
     EndRender,
     Event,
@@ -180,6 +181,9 @@ class Driver:
             case DropOutput(unit, attempt):
                 self._outputs.pop((unit, attempt), None)
                 self._numerics.pop((unit, attempt), None)
+            case DropMemory(unit, attempt):
+                output = self._outputs[unit, attempt]
+                self._outputs[unit, attempt] = replace(output, memory=None)
             case DeleteResult(unit):
                 self._keeper.delete(unit)
             case StitchFilm():
@@ -278,6 +282,7 @@ class Driver:
             attempt=command.attempt,
             worker=command.worker,
             elapsed_s=facts.elapsed_s,
+            remembers=facts.remembers,
         )
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:
@@ -313,9 +318,7 @@ class Driver:
         name = lost_object(error)
         inputs = {key[0]: self._outputs.get(key) for key in command.inputs}
         named = tuple(
-            unit
-            for unit, output in inputs.items()
-            if output is None or name in (output.shown.hex(), output.memory.hex())
+            unit for unit, output in inputs.items() if output is None or name in output.names()
         )
         return named or tuple(inputs)
 

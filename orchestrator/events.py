@@ -61,10 +61,13 @@ class WorkerLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFinished(Event):
+    """``remembers``: it left so much for its tile's next step that it is kept until then only."""
+
     unit: Unit
     attempt: int
     worker: str
     elapsed_s: float
+    remembers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +92,10 @@ class OutputLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLoaded(Event):
-    """A durable output is back in the cluster's memory."""
+    """A durable output is back in the cluster's memory. ``remembers`` as of ``UnitFinished``."""
 
     unit: Unit
+    remembers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +200,15 @@ class DropOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class DropMemory:
+    """Forget what a held output keeps for its tile's next step, which has run. What others read of
+    it stays."""
+
+    unit: Unit
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteResult:
     """Delete a checkpoint that no resume can need any more."""
 
@@ -220,6 +233,7 @@ Command = (
     | LoadOutput
     | StoreOutput
     | DropOutput
+    | DropMemory
     | DeleteResult
     | StitchFilm
     | EndRender

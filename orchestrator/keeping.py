@@ -56,7 +56,11 @@ class Output:
     step does (``workers.carrying``)."""
 
     shown: Any
-    memory: Any
+    memory: Any  # None when it is forgotten
+
+    def names(self) -> list[str]:
+        """Of the objects, as Ray's errors have them."""
+        return [ref.hex() for ref in (self.shown, self.memory) if ref is not None]
 
 
 class KeeperLink:
@@ -203,17 +207,17 @@ class KeeperLink:
     def _on_loaded(self, unit: Unit, output: Output, keeper: Any, ref: Any) -> Event | None:
         now_s = time.monotonic()
         try:
-            what, message = ray.get(ref, timeout=0)
+            what, answer = ray.get(ref, timeout=0)
         except RayError as error:
             if meaning(error) != "task":  # the keeper itself is gone
                 return self._load_again(unit, keeper, error)
-            what, message = "damaged", in_words(error)
+            what, answer = "damaged", in_words(error)
         self._deaths = 0
         if what == "damaged":
-            self._note({"type": "damaged", "unit": str(unit), "message": message})
-            return LoadFailed(at_s=now_s, unit=unit, message=message)
+            self._note({"type": "damaged", "unit": str(unit), "message": answer})
+            return LoadFailed(at_s=now_s, unit=unit, message=answer)
         self._hold(unit, output)
-        return OutputLoaded(at_s=now_s, unit=unit)
+        return OutputLoaded(at_s=now_s, unit=unit, remembers=answer)
 
     def _load_again(self, unit: Unit, keeper: Any, error: Exception) -> Event | None:
         """With another keeper; a result that kills every one of them counts as damaged."""

@@ -329,26 +329,6 @@ class Plan:
         return tuple(dict.fromkeys(image for image in given if image is not None))
 
     @property
-    def live_bytes(self) -> int:
-        """About what the outputs in flight take: a wavefront is ``steps`` windows long in each
-        stage, and each keeps the states of two checkpoint intervals. An output is latents,
-        prediction and history in float32, what looking back at latents takes, and what is kept
-        with the longest window, for each by its length."""
-        adaptive = self.accelerations.adaptive
-        tensors = 5 + (adaptive.kept_latents if adaptive else 0)
-        place_bytes = self.geometry.latent_channels * 4 * tensors
-
-        def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
-            places = stage.longest * render.latent_height * render.latent_width
-            output = places * place_bytes + self.kept_bytes * stage.longest // self.longest_frames
-            windows = min(len(stage.windows), render.steps)
-            return output * windows * min(2 * self.checkpoint_every, stage.steps + 1)
-
-        return max(
-            sum(stage_bytes(shot.render, stage) for stage in shot.stages) for shot in self.shots
-        )
-
-    @property
     def pixel_frames(self) -> int:
         return sum(shot.render.pixel_frames for shot in self.shots)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from jobs.units import Unit
+
+Tile = tuple[int, int, int]  # shot, stage, window
 
 Status = Literal["new", "waiting", "ready", "running", "loading", "held", "released"]
 
@@ -47,6 +50,8 @@ class UnitRecord:
     missing: set[Unit] = field(default_factory=set)
     consumers: set[Unit] = field(default_factory=set)
     writing: bool = False
+    remembers: bool = False  # its output holds much for its tile's next step alone
+    forgotten: bool = False  # and no longer, since that step has run
     # Failures, by blame. They outlive attempts, but not the need for the unit.
     faults: list[str] = field(default_factory=list)
     deaths: int = 0
@@ -73,3 +78,29 @@ class TileLine:
 
 class IllegalTransition(AssertionError):
     """A bug of ours: a unit changed its status in a way that no rule allows."""
+
+
+def tile_of(unit: Unit) -> Tile:
+    return unit.shot, unit.stage, unit.index
+
+
+def step_of(tile: Tile, step: int) -> Unit:
+    shot, stage, window = tile
+    return Unit("step", shot, stage, window, 0, step)
+
+
+def check(records: Mapping[Unit, UnitRecord], is_available: Callable[[UnitRecord], bool]) -> None:
+    """Assert every invariant that the records of a render's units must keep."""
+    for unit, record in records.items():
+        if record.status in ("waiting", "ready", "running"):
+            for name in record.inputs:
+                assert unit in records[name].consumers, (unit, name)
+        if record.status in ("waiting", "ready"):
+            missing = {n for n in record.inputs if not is_available(records[n])}
+            assert missing == record.missing, (unit, missing, record.missing)
+            assert bool(missing) == (record.status == "waiting"), unit
+        if record.status == "held" and record.remembers and not record.writing:
+            after = step_of(tile_of(unit), unit.step + 1)
+            assert record.forgotten == (after not in record.consumers), unit
+        for consumer in record.consumers:
+            assert records[consumer].status in ("waiting", "ready", "running"), unit

@@ -10,6 +10,7 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from jobs.units import Unit
 from orchestrator.plan import Plan
@@ -43,8 +44,9 @@ class Referee:
     ``results`` is the store's content, which the simulation changes.
     """
 
-    def __init__(self, plan: Plan, results: dict[Unit, str]) -> None:
+    def __init__(self, plan: Plan, results: dict[Unit, str], *, remembers: bool = False) -> None:
         self.plan = plan
+        self.remembers = remembers
         self.results = results
         self.completed: Counter[Unit] = Counter()
         self.damaged = False  # a durable result was; then anything may be computed again
@@ -171,7 +173,7 @@ class Referee:
         again = unit in self._this_life
         self._this_life.add(unit)
         if not self.damaged and self.completed[unit] > 1:
-            if again and unit not in self._lost:
+            if again and unit not in self._lost and not self._goes_back(unit):
                 raise Violation(f"{unit} was computed twice, and its output was not lost")
             if not again and unit not in self._allowed_redo:
                 raise Violation(f"{unit} was computed again, though it is older than its line")
@@ -179,6 +181,14 @@ class Referee:
 
     def lost(self, unit: Unit) -> None:
         self._lost.add(unit)
+
+    def _goes_back(self, unit: Unit) -> bool:
+        """Whether a later output of the tile vanished. What a tile remembers is kept for one step
+        only: to make that output again it goes back to its last durable state."""
+        if not self.remembers or unit.kind != "step":
+            return False
+        later = range(unit.step + 1, self.plan.steps(unit) + 1)
+        return any(replace(unit, step=step) in self._lost for step in later)
 
     def new_life(self) -> None:
         """Everything but the store is gone; a new driver resumes."""

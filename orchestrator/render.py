@@ -43,6 +43,7 @@ from orchestrator.recipes import Recipes, film_key
 from orchestrator.roster import Policy
 from orchestrator.show import next_command
 from orchestrator.state import RenderState
+from orchestrator.tile_memory import live_bytes
 
 #: How often Ray may die under a render without a unit finished in between.
 MAX_BARREN_CLUSTERS = 4
@@ -214,7 +215,7 @@ class _Render:
         options = self._options
         wanted = options.workers or default_workers(self._plan)
         cpus = wanted * self._plan.threads
-        cluster = open_cluster(options.address, cpus, self._plan.live_bytes)
+        cluster = open_cluster(options.address, cpus, live_bytes(self._plan))
         try:
             self._stops.arm()
             return self._drive(cluster, durable)

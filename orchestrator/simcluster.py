@@ -7,7 +7,7 @@ import itertools
 import random
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jobs.numerics import NumericsClass, WorkerProfile
 from jobs.units import Unit
@@ -48,6 +48,7 @@ class Faults:
     interrupted: float = 0.0  # per unit: the person stops the render, and resumes it
     start_fails: float = 0.0  # per worker start
     slow: float = 0.0  # share of workers that are five times slower
+    remembers: bool = False  # no fault: tiles keep much from a step to the next
     late_s: float = 0.0  # reports take up to so long, and may overtake each other
     poison: Unit | None = None  # kills every worker that touches it
 
@@ -74,7 +75,7 @@ class SimCluster:
         self.random = random.Random(faults.seed)
         self.now_s = 0.0
         self.results: dict[Unit, str] = {}
-        self.referee = Referee(plan, self.results)
+        self.referee = Referee(plan, self.results, remembers=faults.remembers)
         self.first_piece_s = 0.0
         self._empty()
 
@@ -83,10 +84,13 @@ class SimCluster:
         self.events: list[tuple[float, int, Happening]] = []
         self.sequence = itertools.count()
         self.held: dict[Key, str] = {}
+        self.memory: set[Key] = set()  # of them, those that have what their tile's next step reads
+        self.pinned: dict[Key, str] = {}  # given up while a worker read them
         self.gone: set[Key] = set()  # what a fault took
         self.writes: dict[Key, str | None] = {}
         self.deleted: list[tuple[float, Unit, str]] = []
         self.readers: Counter[Key] = Counter()  # queued or running units that read an output
+        self.with_worker: dict[Unit, SimWorker] = {}  # live workers only
         self.stitched = False
 
     # -- time
@@ -108,11 +112,38 @@ class SimCluster:
 
     def _drop(self, key: Key) -> None:
         if key in self.held and self.readers[key] > 0:
-            raise Violation(f"{key} is dropped while it is read")
+            if not self.remembers(key[0]) or key in self.memory:
+                raise Violation(f"{key} is dropped while it is read")
+            self.pinned[key] = self.held[key]
+            self.referee.lost(key[0])
         self.held.pop(key, None)
+        self.memory.discard(key)
+
+    def remembers(self, unit: Unit) -> bool:
+        """Whether a unit's output has something for its tile's next step alone."""
+        return self.faults.remembers and unit.kind == "step" and unit.step < self.plan.steps(unit)
+
+    def _drop_memory(self, key: Key) -> None:
+        after = replace(key[0], step=key[0].step + 1)
+        if key not in self.memory and key not in self.gone:
+            raise Violation(f"{key} has no memory to drop")
+        if key in self.writes:
+            raise Violation(f"the memory of {key} is dropped while it is written")
+        if after in self.with_worker:
+            raise Violation(f"the memory of {key} is dropped while {after} reads it")
+        self.memory.discard(key)
+
+    def _check_memory(self, unit: Unit, inputs: tuple[Key, ...]) -> None:
+        """Of the output that a tile's step goes on from."""
+        for key in inputs:
+            before = key[0]
+            own = before.kind == "step" and before == replace(unit, step=unit.step - 1)
+            if own and self.remembers(before) and key not in self.memory | self.gone:
+                raise Violation(f"{unit} reads what {key} had kept, and it was dropped")
 
     def _vanish(self, key: Key) -> None:
         if self.held.pop(key, None) is not None:
+            self.memory.discard(key)
             self.gone.add(key)
             self.referee.lost(key[0])
 
@@ -128,6 +159,8 @@ class SimCluster:
         content = self.held.get(key)
         if content is None and key not in self.gone:
             raise Violation(f"{key} is to be stored, and is not there")
+        if content is not None and self.remembers(unit) and key not in self.memory:
+            raise Violation(f"{key} is to be stored without its memory")
         self.writes[key] = content
 
         def write() -> Event | None:
@@ -158,7 +191,9 @@ class SimCluster:
                 return LoadFailed(at_s=self.now_s, unit=unit, message="damaged")
             self.gone.discard((unit, 0))
             self.held[unit, 0] = self.results[unit]
-            return OutputLoaded(at_s=self.now_s, unit=unit)
+            if remembers := self.remembers(unit):
+                self.memory.add((unit, 0))
+            return OutputLoaded(at_s=self.now_s, unit=unit, remembers=remembers)
 
         self._later(0.05, read)
 

@@ -27,6 +27,7 @@ from jobs.units import Unit
 from orchestrator.events import (
     Command,
     DeleteResult,
+    DropMemory,
     DropOutput,
     EndRender,
     Event,
@@ -110,7 +111,6 @@ class Simulation(SimCluster):
         self.workers: dict[str, SimWorker] = {}
         self.made_by: dict[Key, str] = {}
         self.unreported: set[Key] = set()
-        self.with_worker: dict[Unit, SimWorker] = {}  # live workers only
         self.idle_ticks = 0
         self.ended: EndRender | None = None
         self.state = self.state_class(self.plan, self.policy, durable=set(self.results))
@@ -183,6 +183,8 @@ class Simulation(SimCluster):
                 self._load(unit)
             case DropOutput(unit, attempt):
                 self._drop((unit, attempt))
+            case DropMemory(unit, attempt):
+                self._drop_memory((unit, attempt))
             case DeleteResult(unit):
                 self.referee.check_delete(unit)
                 self.deleted.append((self.now_s, unit, self.results.pop(unit)))
@@ -233,6 +235,7 @@ class Simulation(SimCluster):
         for key in command.inputs:
             if key not in self.held and key not in self.gone:
                 raise Violation(f"{command.unit} reads {key}, which is not there")
+        self._check_memory(command.unit, command.inputs)
         self.with_worker[command.unit] = worker
         self.readers.update(command.inputs)
         worker.queue.append(command)
@@ -305,6 +308,8 @@ class Simulation(SimCluster):
     ) -> Event | None:
         key = (command.unit, command.attempt)
         self.held[key] = content
+        if remembers := self.remembers(command.unit):
+            self.memory.add(key)
         self.made_by[key] = worker.name
         self.unreported.add(key)
         self.busy_s += seconds
@@ -323,6 +328,7 @@ class Simulation(SimCluster):
                 attempt=command.attempt,
                 worker=worker.name,
                 elapsed_s=seconds,
+                remembers=remembers,
             )
 
         if fate == "worker_lies":  # the same report a second time
@@ -330,7 +336,8 @@ class Simulation(SimCluster):
         return self._report(arrive)
 
     def _fail(self, worker: SimWorker, command: RunUnit, fate: str) -> Event | None:
-        lost = tuple(key[0] for key in command.inputs if key not in self.held)
+        there = self.held.keys() | self.pinned.keys()
+        lost = tuple(key[0] for key in command.inputs if key not in there)
         kind: FailureKind = "cluster"
         if fate == "unit_fails" and not lost:
             kind = self.random.choice(("worker", "out_of_memory", "not_finite"))
@@ -348,9 +355,10 @@ class Simulation(SimCluster):
         )
 
     def _content(self, command: RunUnit) -> str | None:
-        if any(key not in self.held for key in command.inputs):
+        contents = [self.held.get(key, self.pinned.get(key)) for key in command.inputs]
+        if None in contents:
             return None
-        return digest(command.unit, [self.held[key] for key in command.inputs])
+        return digest(command.unit, [each for each in contents if each is not None])
 
     # -- losses
 

@@ -222,7 +222,7 @@ class RenderState:
         self.roster.finished(worker, event.unit, event.elapsed_s)
         if event.unit.kind == "step":
             self._homes[event.unit.shot, event.unit.stage, event.unit.index] = event.worker
-        self.book.hold(record, f"finished by {event.worker}")
+        self.book.hold(record, f"finished by {event.worker}", remembers=event.remembers)
 
     @_on.register
     def _(self, event: UnitFailed) -> None:
@@ -272,7 +272,7 @@ class RenderState:
 
     @_on.register
     def _(self, event: OutputLoaded) -> None:
-        self.book.loaded(event.unit)
+        self.book.loaded(event.unit, remembers=event.remembers)
 
     @_on.register
     def _(self, event: LoadFailed) -> None:

@@ -20,7 +20,8 @@ from jobs.geometry import ModelGeometry
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
-from orchestrator.plan import lay_pieces, lay_windows
+from jobs.units import MUCH_MEMORY, ShotRender
+from orchestrator.plan import Plan, StagePlan, lay_pieces, lay_windows
 
 #: Models with less weights than this render in float32 unless told otherwise.
 SMALL_MODEL_BYTES = 2**30
@@ -198,3 +199,23 @@ def _layer_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     config, tile = model.configs[model.family.denoiser], denoised_tile(job, model.geometry)
     text_tokens = job.text_tokens if model.family.joint_text else 0
     return _batch(job, model) * feature_bytes(config, tile, dtype, text_tokens)
+
+
+def live_bytes(plan: Plan) -> int:
+    """About what the outputs in flight take: a wavefront is ``steps`` windows long in each stage,
+    and each keeps the states of two checkpoint intervals. An output is latents, prediction and
+    history in float32, what looking back at latents takes, and what is kept with the longest
+    window, for each by its length; of that, if it is much, only what a step reads and makes."""
+    adaptive = plan.accelerations.adaptive
+    tensors = 5 + (adaptive.kept_latents if adaptive else 0)
+    place_bytes = plan.geometry.latent_channels * 4 * tensors
+
+    def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
+        places = stage.longest * render.latent_height * render.latent_width
+        memory = plan.kept_bytes * stage.longest // plan.longest_frames
+        windows = min(len(stage.windows), render.steps)
+        states = min(2 * plan.checkpoint_every, stage.steps + 1)
+        remembered = states if memory < MUCH_MEMORY else 2
+        return windows * (states * places * place_bytes + remembered * memory)
+
+    return max(sum(stage_bytes(shot.render, stage) for stage in shot.stages) for shot in plan.shots)

@@ -10,6 +10,10 @@ go back to its last durable state asks its neighbours for at most that many step
 overlap further away, so whatever it can ask for is still there. A write may be overtaken by the
 one of a later state: until it is done, the later one counts for nothing, since the output on its
 way may yet be lost while a neighbour needs it.
+
+What accelerations keep for a tile's next step may be far larger than all else of an output, and
+nobody but that step reads it: it is dropped when that step has run. Whoever must compute that step
+once more goes back to the tile's last durable state, which has it.
 """
 
 from __future__ import annotations
@@ -19,11 +23,26 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 
 from jobs.units import Unit
-from orchestrator.events import Command, DeleteResult, DropOutput, LoadOutput, StoreOutput
+from orchestrator.events import (
+    Command,
+    DeleteResult,
+    DropMemory,
+    DropOutput,
+    LoadOutput,
+    StoreOutput,
+)
 from orchestrator.plan import Plan
-from orchestrator.records import TRANSITIONS, IllegalTransition, Status, TileLine, UnitRecord
-
-Tile = tuple[int, int, int]  # shot, stage, window
+from orchestrator.records import (
+    TRANSITIONS,
+    IllegalTransition,
+    Status,
+    Tile,
+    TileLine,
+    UnitRecord,
+    check,
+    step_of,
+    tile_of,
+)
 
 
 class UnitBook:
@@ -50,7 +69,7 @@ class UnitBook:
         }
         for unit in self.durable:
             if unit.kind == "step":
-                line = self._tiles[_tile(unit)]
+                line = self._tiles[tile_of(unit)]
                 line.stored.add(unit.step)
 
     # -- demand
@@ -72,22 +91,38 @@ class UnitBook:
                 self._to_be_stored(wanted)
         for record in created:
             self._set(record, "waiting", "needed")
+            self._ask_for_inputs(record)
         for record in created:
             self._link(record)
 
     def _to_be_stored(self, unit: Unit) -> None:
         if unit.kind == "step" and self.plan.is_durable(unit):
-            self._tiles[_tile(unit)].unwritten.add(unit.step)
+            self._tiles[tile_of(unit)].unwritten.add(unit.step)
+
+    def _ask_for_inputs(self, record: UnitRecord) -> None:
+        for name in record.inputs:
+            self.records[name].consumers.add(record.unit)
 
     def _link(self, record: UnitRecord) -> None:
         """Enter a waiting unit with its inputs; it is ready if none is missing."""
-        record.missing = set()
-        for name in record.inputs:
-            source = self.records[name]
-            source.consumers.add(record.unit)
-            if not self._is_available(source):
-                record.missing.add(name)
+        self._ask_for_inputs(record)
+        self._go_back(record)
+        record.missing = {n for n in record.inputs if not self._is_available(self.records[n])}
         self._if_ready(record)
+
+    def _go_back(self, record: UnitRecord) -> None:
+        """Where a tile's step before has forgotten what this one needs, it is computed once more;
+        so are those before it, from the last durable state on."""
+        forgetful: list[Unit] = []
+        unit = record.unit
+        while unit.kind == "step" and unit.step > 0 and unit not in self.durable:
+            unit = step_of(tile_of(unit), unit.step - 1)
+            before = self.records.get(unit)
+            if before is None or before.status != "held" or not before.forgotten:
+                break
+            forgetful.append(unit)
+        for unit in reversed(forgetful):
+            self.lose(unit, "what it kept for its tile's next step is forgotten")
 
     def _is_available(self, record: UnitRecord) -> bool:
         """Whether readers may start. Finished latents are durable before they are decoded."""
@@ -144,10 +179,11 @@ class UnitBook:
         record.reads = tuple((name, self.records[name].attempt) for name in record.inputs)
         return record.reads
 
-    def hold(self, record: UnitRecord, reason: str) -> None:
+    def hold(self, record: UnitRecord, reason: str, *, remembers: bool = False) -> None:
         """The unit's output is in the cluster's memory."""
         self._set(record, "held", reason)
         record.worker = None
+        record.remembers, record.forgotten = remembers, False
         if self.plan.is_durable(record.unit) and record.unit not in self.durable:
             record.writing = True
             self.emit(StoreOutput(record.unit, record.attempt))
@@ -189,7 +225,7 @@ class UnitBook:
         self.emit(DropOutput(unit, record.attempt))
         record.writing = False
         if unit.kind == "step":
-            self._tiles[_tile(unit)].retained.discard(unit.step)
+            self._tiles[tile_of(unit)].retained.discard(unit.step)
         for name in sorted(record.consumers):
             consumer = self.records[name]
             consumer.missing.add(unit)
@@ -197,19 +233,19 @@ class UnitBook:
                 self._set(consumer, "waiting", f"{unit} was lost")
         self._recover(record, reason)
 
-    def loaded(self, unit: Unit) -> None:
+    def loaded(self, unit: Unit, *, remembers: bool = False) -> None:
         record = self.records.get(unit)
         if record is None or record.status != "loading":
             self.emit(DropOutput(unit, 0))
             return
         record.attempt = 0
-        self.hold(record, "read back from the store")
+        self.hold(record, "read back from the store", remembers=remembers)
 
     def damaged(self, unit: Unit, reason: str) -> None:
         """A durable result turned out to be missing or damaged."""
         self.durable.discard(unit)
         if unit.kind == "step":
-            line = self._tiles[_tile(unit)]
+            line = self._tiles[tile_of(unit)]
             line.stored.discard(unit.step)
         record = self.records.get(unit)
         if record is not None:
@@ -228,10 +264,10 @@ class UnitBook:
             record.writing = False
         self.durable.add(unit)
         if unit.kind == "step":
-            line = self._tiles[_tile(unit)]
+            line = self._tiles[tile_of(unit)]
             line.stored.add(unit.step)
             line.unwritten.discard(unit.step)
-            self._settle_near(_tile(unit))
+            self._settle_near(tile_of(unit))
         if record is None:
             return
         if record.status == "held":
@@ -282,11 +318,11 @@ class UnitBook:
         floor = self._floor(tile)
         for step in sorted(step for step in line.retained if step < floor):
             line.retained.discard(step)
-            record = self.records.get(_step(tile, step))
+            record = self.records.get(step_of(tile, step))
             if record is not None:
                 self._release_if_idle(record)
         for step in sorted(step for step in line.stored if step < floor):
-            unit = _step(tile, step)
+            unit = step_of(tile, step)
             if unit not in self.records:
                 line.stored.discard(step)
                 self.durable.discard(unit)
@@ -299,16 +335,27 @@ class UnitBook:
         return min(self._tiles[shot, stage, i].durable_step for i in range(low, high))
 
     def _release_if_idle(self, record: UnitRecord) -> None:
-        if record.status != "held" or record.consumers or record.writing:
+        if record.status != "held" or record.writing:
+            return
+        self._forget_memory(record)
+        if record.consumers:
             return
         unit = record.unit
         if unit not in self.durable and unit.kind == "step":
-            tile = _tile(unit)
+            tile = tile_of(unit)
             if unit.step >= self._floor(tile):
                 self._tiles[tile].retained.add(unit.step)
                 return
         self.emit(DropOutput(unit, record.attempt))
         self._forget(record, "nobody needs it")
+
+    def _forget_memory(self, record: UnitRecord) -> None:
+        """Unless the tile's next step has yet to read it."""
+        if not record.remembers or record.forgotten:
+            return
+        if step_of(tile_of(record.unit), record.unit.step + 1) not in record.consumers:
+            record.forgotten = True
+            self.emit(DropMemory(record.unit, record.attempt))
 
     def _free_inputs(self, record: UnitRecord) -> None:
         for name in record.inputs:
@@ -330,7 +377,7 @@ class UnitBook:
         self._set(record, "released", reason)
         del self.records[record.unit]
         if record.unit.kind == "step":
-            tile = _tile(record.unit)
+            tile = tile_of(record.unit)
             if record.unit.step in self._tiles[tile].unwritten:
                 self._tiles[tile].unwritten.discard(record.unit.step)
                 self._settle_near(tile)
@@ -361,22 +408,4 @@ class UnitBook:
 
     def validate(self) -> None:
         """Check every invariant that the records must keep; for tests and the simulator."""
-        for unit, record in self.records.items():
-            if record.status in ("waiting", "ready", "running"):
-                for name in record.inputs:
-                    assert unit in self.records[name].consumers, (unit, name)
-            if record.status in ("waiting", "ready"):
-                missing = {n for n in record.inputs if not self._is_available(self.records[n])}
-                assert missing == record.missing, (unit, missing, record.missing)
-                assert bool(missing) == (record.status == "waiting"), unit
-            for consumer in record.consumers:
-                assert self.records[consumer].status in ("waiting", "ready", "running"), unit
-
-
-def _tile(unit: Unit) -> Tile:
-    return unit.shot, unit.stage, unit.index
-
-
-def _step(tile: Tile, step: int) -> Unit:
-    shot, stage, window = tile
-    return Unit("step", shot, stage, window, 0, step)
+        check(self.records, self._is_available)

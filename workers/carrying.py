@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.arrays import Bundle
-from jobs.units import StepTask, Task
+from jobs.units import MUCH_MEMORY, StepTask, Task
 
 #: Where a step's output has what the accelerations keep with the tile.
 ACCEL = "accel."
@@ -22,6 +22,12 @@ def apart(output: Bundle) -> tuple[Bundle, Bundle | None]:
     if not own:
         return output, None
     return _part(output, output.arrays.keys() - own, output.meta), _part(output, own, {})
+
+
+def remembers(output: Bundle) -> bool:
+    """Whether much of a unit's output is its tile's own."""
+    own = (array.nbytes for name, array in output.arrays.items() if name.startswith(ACCEL))
+    return sum(own) >= MUCH_MEMORY
 
 
 def together(output: Bundle, memory: Bundle | None) -> Bundle:

@@ -27,7 +27,7 @@ from jobs.numerics import WorkerProfile
 from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
 from workers import machine
 from workers.bundles import to_bundle, to_tensor, to_tensors
-from workers.carrying import ACCEL
+from workers.carrying import ACCEL, remembers
 from workers.decoding import NotFinite
 from workers.families import open_family
 from workers.families.family import stepper_of
@@ -93,6 +93,7 @@ class Worker:
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
             numerics=self._numerics.digest(),
+            remembers=remembers(output),
             engaged=dict(engaged),
         )
         return report, output

@@ -171,8 +171,10 @@ def _random_stages(rng: random.Random, most_steps: int) -> tuple[int, ...]:
 
 def random_faults(rng: random.Random, seed: int, plan: Plan) -> Faults:
     """A few kinds of faults at a time, from rare to frequent."""
+    remembers = seed % 7 in (2, 5)  # not drawn
     if rng.random() < 0.4:
-        return Faults(seed=seed + 1, slow=rng.choice((0.0, 0.3)), **rng.choice(THEMES))
+        slow, theme = rng.choice((0.0, 0.3)), rng.choice(THEMES)
+        return Faults(seed=seed + 1, slow=slow, remembers=remembers, **theme)
     kinds = rng.sample(FAULTS, rng.randint(0, 4))
     chances = {kind: rng.choice((0.005, 0.02, 0.08)) for kind in kinds}
     for kind in {"cluster_lost", "interrupted"} & chances.keys():
@@ -182,7 +184,8 @@ def random_faults(rng: random.Random, seed: int, plan: Plan) -> Faults:
     poison: Unit | None = None
     if rng.random() < 0.03:
         poison = rng.choice(list(plan.units()))
-    return Faults(seed=seed + 1, slow=rng.choice((0.0, 0.0, 0.3)), poison=poison, **chances)
+    slow = rng.choice((0.0, 0.0, 0.3))
+    return Faults(seed=seed + 1, slow=slow, poison=poison, remembers=remembers, **chances)
 
 
 def random_policy(rng: random.Random) -> Policy:

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.pyramid import parents
-from jobs.units import DecodeTask, EncodeTask, StepTask, Unit
+from jobs.units import MUCH_MEMORY, DecodeTask, EncodeTask, StepTask, Unit
 from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
 from orchestrator.prepare import plan_from_json, plan_to_json
 from orchestrator.referee import Referee
+from orchestrator.tile_memory import live_bytes
 from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
 
 
@@ -237,11 +238,15 @@ def test_what_is_in_flight_is_counted_stage_by_stage() -> None:
         61, window=8, overlap=2, stage_steps=(3, 3), whole_first_stage=True, checkpoint_every=2
     )
     frame_bytes = 8 * 8 * 4 * 4 * 5
-    assert whole.live_bytes == 4 * (31 + 6 * 8) * frame_bytes
-    kept = replace(whole, kept_bytes=3100).live_bytes
-    assert kept == whole.live_bytes + 4 * (3100 + 6 * 800)
+    assert live_bytes(whole) == 4 * (31 + 6 * 8) * frame_bytes
+    kept = live_bytes(replace(whole, kept_bytes=3100))
+    assert kept == live_bytes(whole) + 4 * (3100 + 6 * 800)
+    much = live_bytes(replace(whole, kept_bytes=31 * MUCH_MEMORY))
+    assert much == live_bytes(whole) + 2 * (31 + 6 * 8) * MUCH_MEMORY, (
+        "what one step hands the next"
+    )
     short = make_plan(6, 3, steps=3, checkpoint_every=2)
-    assert short.live_bytes == 4 * 6 * frame_bytes
+    assert live_bytes(short) == 4 * 6 * frame_bytes
 
 
 def test_a_window_may_start_when_those_under_it_are_done() -> None:

@@ -19,7 +19,7 @@ from orchestrator.records import TileLine, UnitRecord
 from orchestrator.roster import Roster
 from orchestrator.state import RenderState
 from orchestrator.units import UnitBook
-from tests.orchestrator import pyramid_bugs  # noqa: F401 (plants its own)
+from tests.orchestrator import memory_bugs, pyramid_bugs  # noqa: F401 (they plant their own)
 from tests.orchestrator.hunt import BUGS, MAX_SEEDS, Patch, bug, find
 
 pytestmark = pytest.mark.slow

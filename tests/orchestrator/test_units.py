@@ -20,12 +20,12 @@ class Book(UnitBook):
         self.attempts = 0
         super().__init__(plan, durable, self.commands.append)
 
-    def compute(self, *units: Unit) -> None:
+    def compute(self, *units: Unit, remembers: bool = False) -> None:
         for unit in units:
             self.attempts += 1
             record = self.records[unit]
             self.run(record, self.attempts, "w1")
-            self.hold(record, "finished")
+            self.hold(record, "finished", remembers=remembers and unit.kind == "step")
             self.validate()
 
     def store(self, *units: Unit) -> None:
@@ -44,6 +44,9 @@ class Book(UnitBook):
 
     def dropped(self) -> set[Unit]:
         return {c.unit for c in self.commands if isinstance(c, e.DropOutput)}
+
+    def forgotten(self) -> list[Unit]:
+        return [c.unit for c in self.commands if isinstance(c, e.DropMemory)]
 
     def deleted(self) -> set[Unit]:
         return {c.unit for c in self.commands if isinstance(c, e.DeleteResult)}
@@ -97,6 +100,67 @@ def test_a_tile_that_goes_back_finds_its_neighbours_states() -> None:
     book.compute(step(0, 2))
     book.lose(step(0, 2), "gone")
     assert book.order() == [step(0, 2), step(1, 2)], "no step before it is asked for again"
+
+
+def two_windows_that_remember(*, steps: int = 6, checkpoint_every: int = 2) -> Book:
+    book = Book(make_plan(frames_for(2), steps=steps, checkpoint_every=checkpoint_every))
+    for goal in book.plan.goals():
+        book.need(goal)
+    book.compute(ENCODE, step(0, 0), step(1, 0), remembers=True)
+    return book
+
+
+def test_what_a_tile_remembers_is_kept_until_its_next_step_has_run() -> None:
+    book = two_windows_that_remember()
+    assert book.forgotten() == []
+    book.compute(step(0, 1), remembers=True)
+    assert book.forgotten() == [step(0, 0)], "the neighbour reads the rest of it"
+    assert book.dropped() == set()
+
+
+def test_what_a_tile_remembers_goes_into_its_checkpoint() -> None:
+    book = two_windows_that_remember()
+    for number in (1, 2, 3):
+        book.compute(step(0, number), step(1, number), remembers=True)
+    assert step(0, 2) not in book.forgotten(), "it is on its way to the store"
+    book.store(step(0, 2))
+    assert book.forgotten()[-1] == step(0, 2)
+
+
+def test_a_tile_that_has_forgotten_goes_back_to_its_durable_state() -> None:
+    book = two_windows_that_remember()
+    for number in (1, 2):
+        book.compute(step(0, number), step(1, number), remembers=True)
+    book.store(step(0, 2), step(1, 2))
+    book.compute(step(0, 3), step(1, 3), step(0, 4), remembers=True)
+    book.lose(step(0, 4), "gone")
+    book.validate()
+    statuses = [book.records[step(0, number)].status for number in (2, 3, 4)]
+    assert statuses == ["loading", "waiting", "waiting"]
+    assert book.records[step(1, 3)].status == "held", "the neighbour has lost nothing"
+    for window in (0, 1):  # the neighbour's state of then had been let go, too
+        book.loaded(step(window, 2), remembers=True)
+    book.compute(step(0, 3), step(0, 4), remembers=True)
+    assert book.order() == [step(1, 4)]
+
+
+def test_a_tile_without_a_durable_state_goes_back_to_its_start() -> None:
+    """However far that is."""
+    book = two_windows_that_remember(steps=1000, checkpoint_every=1000)
+    for number in range(1, 900):
+        book.compute(step(0, number), step(1, number), remembers=True)
+    book.lose(step(0, 899), "gone")
+    book.validate()
+    assert book.order()[0] == step(0, 0)
+    assert book.records[step(0, 899)].status == "waiting"
+
+
+def test_a_step_that_fails_finds_what_its_tile_remembers() -> None:
+    book = two_windows_that_remember()
+    record = book.records[step(0, 1)]
+    book.run(record, 99, "w1")
+    book.requeue(record, "its worker was lost")
+    assert book.order()[0] == step(0, 1) and book.forgotten() == []
 
 
 def test_checkpoints_are_deleted_when_all_near_tiles_have_a_later_one() -> None:
