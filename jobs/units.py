@@ -167,6 +167,14 @@ Task = EncodeTask | StepTask | DecodeTask
 MUCH_MEMORY = 2**20
 
 
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """Names what accelerations keep with a tile after a step, where it is on a worker's shelf."""
+
+    unit: Unit
+    attempt: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskReport:
     """What a worker says of a finished unit, beside its output."""
@@ -178,4 +186,5 @@ class TaskReport:
     output_bytes: int
     numerics: str  # digest of the worker's numerics class
     remembers: bool = False  # MUCH_MEMORY or more of the output is for its tile's next step alone
+    stays: bool = False  # and that is not with the output, but on the worker's shelf
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted

@@ -37,17 +37,28 @@ def worker_shell() -> type:
             except Exception as error:
                 return "failed", f"{type(error).__name__}: {error}"
 
-        def run(self, task: Any, memory: Any, *inputs: Any) -> tuple[Any, Any, Any]:
+        def run(self, task: Any, memory: Any, may_stay: bool, *inputs: Any) -> tuple[Any, Any, Any]:
             """Compute a unit; (("finished", report), output, memory) or (("failed", kind, why),
-            None, None). ``memory`` is what only the same tile's next step reads, or None."""
+            None, None). ``memory`` is what only the same tile's next step reads: a bundle, or its
+            name on this worker's shelf, where it may stay, or None."""
             from jobs.errors import UnitError
+            from jobs.units import Stayed
             from workers.carrying import apart, with_memory
 
+            stayed = memory if isinstance(memory, Stayed) else None
             try:
-                report, output = self.worker.run(task, with_memory(task, inputs, memory))
+                joined = with_memory(task, inputs, None if stayed else memory)
+                report, output = self.worker.run(task, joined, stayed=stayed, may_stay=may_stay)
                 return ("finished", report), *apart(output)
             except UnitError as error:
                 return ("failed", error.kind, error.message), None, None
+
+        def hand_over(self, stayed: Any) -> Any:
+            """What is on the shelf, for another worker; its name again if it is not there."""
+            return self.worker.shelf.hand_over(stayed) or stayed
+
+        def drop(self, stayed: Any) -> None:
+            self.worker.shelf.drop(stayed)
 
     return LongtakeWorker
 

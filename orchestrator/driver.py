@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.journal import Journal
-from jobs.units import Unit
+from jobs.units import Stayed, Unit
 from orchestrator import actors
 from orchestrator.cluster import Cluster, ClusterLost, install_root
 from orchestrator.engagement import engagement, is_told
@@ -46,7 +46,13 @@ from orchestrator.events import (
 )
 from orchestrator.keeping import KeeperLink, Output
 from orchestrator.plan import Plan
-from orchestrator.ray_errors import in_words, lost_object, lost_with_its_node, meaning
+from orchestrator.ray_errors import (
+    died_before,
+    in_words,
+    lost_object,
+    lost_with_its_node,
+    meaning,
+)
 from orchestrator.recipes import Recipes
 from orchestrator.state import RenderState
 from workers.setup import WorkerSetup
@@ -179,11 +185,11 @@ class Driver:
             case LoadOutput(unit):
                 self._keeper.load(unit)
             case DropOutput(unit, attempt):
-                self._outputs.pop((unit, attempt), None)
+                self._drop(unit, attempt)
                 self._numerics.pop((unit, attempt), None)
-            case DropMemory(unit, attempt):
+            case DropMemory(unit, attempt):  # a shelf has the next step's in its place already
                 output = self._outputs[unit, attempt]
-                self._outputs[unit, attempt] = replace(output, memory=None)
+                self._outputs[unit, attempt] = replace(output, memory=None, stays_with=None)
             case DeleteResult(unit):
                 self._keeper.delete(unit)
             case StitchFilm():
@@ -195,7 +201,8 @@ class Driver:
 
     def _start_worker(self, worker: str) -> None:
         gpus = self._session.gpu_per_worker
-        shell: Any = ray.remote(actors.worker_shell())
+        remote: Any = ray.remote  # its types know no concurrency groups
+        shell = remote(concurrency_groups={"shelf": 1})(actors.worker_shell())
         actor = self._workers[worker] = shell.options(
             num_cpus=0 if gpus else self._session.plan.threads,
             num_gpus=gpus,
@@ -256,24 +263,49 @@ class Driver:
     def _run_unit(self, command: RunUnit) -> None:
         task = self._session.plan.task(command.unit, command.attempt)
         inputs = {unit: self._outputs[unit, attempt] for unit, attempt in command.inputs}
-        own = inputs.get(replace(command.unit, step=command.unit.step - 1))
+        may_stay = not self._session.plan.is_durable(command.unit)
         actor = self._workers[command.worker]
         report, *refs = actor.run.options(num_returns=3).remote(
-            task, own and own.memory, *(output.shown for output in inputs.values())
+            task, self._memory(command), may_stay, *(output.shown for output in inputs.values())
         )
         self._outputs[command.unit, command.attempt] = Output(*refs)
         self._pending[report] = partial(self._on_report, command)
+
+    def _memory(self, command: RunUnit) -> Any:
+        """What the tile's step before kept for this one: a reference, a name on the worker's shelf,
+        or None. What is on the shelf of another is handed over; Ray sees to it that the unit waits
+        for that, which waits for nothing that was sent later."""
+        before = replace(command.unit, step=command.unit.step - 1)
+        for key in command.inputs:
+            if key[0] == before:
+                output = self._outputs[key]
+                if output.stays_with in (None, command.worker):
+                    return output.memory if output.stays_with is None else Stayed(*key)
+                holder = self._workers[output.stays_with]
+                handed = holder.hand_over.options(concurrency_group="shelf").remote(Stayed(*key))
+                self._outputs[key] = replace(output, memory=handed, stays_with=None)
+                return handed
+        return None
+
+    def _drop(self, unit: Unit, attempt: int) -> None:
+        output = self._outputs.pop((unit, attempt), None)
+        holder = self._workers.get(output.stays_with or "") if output is not None else None
+        if holder is not None:
+            holder.drop.options(concurrency_group="shelf").remote(Stayed(unit, attempt))
 
     def _on_report(self, command: RunUnit, ref: Any) -> Event:
         try:
             report = ray.get(ref, timeout=0)
         except RayError as error:
             return self._on_error(command, error)
-        if report[0] == "failed":
-            return self._failed(command, report[1], report[2])
+        if report[0] == "failed":  # by the cluster: what the tile had kept is not there
+            lost = self._own(command) if report[1] == "cluster" else ()
+            return self._failed(command, report[1], report[2], lost)
         facts = report[1]
         key = (command.unit, command.attempt)
         self._numerics[key] = (facts.numerics, self._writer(command.worker))
+        if facts.stays:
+            self._outputs[key] = replace(self._outputs[key], memory=None, stays_with=command.worker)
         if is_told(command.unit, facts.engaged, self._session.plan):
             self._note(engagement(command.unit, facts.engaged))
         return UnitFinished(
@@ -283,6 +315,7 @@ class Driver:
             worker=command.worker,
             elapsed_s=facts.elapsed_s,
             remembers=facts.remembers,
+            stays=facts.stays,
         )
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:
@@ -314,13 +347,21 @@ class Driver:
         )
 
     def _lost(self, command: RunUnit, error: RayError) -> tuple[Unit, ...]:
-        """The inputs that the cluster cannot deliver: the one that it names, or else all."""
+        """The inputs that the cluster cannot deliver: the one that it names, or else all; what the
+        tile had kept, if the worker died that was to hand it over."""
+        if died_before(error):
+            return self._own(command)
         name = lost_object(error)
         inputs = {key[0]: self._outputs.get(key) for key in command.inputs}
         named = tuple(
             unit for unit, output in inputs.items() if output is None or name in output.names()
         )
         return named or tuple(inputs)
+
+    def _own(self, command: RunUnit) -> tuple[Unit, ...]:
+        """The input that is of the unit's own tile."""
+        before = replace(command.unit, step=command.unit.step - 1)
+        return tuple(unit for unit, _ in command.inputs if unit == before)
 
     # -- the journal
 

@@ -61,13 +61,15 @@ class WorkerLost(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFinished(Event):
-    """``remembers``: it left so much for its tile's next step that it is kept until then only."""
+    """``remembers``: it left so much for its tile's next step that it is kept until then only;
+    ``stays``: with the worker."""
 
     unit: Unit
     attempt: int
     worker: str
     elapsed_s: float
     remembers: bool = False
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

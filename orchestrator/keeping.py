@@ -56,7 +56,8 @@ class Output:
     step does (``workers.carrying``)."""
 
     shown: Any
-    memory: Any  # None when it is forgotten
+    memory: Any  # None where it is forgotten, or on the shelf of a worker
+    stays_with: str | None = None  # that worker
 
     def names(self) -> list[str]:
         """Of the objects, as Ray's errors have them."""

@@ -42,12 +42,21 @@ _MEANINGS: tuple[tuple[Meaning, tuple[str, ...]], ...] = (
 def meaning(error: Exception) -> Meaning:
     """Classify an error that ``ray.get`` raised. A task that could not get its inputs raises a
     task error around the object error."""
+    if died_before(error):
+        return "object"
     error = _root(error)
     for name, kinds in _MEANINGS:
         known = tuple(getattr(ray_exceptions, kind) for kind in kinds if _exists(kind))
         if isinstance(error, known):
             return name
     return "task" if isinstance(error, RayTaskError) or not isinstance(error, RayError) else "actor"
+
+
+def died_before(error: Exception) -> bool:
+    """Whether a task never began, since another actor died that was to give it an input."""
+    return isinstance(error, RayTaskError) and isinstance(
+        _root(error), ray_exceptions.RayActorError
+    )
 
 
 def lost_object(error: Exception) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -52,6 +52,7 @@ class UnitRecord:
     writing: bool = False
     remembers: bool = False  # its output holds much for its tile's next step alone
     forgotten: bool = False  # and no longer, since that step has run
+    lies_with: str | None = None  # the worker that has it, if no other place does
     # Failures, by blame. They outlive attempts, but not the need for the unit.
     faults: list[str] = field(default_factory=list)
     deaths: int = 0
@@ -87,6 +88,28 @@ def tile_of(unit: Unit) -> Tile:
 def step_of(tile: Tile, step: int) -> Unit:
     shot, stage, window = tile
     return Unit("step", shot, stage, window, 0, step)
+
+
+def before(unit: Unit, records: Mapping[Unit, UnitRecord]) -> UnitRecord | None:
+    """The record of the same tile's step before, if there is one."""
+    if unit.kind != "step" or unit.step == 0:
+        return None
+    return records.get(step_of(tile_of(unit), unit.step - 1))
+
+
+def forgetful_before(
+    unit: Unit, records: Mapping[Unit, UnitRecord], durable: Container[Unit]
+) -> list[Unit]:
+    """The held outputs of a tile that have forgotten what their next step reads, from the one
+    before a unit back to one that is durable, which has it."""
+    found: list[Unit] = []
+    record = before(unit, records)
+    while record is not None and record.status == "held" and record.forgotten:
+        found.append(record.unit)
+        if record.unit in durable:
+            break
+        record = before(record.unit, records)
+    return found
 
 
 def check(records: Mapping[Unit, UnitRecord], is_available: Callable[[UnitRecord], bool]) -> None:

@@ -49,6 +49,7 @@ class Faults:
     start_fails: float = 0.0  # per worker start
     slow: float = 0.0  # share of workers that are five times slower
     remembers: bool = False  # no fault: tiles keep much from a step to the next
+    stays: bool = False  # and that stays with the worker where it can
     late_s: float = 0.0  # reports take up to so long, and may overtake each other
     poison: Unit | None = None  # kills every worker that touches it
 
@@ -85,6 +86,8 @@ class SimCluster:
         self.sequence = itertools.count()
         self.held: dict[Key, str] = {}
         self.memory: set[Key] = set()  # of them, those that have what their tile's next step reads
+        self.lost_memory: set[Key] = set()  # what a fault took
+        self.lies_with: dict[Key, SimWorker] = {}  # the worker that alone has it
         self.pinned: dict[Key, str] = {}  # given up while a worker read them
         self.gone: set[Key] = set()  # what a fault took
         self.writes: dict[Key, str | None] = {}
@@ -125,21 +128,39 @@ class SimCluster:
 
     def _drop_memory(self, key: Key) -> None:
         after = replace(key[0], step=key[0].step + 1)
-        if key not in self.memory and key not in self.gone:
+        if key not in self.memory | self.lost_memory | self.gone:
             raise Violation(f"{key} has no memory to drop")
         if key in self.writes:
             raise Violation(f"the memory of {key} is dropped while it is written")
         if after in self.with_worker:
             raise Violation(f"the memory of {key} is dropped while {after} reads it")
         self.memory.discard(key)
+        self.lies_with.pop(key, None)
 
-    def _check_memory(self, unit: Unit, inputs: tuple[Key, ...]) -> None:
-        """Of the output that a tile's step goes on from."""
-        for key in inputs:
-            before = key[0]
-            own = before.kind == "step" and before == replace(unit, step=unit.step - 1)
-            if own and self.remembers(before) and key not in self.memory | self.gone:
-                raise Violation(f"{unit} reads what {key} had kept, and it was dropped")
+    def _bring_memory(self, command: RunUnit) -> None:
+        """What a tile's step goes on from, to the worker that it is sent to."""
+        for key in command.inputs:
+            if not self._is_own(command.unit, key) or key in self.gone:
+                continue
+            holder = self.lies_with.get(key)
+            if holder is not None and holder.given_up:
+                raise Violation(f"{command.unit} reads what lay with {holder.name}, which is lost")
+            if holder is not None and holder.name != command.worker:
+                del self.lies_with[key]
+            if key not in self.memory | self.lost_memory:
+                raise Violation(f"{command.unit} reads what {key} had kept, and it was dropped")
+
+    def _is_own(self, unit: Unit, key: Key) -> bool:
+        """Whether an input is of the unit's own tile, and has something for it alone."""
+        return key[0] == replace(unit, step=unit.step - 1) and self.remembers(key[0])
+
+    def _lose_memory(self, worker: SimWorker) -> None:
+        """What lay with a worker alone."""
+        for key, holder in self.lies_with.items():
+            if holder is worker and key in self.memory:
+                self.memory.discard(key)
+                self.lost_memory.add(key)
+                self.referee.lost(key[0])
 
     def _vanish(self, key: Key) -> None:
         if self.held.pop(key, None) is not None:

@@ -215,6 +215,7 @@ class Simulation(SimCluster):
         if worker is None or worker.given_up:
             return
         worker.given_up = True
+        self._lose_memory(worker)
         self.referee.lost_worker()
         worker.dead = worker.dead or not self.faults.worker_lies
         for job in worker.queue:
@@ -235,7 +236,7 @@ class Simulation(SimCluster):
         for key in command.inputs:
             if key not in self.held and key not in self.gone:
                 raise Violation(f"{command.unit} reads {key}, which is not there")
-        self._check_memory(command.unit, command.inputs)
+        self._bring_memory(command)
         self.with_worker[command.unit] = worker
         self.readers.update(command.inputs)
         worker.queue.append(command)
@@ -310,6 +311,8 @@ class Simulation(SimCluster):
         self.held[key] = content
         if remembers := self.remembers(command.unit):
             self.memory.add(key)
+        if stays := remembers and self.faults.stays and not self.plan.is_durable(command.unit):
+            self.lies_with[key] = worker
         self.made_by[key] = worker.name
         self.unreported.add(key)
         self.busy_s += seconds
@@ -319,7 +322,7 @@ class Simulation(SimCluster):
         def arrive() -> Event:
             if key in self.unreported and not worker.given_up:
                 self.referee.finished(command.unit)
-                if key in self.gone:
+                if key in self.gone | self.lost_memory:
                     self.referee.lost(command.unit)
             self.unreported.discard(key)
             return UnitFinished(
@@ -329,6 +332,7 @@ class Simulation(SimCluster):
                 worker=worker.name,
                 elapsed_s=seconds,
                 remembers=remembers,
+                stays=stays,
             )
 
         if fate == "worker_lies":  # the same report a second time
@@ -337,7 +341,9 @@ class Simulation(SimCluster):
 
     def _fail(self, worker: SimWorker, command: RunUnit, fate: str) -> Event | None:
         there = self.held.keys() | self.pinned.keys()
-        lost = tuple(key[0] for key in command.inputs if key not in there)
+        lost = tuple(
+            key[0] for key in command.inputs if key not in there or self._has_lost_it(command, key)
+        )
         kind: FailureKind = "cluster"
         if fate == "unit_fails" and not lost:
             kind = self.random.choice(("worker", "out_of_memory", "not_finite"))
@@ -356,14 +362,18 @@ class Simulation(SimCluster):
 
     def _content(self, command: RunUnit) -> str | None:
         contents = [self.held.get(key, self.pinned.get(key)) for key in command.inputs]
-        if None in contents:
+        if None in contents or any(self._has_lost_it(command, key) for key in command.inputs):
             return None
         return digest(command.unit, [each for each in contents if each is not None])
+
+    def _has_lost_it(self, command: RunUnit, key: Key) -> bool:
+        return self._is_own(command.unit, key) and key not in self.memory
 
     # -- losses
 
     def _die(self, worker: SimWorker, *, node: bool) -> Event | None:
         worker.dead = True
+        self._lose_memory(worker)
         self._suspect(worker, "cluster" if node else "death")
         if node:
             for key, maker in list(self.made_by.items()):

@@ -185,6 +185,7 @@ class RenderState:
         """The worker is gone: its units go back."""
         self.roster.remove(record, reason, self._now_s)
         self._lanes.end(record.worker)
+        self.book.lose_worker(record.worker, f"{record.worker} was lost: {reason}")
         for name in record.queue:
             unit = self.book.records[name]
             self.book.requeue(unit, f"{record.worker} was lost: {reason}")
@@ -222,7 +223,12 @@ class RenderState:
         self.roster.finished(worker, event.unit, event.elapsed_s)
         if event.unit.kind == "step":
             self._homes[event.unit.shot, event.unit.stage, event.unit.index] = event.worker
-        self.book.hold(record, f"finished by {event.worker}", remembers=event.remembers)
+        self.book.hold(
+            record,
+            f"finished by {event.worker}",
+            remembers=event.remembers,
+            lies_with=event.worker if event.stays else None,
+        )
 
     @_on.register
     def _(self, event: UnitFailed) -> None:

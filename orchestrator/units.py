@@ -39,7 +39,9 @@ from orchestrator.records import (
     Tile,
     TileLine,
     UnitRecord,
+    before,
     check,
+    forgetful_before,
     step_of,
     tile_of,
 )
@@ -113,14 +115,7 @@ class UnitBook:
     def _go_back(self, record: UnitRecord) -> None:
         """Where a tile's step before has forgotten what this one needs, it is computed once more;
         so are those before it, from the last durable state on."""
-        forgetful: list[Unit] = []
-        unit = record.unit
-        while unit.kind == "step" and unit.step > 0 and unit not in self.durable:
-            unit = step_of(tile_of(unit), unit.step - 1)
-            before = self.records.get(unit)
-            if before is None or before.status != "held" or not before.forgotten:
-                break
-            forgetful.append(unit)
+        forgetful = forgetful_before(record.unit, self.records, self.durable)
         for unit in reversed(forgetful):
             self.lose(unit, "what it kept for its tile's next step is forgotten")
 
@@ -177,13 +172,24 @@ class UnitBook:
         self._set(record, "running", f"sent to {worker}")
         record.attempt, record.worker = attempt, worker
         record.reads = tuple((name, self.records[name].attempt) for name in record.inputs)
+        own = before(record.unit, self.records)
+        if own is not None and own.lies_with != worker:
+            own.lies_with = None  # it is sent along
         return record.reads
 
-    def hold(self, record: UnitRecord, reason: str, *, remembers: bool = False) -> None:
-        """The unit's output is in the cluster's memory."""
+    def hold(
+        self,
+        record: UnitRecord,
+        reason: str,
+        *,
+        remembers: bool = False,
+        lies_with: str | None = None,
+    ) -> None:
+        """The unit's output is in the cluster's memory; what it keeps for its tile may lie with the
+        worker alone."""
         self._set(record, "held", reason)
         record.worker = None
-        record.remembers, record.forgotten = remembers, False
+        record.remembers, record.forgotten, record.lies_with = remembers, False, lies_with
         if self.plan.is_durable(record.unit) and record.unit not in self.durable:
             record.writing = True
             self.emit(StoreOutput(record.unit, record.attempt))
@@ -232,6 +238,13 @@ class UnitBook:
             if consumer.status == "ready":
                 self._set(consumer, "waiting", f"{unit} was lost")
         self._recover(record, reason)
+
+    def lose_worker(self, worker: str, reason: str) -> None:
+        """What tiles had left with it alone is gone."""
+        lay = [each for each in self.records.values() if each.lies_with == worker]
+        for record in lay:
+            if not record.forgotten:
+                self.lose(record.unit, reason)
 
     def loaded(self, unit: Unit, *, remembers: bool = False) -> None:
         record = self.records.get(unit)

@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import time
-import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,25 +20,35 @@ from accel import adaptive, compose, slicing
 from accel.handle import TileStep
 from jobs.accelerations import LOOKS_BACK, Adaptive
 from jobs.arrays import Bundle
-from jobs.errors import BadJob, CannotRunHere, UnitError
-from jobs.families.slicing_memory import DECODERS, MOST_SLICES
+from jobs.errors import UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
-from jobs.units import DecodeTask, EncodeTask, StepTask, Task, TaskReport, Unit
+from jobs.units import DecodeTask, EncodeTask, Stayed, StepTask, Task, TaskReport, Unit
 from workers import machine
+from workers.blame import blame, check_finite
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL, remembers
-from workers.decoding import NotFinite
 from workers.families import open_family
 from workers.families.family import stepper_of
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
+from workers.shelf import Shelf
 from workers.stepping import StageSteps
 from workers.tiles import assemble, blend
 from workers.video import encode_segment
 
 #: Schedules are tiny; this bounds them in a worker that serves many jobs.
 STEPPERS_KEPT = 16
+
+
+@dataclass(slots=True, kw_only=True)
+class _Errand:
+    """One run of a unit: what came with it, and what is told of it."""
+
+    stayed: Stayed | None
+    may_stay: bool
+    stays: bool = False
+    engaged: Counter[str] = field(default_factory=Counter)
 
 
 class Worker:
@@ -51,6 +61,7 @@ class Worker:
         self.setup = setup
         self._applied: compose.Applied | None = None
         self._decoder: slicing.SlicingHandle | None = None
+        self.shelf = Shelf(setup.device)
         machine.configure(setup)
         self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
         self._peak_bytes = 0  # beside them
@@ -76,16 +87,28 @@ class Worker:
             process=os.getpid(),
         )
 
-    def run(self, task: Task, inputs: Sequence[Bundle]) -> tuple[TaskReport, Bundle]:
-        """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed."""
-        begun, engaged = time.perf_counter(), Counter[str]()
-        with _blame(task.unit, self.setup, self._family.vae_kind.__name__):
+    def run(
+        self,
+        task: Task,
+        inputs: Sequence[Bundle],
+        *,
+        stayed: Stayed | None = None,
+        may_stay: bool = False,
+    ) -> tuple[TaskReport, Bundle]:
+        """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed.
+
+        ``stayed``: what the accelerations left with the tile is on this worker's shelf, not with
+        the inputs. ``may_stay``: much that they leave goes there, not into the output.
+        """
+        begun, errand = time.perf_counter(), _Errand(stayed=stayed, may_stay=may_stay)
+        with blame(task.unit, self.setup, self._family.vae_kind.__name__):
             fault_point("worker.before_unit", str(task.unit))
-            output = self._dispatch(task, inputs, engaged)
+            self.shelf.make_room(task.unit)
+            output = self._dispatch(task, inputs, errand)
             machine.synchronise(self.setup.device)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
-            self._log(task, elapsed_s)
+            self._log(task, elapsed_s, errand)
         report = TaskReport(
             unit=task.unit,
             attempt=task.attempt,
@@ -93,25 +116,26 @@ class Worker:
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
             numerics=self._numerics.digest(),
-            remembers=remembers(output),
-            engaged=dict(engaged),
+            remembers=errand.stays or remembers(output),
+            stays=errand.stays,
+            engaged=dict(errand.engaged),
         )
         return report, output
 
-    def _dispatch(self, task: Task, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
+    def _dispatch(self, task: Task, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
         if isinstance(task, EncodeTask):
             return self._encode(task)
         if isinstance(task, StepTask):
-            return self._step(task, inputs, engaged)
-        return self._decode(task, inputs, engaged)
+            return self._step(task, inputs, errand)
+        return self._decode(task, inputs, errand.engaged)
 
     def _encode(self, task: EncodeTask) -> Bundle:
         embeddings = self._family.encode(task.shot)
         for name, tensor in embeddings.items():
-            _check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
+            check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
         return to_bundle(embeddings)
 
-    def _step(self, task: StepTask, inputs: Sequence[Bundle], engaged: Counter[str]) -> Bundle:
+    def _step(self, task: StepTask, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
         unit, shot = task.unit, task.shot
         predicts = unit.step < shot.stage_steps[unit.stage]
         before = inputs[1:] if predicts else inputs
@@ -121,23 +145,35 @@ class Worker:
             latents, history = self._start(task, before, stage), {}
         else:
             latents, history = self._settle(task, before, stage)
-            _check_finite(latents, "the latents", unit, self.setup.dtype)
+            check_finite(latents, "the latents", unit, self.setup.dtype)
         output = {"latents": latents}
         if predicts:
             own = before[task.covering.index(task.window)] if unit.step > 0 else None
-            tile = self._tile_step(task, own, engaged)
+            tile = self._tile_step(task, own, errand)
             output["prediction"] = self._predict(task, tile, latents, own, stage, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
-            output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
+            what = Stayed(unit, task.attempt)
+            errand.stays = errand.may_stay and self.shelf.put(what, tile.kept)
+            if not errand.stays:
+                output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
+        if not errand.stays:
+            self.shelf.clear(unit)
         return to_bundle(output)
 
-    def _tile_step(self, task: StepTask, own: Bundle | None, engaged: Counter[str]) -> TileStep:
+    def _tile_step(self, task: StepTask, own: Bundle | None, errand: _Errand) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""
+        if errand.stayed is not None:
+            carried = self.shelf.get(errand.stayed)
+        else:
+            carried = to_tensors(own, ACCEL, self.setup.device) if own is not None else {}
+        if carried is None:
+            lost = f"worker {self.setup.worker} no longer has what the tile had kept there"
+            raise UnitError("cluster", f"{task.unit}: {lost}")
         return TileStep(
             unit=task.unit,
             steps=task.shot.stage_steps[task.unit.stage],
-            carried=to_tensors(own, ACCEL, self.setup.device) if own is not None else {},
-            engaged=engaged,
+            carried=carried,
+            engaged=errand.engaged,
         )
 
     def _added(self, task: StepTask, stage: StageSteps) -> list[adaptive.Noise]:
@@ -219,7 +255,7 @@ class Worker:
         told = to_tensors(embeddings, device=self.setup.device)
         branch = partial(self._attach().run, tile)
         prediction = stage.predict(task.unit.step, latents, told, branch)
-        _check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
+        check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
         if config is not None:
             adaptive.remember(config, tile, prediction)
         return prediction
@@ -290,13 +326,15 @@ class Worker:
                 self._steppers.popitem(last=False)
         return self._steppers[key]
 
-    def _log(self, task: Task, elapsed_s: float) -> None:
+    def _log(self, task: Task, elapsed_s: float, errand: _Errand) -> None:
         """This worker's own account of what it computed, whatever becomes of the result."""
         if self.setup.log_dir is None:
             return
         unit = task.unit
         # What a system says of a process's peak may fall by a few pages.
         peak_bytes = machine.peak_bytes(self.setup.device) - self._bare_bytes
+        if torch.device(self.setup.device).type == "cpu":  # what waits is no part of a tile
+            peak_bytes -= self.shelf.host_bytes
         self._peak_bytes = max(self._peak_bytes, peak_bytes)
         line = {
             "unit": str(unit),
@@ -308,6 +346,7 @@ class Worker:
             "attempt": task.attempt,
             "elapsed_s": elapsed_s,
             "peak_bytes": self._peak_bytes,
+            "stays": errand.stays,
             "at_s": time.time(),
         }
         folder = Path(self.setup.log_dir)
@@ -316,69 +355,10 @@ class Worker:
             log.write(json.dumps(line) + "\n")
 
 
-@contextmanager
-def _blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
-    """Turn whatever goes wrong in a unit into a UnitError that says whose fault it is."""
-    try:
-        yield
-    except UnitError:
-        raise
-    except NotFinite:
-        what, field = "the decoded pixels", "decoder_dtype"
-        raise _not_finite(unit, what, field, setup.decoder_dtype) from None
-    except (BadJob, CannotRunHere) as error:
-        raise UnitError("bad_job", f"{unit}: {error}") from error
-    except Exception as error:
-        if machine.ran_out_of_memory(error):
-            raise UnitError(
-                "out_of_memory",
-                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-                f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
-                f"{_less_memory(unit, setup, autoencoder)} ({error})",
-            ) from error
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UnitError(
-            "worker",
-            f"{unit}: {type(error).__name__}: {error} "
-            f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
-        ) from error
-
-
-def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
-    """What a job can ask for, so that a unit which ran out needs less. ``autoencoder`` is the class
-    of the model's."""
-    fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
-    if unit.kind == "decode" and setup.decoder_dtype == "float32":
-        fixes += ", or decoder_dtype: float16 or bfloat16"
-    is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
-    if not is_cut:
-        return fixes
-    now = (asked.slicing and asked.slicing.slices) or 4
-    if now >= MOST_SLICES:
-        return fixes
-    return f"{fixes}, or accelerations: {{slicing: {{slices: {min(2 * now, MOST_SLICES)}}}}}"
-
-
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
     expected = len(task.covering) if task.unit.step > 0 else len(task.parents)
     assert len(before) == expected, f"{task.unit} needs {expected} windows, got {len(before)}"
     assert task.unit.step == 0 or task.window in task.covering
-
-
-def _check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:
-    if not torch.isfinite(tensor).all():
-        raise _not_finite(unit, what, "dtype", dtype)
-
-
-def _not_finite(unit: Unit, what: str, field: str, dtype: str) -> UnitError:
-    """``field`` of the job is where ``dtype`` was said."""
-    if dtype == "float16":
-        fix = f"its range is small: use {field} bfloat16 or float32"
-    elif dtype == "bfloat16":
-        fix = f"try {field} float32"
-    else:
-        fix = "the model's weights or the guidance may be at fault: try a lower guidance"
-    return UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
 
 
 def _sha256(frame: np.ndarray) -> str:

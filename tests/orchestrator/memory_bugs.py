@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.events import DropMemory
-from orchestrator.records import UnitRecord, step_of, tile_of
+from orchestrator.records import UnitRecord, before, step_of, tile_of
 from orchestrator.units import UnitBook
 from tests.orchestrator.hunt import Patch, bug
 
@@ -53,3 +55,23 @@ def a_forgetful_tile_goes_back_by_one_step(patch: Patch) -> None:
             self.lose(before.unit, "forgotten")
 
     patch.setattr(UnitBook, "_go_back", go_back)
+
+
+@bug
+def memory_on_a_lost_worker_is_trusted(patch: Patch) -> None:
+    patch.setattr(UnitBook, "lose_worker", lambda self, worker, reason: None)
+
+
+@bug
+def memory_that_was_handed_over_is_lost_with_its_maker(patch: Patch) -> None:
+    run = UnitBook.run
+
+    def forgetful(self: UnitBook, record: UnitRecord, attempt: int, worker: str) -> Any:
+        own = before(record.unit, self.records)
+        lay_with = own.lies_with if own is not None else None
+        reads = run(self, record, attempt, worker)
+        if own is not None:
+            own.lies_with = lay_with
+        return reads
+
+    patch.setattr(UnitBook, "run", forgetful)

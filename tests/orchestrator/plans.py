@@ -171,10 +171,10 @@ def _random_stages(rng: random.Random, most_steps: int) -> tuple[int, ...]:
 
 def random_faults(rng: random.Random, seed: int, plan: Plan) -> Faults:
     """A few kinds of faults at a time, from rare to frequent."""
-    remembers = seed % 7 in (2, 5)  # not drawn
+    keeps = {"remembers": seed % 7 in (2, 5), "stays": seed % 7 == 5}  # not drawn
     if rng.random() < 0.4:
         slow, theme = rng.choice((0.0, 0.3)), rng.choice(THEMES)
-        return Faults(seed=seed + 1, slow=slow, remembers=remembers, **theme)
+        return Faults(seed=seed + 1, slow=slow, **keeps, **theme)
     kinds = rng.sample(FAULTS, rng.randint(0, 4))
     chances = {kind: rng.choice((0.005, 0.02, 0.08)) for kind in kinds}
     for kind in {"cluster_lost", "interrupted"} & chances.keys():
@@ -185,7 +185,7 @@ def random_faults(rng: random.Random, seed: int, plan: Plan) -> Faults:
     if rng.random() < 0.03:
         poison = rng.choice(list(plan.units()))
     slow = rng.choice((0.0, 0.0, 0.3))
-    return Faults(seed=seed + 1, slow=slow, poison=poison, remembers=remembers, **chances)
+    return Faults(seed=seed + 1, slow=slow, poison=poison, **keeps, **chances)
 
 
 def random_policy(rng: random.Random) -> Policy:

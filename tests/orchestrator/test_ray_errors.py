@@ -6,7 +6,7 @@ import pytest
 
 exceptions = pytest.importorskip("ray.exceptions")
 
-from orchestrator.ray_errors import in_words, lost_with_its_node, meaning  # noqa: E402
+from orchestrator.ray_errors import died_before, in_words, lost_with_its_node, meaning  # noqa: E402
 
 FACTS = """The actor died unexpectedly before finishing this task.
 \tclass_name: LongtakeWorker
@@ -58,3 +58,11 @@ def test_the_cause_inside_a_task_error() -> None:
     assert meaning(task) == "object"
     assert meaning(exceptions.RayTaskError("run", "trace", ValueError("no"), "proc")) == "task"
     assert in_words(exceptions.RayTaskError("run", "t", ValueError("no"), "p")) == "ValueError: no"
+
+
+def test_a_task_whose_input_an_actor_took_with_it() -> None:
+    """It is not the task's own worker that died."""
+    task = exceptions.RayTaskError("run", "trace", died(KILLED), "proc")
+    assert died_before(task) and meaning(task) == "object"
+    assert not died_before(died(KILLED)) and not died_before(task.cause)
+    assert "was killed or crashed" in in_words(task)

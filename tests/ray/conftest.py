@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.ray.harness import job_ids, load_plan, longtake, show, wait_until_gone
+from tests.ray.harness import job_ids, load_plan, longtake, show, units_logged, wait_until_gone
 from tests.ray.trouble import (
     FILM,
     PARKED,
@@ -119,6 +119,7 @@ def attention_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory
     for name in ("window", "share_steps", "share_branches"):
         assert found["engaged"][f"fast_attention.{name}"] > 10
     assert found["engaged"]["rehash.reused"] > 10
+    assert found["stays"] > 10, "what tiles remember is much, and stays with the worker"
     return found
 
 
@@ -128,7 +129,8 @@ def uninterrupted(job_file: Path, folder: Path) -> dict[str, Any]:
     assert ran.code == 0, ran.err
     report = show(store, job_ids(store)[0])
     assert report["units_repeated"] == 0
-    return report | {"store_path": store, "film": out, "job_file": job_file}
+    stays = sum(row["stays"] for row in units_logged(store))
+    return report | {"store_path": store, "film": out, "job_file": job_file, "stays": stays}
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from jobs.store import Store
+from jobs.units import Unit
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 
@@ -144,8 +145,12 @@ def units_logged(store: Path) -> list[dict[str, Any]]:
     for log in (store / "jobs").glob("*/logs/*.jsonl"):
         for line in log.read_text().splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
+                rows.append(json.loads(line) | {"worker": log.stem})
     return sorted(rows, key=lambda row: row["at_s"])
+
+
+def step_unit(row: dict[str, Any]) -> Unit:
+    return Unit(row["kind"], row["shot"], row["stage"], row["index"], 0, row["step"])
 
 
 def wait_for_units(store: Path, count: int, running: Running) -> int:

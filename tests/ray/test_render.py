@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.ray.harness import busy_workers, job_ids, longtake, show
+from tests.ray.harness import busy_workers, job_ids, longtake, show, step_unit, units_logged
 from workers.video import read_film
 
 
@@ -26,6 +27,28 @@ def test_any_number_of_workers_makes_the_same_film(
     assert show(store, job_ids(store)[0])["frames_sha256"] == reference["frames_sha256"]
     assert len(busy_workers(store)) > 1, "one did it all: the test shows nothing"
     assert read_film(out).pixel_frames == 81
+
+
+@pytest.mark.long
+def test_what_a_tile_remembers_is_handed_from_worker_to_worker(
+    attention_reference: dict[str, Any], tmp_path: Path
+) -> None:
+    job_file, store = attention_reference["job_file"], tmp_path / "store"
+    ran = longtake("render", job_file, "--store", store, "--out", tmp_path / "film.mp4",
+                   "--workers", 3)  # fmt: skip
+    assert ran.code == 0, ran.err
+    report = show(store, job_ids(store)[0])
+    assert report["frames_sha256"] == attention_reference["frames_sha256"]
+    assert report["units_repeated"] == 0
+    steps = {step_unit(row): row for row in units_logged(store) if row["kind"] == "step"}
+    handed = [
+        unit
+        for unit, row in steps.items()
+        if (before := steps.get(replace(unit, step=unit.step - 1))) is not None
+        and before["stays"]
+        and before["worker"] != row["worker"]
+    ]
+    assert handed, "every tile stayed where it was: the test shows nothing"
 
 
 def test_a_finished_film_verifies(reference: dict[str, Any]) -> None:

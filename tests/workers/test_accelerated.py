@@ -13,7 +13,7 @@ from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, S
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
 from jobs.attention_plan import AttentionPlan, branches_of
 from jobs.families.features import feature_bytes
-from jobs.units import Window
+from jobs.units import Stayed, Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker, write_tiny_wan
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
@@ -121,35 +121,51 @@ def worker_of(tiny: TinyFamily, asked: Accelerations) -> Worker:
 def render(
     tiny: TinyFamily, asked: Accelerations, workers: int = 1
 ) -> tuple[list[torch.Tensor], dict[str, int]]:
-    """Finished latents of the windows, each unit by the next of the workers, from stored bytes,
-    and of what tiles remember with its own tile's alone."""
+    """Finished latents of the windows, from stored bytes, and of what tiles remember with its own
+    tile's alone. One worker gives that away after each step. Several take two steps of a tile in
+    turn, and what it remembers stays with them, until another one takes the tile, or every third
+    step."""
     some = [worker_of(tiny, asked) for _ in range(workers)]
     shot, engaged = tiny.shot, {}
     # Stable Video Diffusion makes a shot as one window.
     windows = [window for window in WINDOWS if window.stop <= shot.latent_frames]
     embeddings = encode(some[0], shot)
     done: dict[tuple[int, int], Bundle] = {}
-    memories: dict[tuple[int, int], Bundle | None] = {}
+    memories: dict[tuple[int, int], Bundle | Stayed | None] = {}
     for step in range(STEPS + 1):
         for window in windows:
             task = step_task(shot, windows, window.index, step)
             before = [done[w.index, step - 1] for w in task.covering] if step else []
             inputs = [embeddings, *before] if step < STEPS else before
-            worker = some[(step + window.index) % len(some)]
+            worker, holder = (some[(s // 2 + window.index) % len(some)] for s in (step, step - 1))
             own = memories[window.index, step - 1] if step else None
-            report, output = worker.run(task, with_memory(task, inputs, own))
-            done[window.index, step], memories[window.index, step] = apart(
-                decode_bundle(encode_bundle(output))
+            if isinstance(own, Stayed) and holder is not worker:
+                own = stored(holder.shelf.hand_over(own))
+                assert own is not None
+            stayed = own if isinstance(own, Stayed) else None
+            report, output = worker.run(
+                task,
+                with_memory(task, inputs, None if isinstance(own, Stayed) else own),
+                stayed=stayed,
+                may_stay=workers > 1 and step % 3 < 2,
             )
+            done[window.index, step], memories[window.index, step] = apart(stored(output))
+            if report.stays:
+                memories[window.index, step] = Stayed(task.unit, task.attempt)
             for name, count in report.engaged.items():
                 engaged[name] = engaged.get(name, 0) + count
     return [to_tensor(done[w.index, STEPS], "latents") for w in windows], engaged
 
 
+def stored(bundle: Bundle) -> Bundle:
+    return decode_bundle(encode_bundle(bundle))
+
+
 @pytest.mark.parametrize(("kind", "name"), FITS)
 def test_whoever_computes_it_has_the_same_bits(
-    tiny: dict[str, TinyFamily], kind: str, name: str
+    tiny: dict[str, TinyFamily], kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("workers.shelf.MUCH_MEMORY", 1)
     asked = ASKED[name]
     alone, engaged = render(tiny[kind], asked)
     together, _ = render(tiny[kind], asked, workers=2)

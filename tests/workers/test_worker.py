@@ -23,12 +23,13 @@ from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.units import DecodeTask, ShotRender, Unit, Window
 from tests.workers.test_conformance import WINDOWS, load_pipeline, run_pipeline
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
+from workers.blame import blame
 from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
 from workers.families import FAMILIES, wan
 from workers.setup import WorkerSetup
 from workers.video import iter_frames
-from workers.worker import Worker, _blame
+from workers.worker import Worker
 
 ONE = [Window(0, 0, 9)]
 
@@ -263,7 +264,7 @@ def test_what_runs_out_of_memory_says_what_needs_less(
     """Nothing that a job would be refused for, or that would change nothing."""
     setup = WorkerSetup(worker="w", model="m", family=family, accelerations=Accelerations(**asked))
     autoencoder = FAMILIES[family].vae_kind.__name__
-    with pytest.raises(UnitError) as caught, _blame(Unit(kind, 0), setup, autoencoder):
+    with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, autoencoder):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
     slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}" if slices else ""
     half = ", or decoder_dtype: float16 or bfloat16" if kind == "decode" else ""

@@ -1,0 +1,76 @@
+"""Whose fault it is that a unit cannot be computed, and what a person can do about it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.families.slicing_memory import DECODERS, MOST_SLICES
+from jobs.units import Unit
+from workers import machine
+from workers.decoding import NotFinite
+from workers.setup import WorkerSetup
+
+
+@contextmanager
+def blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
+    """Turn whatever goes wrong in a unit into a UnitError that says whose fault it is."""
+    try:
+        yield
+    except UnitError:
+        raise
+    except NotFinite:
+        what, field = "the decoded pixels", "decoder_dtype"
+        raise _not_finite(unit, what, field, setup.decoder_dtype) from None
+    except (BadJob, CannotRunHere) as error:
+        raise UnitError("bad_job", f"{unit}: {error}") from error
+    except Exception as error:
+        if machine.ran_out_of_memory(error):
+            raise UnitError(
+                "out_of_memory",
+                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
+                f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
+                f"{_less_memory(unit, setup, autoencoder)} ({error})",
+            ) from error
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UnitError(
+            "worker",
+            f"{unit}: {type(error).__name__}: {error} "
+            f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
+        ) from error
+
+
+def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
+    """What a job can ask for, so that a unit which ran out needs less. ``autoencoder`` is the class
+    of the model's."""
+    fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
+    if unit.kind == "decode" and setup.decoder_dtype == "float32":
+        fixes += ", or decoder_dtype: float16 or bfloat16"
+    is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
+    if not is_cut:
+        return fixes
+    now = (asked.slicing and asked.slicing.slices) or 4
+    if now >= MOST_SLICES:
+        return fixes
+    return f"{fixes}, or accelerations: {{slicing: {{slices: {min(2 * now, MOST_SLICES)}}}}}"
+
+
+def check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:
+    if not torch.isfinite(tensor).all():
+        raise _not_finite(unit, what, "dtype", dtype)
+
+
+def _not_finite(unit: Unit, what: str, field: str, dtype: str) -> UnitError:
+    """``field`` of the job is where ``dtype`` was said."""
+    if dtype == "float16":
+        fix = f"its range is small: use {field} bfloat16 or float32"
+    elif dtype == "bfloat16":
+        fix = f"try {field} float32"
+    else:
+        fix = "the model's weights or the guidance may be at fault: try a lower guidance"
+    return UnitError("not_finite", f"{unit}: {what} became NaN or infinite in {dtype}; {fix}")
