@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -79,6 +80,31 @@ class TileLine:
 
 class IllegalTransition(AssertionError):
     """A bug of ours: a unit changed its status in a way that no rule allows."""
+
+
+class Story:
+    """What happened to the units of late. The one place where a status changes."""
+
+    def __init__(self) -> None:
+        self._changes: deque[tuple[float, Unit, Status, Status, str]] = deque(maxlen=2000)
+
+    def change(self, record: UnitRecord, status: Status, reason: str, at_s: float) -> None:
+        """Raises IllegalTransition, with what happened to the unit."""
+        change = (record.status, status)
+        if record.status == status == "waiting":
+            return
+        if change not in TRANSITIONS:
+            raise IllegalTransition(f"{record.unit}: {change} ({reason})\n{self.tell(record.unit)}")
+        self._changes.append((at_s, record.unit, record.status, status, reason))
+        record.status = status
+
+    def tell(self, unit: Unit) -> str:
+        """What happened to a unit, line by line."""
+        return "\n".join(
+            f"{at_s:10.3f} {old} -> {new}: {reason}"
+            for at_s, name, old, new, reason in self._changes
+            if name == unit
+        )
 
 
 def tile_of(unit: Unit) -> Tile:

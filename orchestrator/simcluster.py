@@ -15,6 +15,7 @@ from orchestrator.events import (
     Event,
     FilmStitched,
     LoadFailed,
+    Outcome,
     OutputLoaded,
     OutputLost,
     OutputStored,
@@ -66,6 +67,19 @@ class SimWorker:
     busy: bool = False
     wakes: Callable[[], Event | None] | None = None
     queue: deque[RunUnit] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimReport:
+    outcome: Outcome
+    message: str
+    wall_s: float
+    completed: Counter[Unit]
+    cluster_losses: int
+    first_piece_s: float  # when the film's first piece became durable
+    peak_held: int
+    busy_s: float
+    events: int
 
 
 class SimCluster:
@@ -153,6 +167,9 @@ class SimCluster:
     def _is_own(self, unit: Unit, key: Key) -> bool:
         """Whether an input is of the unit's own tile, and has something for it alone."""
         return key[0] == replace(unit, step=unit.step - 1) and self.remembers(key[0])
+
+    def _has_lost_it(self, command: RunUnit, key: Key) -> bool:
+        return self._is_own(command.unit, key) and key not in self.memory
 
     def _lose_memory(self, worker: SimWorker) -> None:
         """What lay with a worker alone."""

@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jobs.errors import FailureKind
 from jobs.units import Unit
@@ -32,7 +30,6 @@ from orchestrator.events import (
     EndRender,
     Event,
     LoadOutput,
-    Outcome,
     RenderStarted,
     RunUnit,
     StartWorker,
@@ -49,22 +46,8 @@ from orchestrator.events import (
 from orchestrator.plan import Plan
 from orchestrator.referee import Key, Violation, digest
 from orchestrator.roster import Policy
-from orchestrator.simcluster import Faults, SimCluster, SimWorker, profile
+from orchestrator.simcluster import Faults, SimCluster, SimReport, SimWorker, profile
 from orchestrator.state import RenderState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SimReport:
-    outcome: Outcome
-    message: str
-    wall_s: float
-    completed: Counter[Unit]
-    cluster_losses: int
-    first_piece_s: float  # when the film's first piece became durable
-    peak_held: int
-    busy_s: float
-    events: int
-
 
 #: Seconds of work per unit kind, on a worker of speed 1.
 UnitCost = Callable[[Unit], float]
@@ -365,9 +348,6 @@ class Simulation(SimCluster):
         if None in contents or any(self._has_lost_it(command, key) for key in command.inputs):
             return None
         return digest(command.unit, [each for each in contents if each is not None])
-
-    def _has_lost_it(self, command: RunUnit, key: Key) -> bool:
-        return self._is_own(command.unit, key) and key not in self.memory
 
     # -- losses
 

@@ -19,7 +19,7 @@ once more goes back to the tile's last durable state, which has it.
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 from jobs.units import Unit
@@ -33,9 +33,8 @@ from orchestrator.events import (
 )
 from orchestrator.plan import Plan
 from orchestrator.records import (
-    TRANSITIONS,
-    IllegalTransition,
     Status,
+    Story,
     Tile,
     TileLine,
     UnitRecord,
@@ -60,7 +59,7 @@ class UnitBook:
         self.emit = emit
         self.durable: set[Unit] = set(durable)
         self.records: dict[Unit, UnitRecord] = {}
-        self.story: deque[tuple[float, Unit, Status, Status, str]] = deque(maxlen=2000)
+        self.story = Story()
         self.now_s = 0.0
         self._ready: list[tuple[tuple[int, int, int, int], Unit]] = []
         self._tiles: dict[Tile, TileLine] = defaultdict(TileLine)
@@ -403,21 +402,7 @@ class UnitBook:
     # -- the one place where a status changes
 
     def _set(self, record: UnitRecord, status: Status, reason: str) -> None:
-        change = (record.status, status)
-        if record.status == status == "waiting":
-            return
-        if change not in TRANSITIONS:
-            raise IllegalTransition(f"{record.unit}: {change} ({reason})\n{self.tell(record.unit)}")
-        self.story.append((self.now_s, record.unit, record.status, status, reason))
-        record.status = status
-
-    def tell(self, unit: Unit) -> str:
-        """What happened to a unit, line by line."""
-        return "\n".join(
-            f"{at_s:10.3f} {old} -> {new}: {reason}"
-            for at_s, name, old, new, reason in self.story
-            if name == unit
-        )
+        self.story.change(record, status, reason, self.now_s)
 
     def validate(self) -> None:
         """Check every invariant that the records must keep; for tests and the simulator."""

@@ -1,8 +1,8 @@
 """What the accelerations keep with a tile, apart from what its neighbours read.
 
 It can be far larger than the latents (features of every layer, say), and only the tile's own next
-step wants it: so it travels as an object of its own, and rejoins its output in the store, where a
-result is one file.
+step wants it: so it stays where it was made (``workers.shelf``), or travels as an object of its
+own, and rejoins its output in the store, where a result is one file.
 """
 
 from __future__ import annotations

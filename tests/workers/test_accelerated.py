@@ -143,12 +143,15 @@ def render(
                 own = stored(holder.shelf.hand_over(own))
                 assert own is not None
             stayed = own if isinstance(own, Stayed) else None
+            lies = (worker.shelf.get(stayed) if stayed else None) or {}
+            were = {name: tensor.clone() for name, tensor in lies.items()}
             report, output = worker.run(
                 task,
                 with_memory(task, inputs, None if isinstance(own, Stayed) else own),
                 stayed=stayed,
                 may_stay=workers > 1 and step % 3 < 2,
             )
+            assert all(torch.equal(lies[name], were[name]) for name in were), "a retry needs it"
             done[window.index, step], memories[window.index, step] = apart(stored(output))
             if report.stays:
                 memories[window.index, step] = Stayed(task.unit, task.attempt)
