@@ -53,9 +53,13 @@ def worker_shell() -> type:
             except UnitError as error:
                 return ("failed", error.kind, error.message), None, None
 
-        def hand_over(self, stayed: Any) -> Any:
-            """What is on the shelf, for another worker; its name again if it is not there."""
-            return self.worker.shelf.hand_over(stayed) or stayed
+        def hand_over(self, stayed: Any) -> tuple[None, Any]:
+            """(None, what is on the shelf, for another worker); its name again if it is not there,
+            or there is no memory for a copy: then the tile goes back."""
+            try:
+                return None, self.worker.shelf.hand_over(stayed) or stayed
+            except Exception:
+                return None, stayed
 
         def drop(self, stayed: Any) -> None:
             self.worker.shelf.drop(stayed)

@@ -60,6 +60,9 @@ from workers.setup import WorkerSetup
 #: How long the loop waits for something to happen before it looks at deadlines.
 TICK_S = 0.25
 
+#: A worker that takes longer to hand a tile over hangs. Less than any limit of a unit, which waits.
+HAND_OVER_LIMIT_S = 90.0
+
 #: Journal records are gathered for so long: results are found without them.
 JOURNAL_EVERY_S = 1.0
 
@@ -100,6 +103,7 @@ class Driver:
         self._outputs: dict[tuple[Unit, int], Output] = {}
         self._numerics: dict[tuple[Unit, int], tuple[str, str]] = {}  # digest, worker
         self._pending: dict[Any, Callable[[Any], Event | None]] = {}
+        self._handing: dict[Any, tuple[str, float]] = {}  # who hands a tile over, since when
         self._records: list[dict[str, Any]] = []
         self._flushed_s = self._checked_s = time.monotonic()
         self._ended: EndRender | None = None
@@ -157,6 +161,7 @@ class Driver:
                 yield event
         self._check()
         now_s = time.monotonic()
+        yield from self._silent(now_s)
         reason = self._session.stop_reason(now_s)
         if reason is not None and not self._stopping:
             self._stopping = True
@@ -185,10 +190,11 @@ class Driver:
             case LoadOutput(unit):
                 self._keeper.load(unit)
             case DropOutput(unit, attempt):
-                self._drop(unit, attempt)
+                self._clear((unit, attempt), self._outputs.pop((unit, attempt), None))
                 self._numerics.pop((unit, attempt), None)
-            case DropMemory(unit, attempt):  # a shelf has the next step's in its place already
+            case DropMemory(unit, attempt):
                 output = self._outputs[unit, attempt]
+                self._clear((unit, attempt), output)
                 self._outputs[unit, attempt] = replace(output, memory=None, stays_with=None)
             case DeleteResult(unit):
                 self._keeper.delete(unit)
@@ -272,26 +278,50 @@ class Driver:
         self._pending[report] = partial(self._on_report, command)
 
     def _memory(self, command: RunUnit) -> Any:
-        """What the tile's step before kept for this one: a reference, a name on the worker's shelf,
-        or None. What is on the shelf of another is handed over; Ray sees to it that the unit waits
-        for that, which waits for nothing that was sent later."""
-        before = replace(command.unit, step=command.unit.step - 1)
-        for key in command.inputs:
-            if key[0] == before:
-                output = self._outputs[key]
-                if output.stays_with in (None, command.worker):
-                    return output.memory if output.stays_with is None else Stayed(*key)
-                holder = self._workers[output.stays_with]
-                handed = holder.hand_over.options(concurrency_group="shelf").remote(Stayed(*key))
-                self._outputs[key] = replace(output, memory=handed, stays_with=None)
-                return handed
+        """What the tile's step before kept for this one: a reference, a name on the worker's own
+        shelf, or None."""
+        own = self._own(command)
+        kept = [self._bring(key, command.worker) for key in command.inputs if key[0] in own]
+        return kept[0] if kept else None
+
+    def _bring(self, key: tuple[Unit, int], worker: str) -> Any:
+        """What is on the shelf of another is handed over. Ray sees to it that the unit waits for
+        that, which waits for nothing that was sent later."""
+        output = self._outputs[key]
+        if output.stays_with is None:
+            return output.memory
+        if output.stays_with == worker:
+            return Stayed(*key)
+        holder = self._workers[output.stays_with]
+        options = holder.hand_over.options(concurrency_group="shelf", num_returns=2)
+        done, memory = options.remote(Stayed(*key))
+        self._handing[done] = output.stays_with, time.monotonic()
+        self._watch(done, partial(self._on_handed, output.stays_with))
+        self._outputs[key] = replace(output, memory=memory, stays_with=None)
+        return memory
+
+    def _on_handed(self, worker: str, ref: Any) -> Event | None:
+        self._handing.pop(ref, None)
+        try:
+            ray.get(ref, timeout=0)
+        except RayError as error:
+            return self._gone(worker, error)
         return None
 
-    def _drop(self, unit: Unit, attempt: int) -> None:
-        output = self._outputs.pop((unit, attempt), None)
+    def _silent(self, now_s: float) -> Iterator[Event]:
+        """Workers that do not hand over: they hang, and not those that wait for them."""
+        for ref, (worker, since_s) in list(self._handing.items()):
+            if now_s - since_s > HAND_OVER_LIMIT_S:
+                del self._handing[ref]
+                self._stop_worker(worker)
+                message = f"it did not hand over a tile for {HAND_OVER_LIMIT_S:.0f} s"
+                yield WorkerLost(at_s=now_s, worker=worker, message=message)
+
+    def _clear(self, key: tuple[Unit, int], output: Output | None) -> None:
+        """Nobody will ask for what an output keeps for its tile: not on a shelf either."""
         holder = self._workers.get(output.stays_with or "") if output is not None else None
         if holder is not None:
-            holder.drop.options(concurrency_group="shelf").remote(Stayed(unit, attempt))
+            holder.drop.options(concurrency_group="shelf").remote(Stayed(*key))
 
     def _on_report(self, command: RunUnit, ref: Any) -> Event:
         try:

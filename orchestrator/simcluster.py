@@ -102,6 +102,7 @@ class SimCluster:
         self.memory: set[Key] = set()  # of them, those that have what their tile's next step reads
         self.lost_memory: set[Key] = set()  # what a fault took
         self.lies_with: dict[Key, SimWorker] = {}  # the worker that alone has it
+        self.handing: dict[Key, SimWorker] = {}  # the same, until a unit begins that reads it
         self.pinned: dict[Key, str] = {}  # given up while a worker read them
         self.gone: set[Key] = set()  # what a fault took
         self.writes: dict[Key, str | None] = {}
@@ -160,9 +161,14 @@ class SimCluster:
             if holder is not None and holder.given_up:
                 raise Violation(f"{command.unit} reads what lay with {holder.name}, which is lost")
             if holder is not None and holder.name != command.worker:
-                del self.lies_with[key]
+                self.handing[key] = self.lies_with.pop(key)
             if key not in self.memory | self.lost_memory:
                 raise Violation(f"{command.unit} reads what {key} had kept, and it was dropped")
+
+    def _is_handed(self, command: RunUnit) -> None:
+        for key in command.inputs:
+            if self._is_own(command.unit, key):
+                self.handing.pop(key, None)
 
     def _is_own(self, unit: Unit, key: Key) -> bool:
         """Whether an input is of the unit's own tile, and has something for it alone."""
@@ -173,7 +179,7 @@ class SimCluster:
 
     def _lose_memory(self, worker: SimWorker) -> None:
         """What lay with a worker alone."""
-        for key, holder in self.lies_with.items():
+        for key, holder in (self.lies_with | self.handing).items():
             if holder is worker and key in self.memory:
                 self.memory.discard(key)
                 self.lost_memory.add(key)

@@ -48,6 +48,8 @@ class _Errand:
     stayed: Stayed | None
     may_stay: bool
     stays: bool = False
+    left: dict[str, torch.Tensor] = field(default_factory=dict)
+    waiting_bytes: int = 0  # of other tiles, on the shelf
     engaged: Counter[str] = field(default_factory=Counter)
 
 
@@ -65,6 +67,8 @@ class Worker:
         machine.configure(setup)
         self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
         self._peak_bytes = 0  # beside them
+        self._held_bytes = 0  # the most so far, with them and what waited on the shelf
+        self._on_cpu = torch.device(setup.device).type == "cpu"
         self._family = open_family(
             setup.family,
             setup.model,
@@ -104,8 +108,10 @@ class Worker:
         with blame(task.unit, self.setup, self._family.vae_kind.__name__):
             fault_point("worker.before_unit", str(task.unit))
             self.shelf.make_room(task.unit)
+            errand.waiting_bytes = self.shelf.waiting_bytes(task.unit)
             output = self._dispatch(task, inputs, errand)
             machine.synchronise(self.setup.device)
+            self._leave(task, errand)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
             self._log(task, elapsed_s, errand)
@@ -152,13 +158,20 @@ class Worker:
             tile = self._tile_step(task, own, errand)
             output["prediction"] = self._predict(task, tile, latents, own, stage, inputs[0])
             output |= {f"history.{name}": tensor for name, tensor in history.items()}
-            what = Stayed(unit, task.attempt)
-            errand.stays = errand.may_stay and self.shelf.put(what, tile.kept)
-            if not errand.stays:
+            is_read = unit.step + 1 < tile.steps
+            errand.stays = errand.may_stay and is_read and self.shelf.takes(tile.kept)
+            if errand.stays:
+                errand.left = tile.kept
+            else:
                 output |= {f"{ACCEL}{name}": tensor for name, tensor in tile.kept.items()}
-        if not errand.stays:
-            self.shelf.clear(unit)
         return to_bundle(output)
+
+    def _leave(self, task: Task, errand: _Errand) -> None:
+        """Once the step is done: one that fails is computed once more, from what is there."""
+        if errand.stays:
+            self.shelf.put(Stayed(task.unit, task.attempt), errand.left)
+        elif isinstance(task, StepTask):
+            self.shelf.clear(task.unit)
 
     def _tile_step(self, task: StepTask, own: Bundle | None, errand: _Errand) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""
@@ -167,8 +180,7 @@ class Worker:
         else:
             carried = to_tensors(own, ACCEL, self.setup.device) if own is not None else {}
         if carried is None:
-            lost = f"worker {self.setup.worker} no longer has what the tile had kept there"
-            raise UnitError("cluster", f"{task.unit}: {lost}")
+            raise UnitError("cluster", f"{task.unit}: what its tile had kept is gone")
         return TileStep(
             unit=task.unit,
             steps=task.shot.stage_steps[task.unit.stage],
@@ -331,11 +343,12 @@ class Worker:
         if self.setup.log_dir is None:
             return
         unit = task.unit
-        # What a system says of a process's peak may fall by a few pages.
-        peak_bytes = machine.peak_bytes(self.setup.device) - self._bare_bytes
-        if torch.device(self.setup.device).type == "cpu":  # what waits is no part of a tile
-            peak_bytes -= self.shelf.host_bytes
-        self._peak_bytes = max(self._peak_bytes, peak_bytes)
+        held_bytes = machine.peak_bytes(self.setup.device)
+        if held_bytes > self._held_bytes:  # in this unit: what waited beside it is no part of it
+            self._held_bytes = held_bytes
+            waiting_bytes = errand.waiting_bytes if self._on_cpu else 0
+            peak_bytes = held_bytes - self._bare_bytes - waiting_bytes
+            self._peak_bytes = max(self._peak_bytes, peak_bytes)
         line = {
             "unit": str(unit),
             "kind": unit.kind,

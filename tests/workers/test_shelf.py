@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.accelerations import Accelerations, FastAttention
+from jobs.arrays import Bundle
 from jobs.attention_plan import AttentionPlan
 from jobs.errors import UnitError
 from jobs.units import MUCH_MEMORY, Stayed, Unit, Window
 from tests.workers.tiny import encode, step_task, tiny_shot, tiny_worker
 from workers.carrying import ACCEL
 from workers.shelf import Shelf
+from workers.worker import Worker
 
 BIG = MUCH_MEMORY // 4  # float32s
 
@@ -25,7 +29,7 @@ def name(step: int, window: int = 0, attempt: int = 1) -> Stayed:
 @pytest.fixture
 def shelf() -> Shelf:
     shelf = Shelf("cpu")
-    assert shelf.put(name(3), {"x": torch.arange(float(BIG))})
+    shelf.put(name(3), {"x": torch.arange(float(BIG))})
     return shelf
 
 
@@ -40,18 +44,27 @@ def test_the_next_step_takes_its_place(shelf: Shelf) -> None:
     shelf.put(name(4), {"x": torch.zeros(BIG)})
     shelf.put(name(1, window=1), {"x": torch.ones(BIG)})
     assert shelf.get(name(3)) is None
-    assert shelf.host_bytes == 2 * MUCH_MEMORY
+    assert shelf.waiting_bytes(name(5).unit) == MUCH_MEMORY, "its own is not counted"
+    assert shelf.waiting_bytes(Unit("decode", 0)) == 2 * MUCH_MEMORY
 
 
 def test_little_does_not_stay(shelf: Shelf) -> None:
-    assert not shelf.put(name(4), {"x": torch.zeros(BIG - 1)})
-    assert shelf.get(name(4)) is None
+    assert shelf.takes({"x": torch.zeros(BIG)})
+    assert not shelf.takes({"x": torch.zeros(BIG - 1)})
+
+
+def test_a_host_that_is_nearly_full_takes_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.shelf.HOST_FREE", 1.0)
+    assert not shelf.takes({"x": torch.zeros(BIG)}), "it goes with its output"
 
 
 def test_it_is_handed_over_once(shelf: Shelf) -> None:
     bundle = shelf.hand_over(name(3))
     assert bundle is not None and set(bundle.arrays) == {f"{ACCEL}x"}
-    assert shelf.hand_over(name(3)) is None and shelf.host_bytes == 0
+    assert np.array_equal(bundle.arrays[f"{ACCEL}x"], np.arange(float(BIG)))
+    assert shelf.hand_over(name(3)) is shelf.get(name(3)) is None
 
 
 def test_only_what_is_named_is_dropped(shelf: Shelf) -> None:
@@ -67,20 +80,52 @@ def test_a_part_does_not_hold_the_whole(shelf: Shelf) -> None:
     assert found is not None and found["x"].untyped_storage().nbytes() == MUCH_MEMORY
 
 
-def test_what_is_gone_is_nobodys_fault(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@dataclass
+class OneTile:
+    """A tile whose second step shares the attention of its first."""
+
+    worker: Worker
+    embeddings: Bundle
+    output: Bundle  # of the first
+    stayed: Stayed
+
+    def second(self) -> Bundle:
+        task = step_task(SHOT, WINDOWS, 0, 1)
+        return self.worker.run(task, [self.embeddings, self.output], stayed=self.stayed)[1]
+
+
+SHOT, WINDOWS = tiny_shot(stage_steps=(3,)), [Window(0, 0, 9)]
+
+
+@pytest.fixture
+def tile(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> OneTile:
     monkeypatch.setattr("workers.shelf.MUCH_MEMORY", 1)
-    plan = AttentionPlan((("full", "full"), ("share_steps", "share_steps")), (3, 3, 3))
-    asked = Accelerations(fast_attention=FastAttention(stages=(plan,)))
+    rows = (("full", "full"), ("share_steps", "share_steps"), ("full", "full"))
+    asked = Accelerations(fast_attention=FastAttention(stages=(AttentionPlan(rows, (3, 3, 3)),)))
     worker = tiny_worker(tiny_wan, accelerations=asked)
-    shot, windows = tiny_shot(stage_steps=(2,)), [Window(0, 0, 9)]
-    embeddings = encode(worker, shot)
-    first = step_task(shot, windows, 0, 0)
-    report, output = worker.run(first, [embeddings], may_stay=True)
+    embeddings, task = encode(worker, SHOT), step_task(SHOT, WINDOWS, 0, 0)
+    report, output = worker.run(task, [embeddings], may_stay=True)
     assert report.stays and report.remembers
     assert not any(array.startswith(ACCEL) for array in output.arrays)
-    worker.shelf.clear(first.unit)
-    with pytest.raises(UnitError, match="no longer has what the tile had kept") as error:
-        worker.run(
-            step_task(shot, windows, 0, 1), [embeddings, output], stayed=Stayed(first.unit, 1)
-        )
+    return OneTile(worker, embeddings, output, Stayed(task.unit, task.attempt))
+
+
+def test_what_is_gone_is_nobodys_fault(tile: OneTile) -> None:
+    tile.worker.shelf.clear(tile.stayed.unit)
+    with pytest.raises(UnitError, match="what its tile had kept is gone") as error:
+        tile.second()
     assert error.value.kind == "cluster"
+
+
+def test_a_step_that_fails_at_its_very_end_is_computed_once_more(
+    tile: OneTile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU tells of an error late."""
+    with monkeypatch.context() as late:
+        late.setattr("workers.machine.synchronise", lambda device: 1 / 0)
+        with pytest.raises(UnitError, match="ZeroDivisionError"):
+            tile.second()
+    again = tile.second()
+    assert np.isfinite(again.arrays["prediction"]).all()
+    with pytest.raises(UnitError, match="is gone"):
+        tile.second()
