@@ -205,7 +205,8 @@ def live_bytes(plan: Plan) -> int:
     """About what the outputs in flight take: a wavefront is ``steps`` windows long in each stage,
     and each keeps the states of two checkpoint intervals. An output is latents, prediction and
     history in float32, what looking back at latents takes, and what is kept with the longest
-    window, for each by its length; of that, if it is much, only what a step reads and makes."""
+    window, for each by its length; of that, if it is much, only what a step reads and makes, and
+    workers may keep it themselves."""
     adaptive = plan.accelerations.adaptive
     tensors = 5 + (adaptive.kept_latents if adaptive else 0)
     place_bytes = plan.geometry.latent_channels * 4 * tensors

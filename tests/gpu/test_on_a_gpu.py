@@ -20,11 +20,13 @@ from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, S
 from jobs.arrays import Bundle
 from jobs.attention_plan import AttentionPlan
 from jobs.errors import UnitError
-from jobs.units import Window
+from jobs.units import MUCH_MEMORY, Stayed, Unit, Window
 from tests.workers.test_conformance import assert_same_bits, load_pipeline, run_pipeline
 from tests.workers.tiny import piece_task, render_windows, tiny_shot, tiny_worker
 from tests.workers.tiny_families import KINDS, TinyFamily, tiny_family
 from workers.bundles import to_tensor
+from workers.carrying import ACCEL
+from workers.shelf import Shelf
 from workers.worker import Worker
 
 DEVICE = os.environ.get("LONGTAKE_TEST_DEVICE") or ("cuda:0" if torch.cuda.is_available() else "")
@@ -118,6 +120,23 @@ def test_window_attention_is_the_slow_one(dtype: torch.dtype, head_dim: int, bat
         slow = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask)
         fast = windowed(q, k, v, geometry, None, seen_S).float()
         assert (fast - slow).abs().max() < (5e-3 if dtype == torch.float32 else 3e-2)
+
+
+def test_what_other_tiles_keep_waits_in_the_hosts_memory() -> None:
+    shelf, device = Shelf(DEVICE), torch.device(DEVICE)
+    mine, other = (Stayed(Unit("step", 0, index=index, step=3), 1) for index in (0, 1))
+    numbers = torch.randn(2, MUCH_MEMORY // 4, device=device)
+    assert shelf.takes({"x": numbers[0]})
+    for what, kept in zip((mine, other), numbers, strict=True):
+        shelf.put(what, {"x": kept})
+    shelf.make_room(mine.unit)
+    assert shelf.waiting_bytes(mine.unit) == MUCH_MEMORY
+    for what, kept in zip((mine, other), numbers, strict=True):
+        found = shelf.get(what)
+        assert found is not None and found["x"].device.type == device.type
+        assert torch.equal(found["x"], kept)
+    handed = shelf.hand_over(mine)
+    assert handed is not None and torch.equal(to_tensor(handed, f"{ACCEL}x", device), numbers[0])
 
 
 def test_the_peak_is_what_was_allocated() -> None:
