@@ -66,6 +66,11 @@ BENCHMARKS = (
         techniques,
         "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none",
     ),
+    (
+        techniques,
+        "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none "
+        "--scheduler sde-dpm++",
+    ),
 )
 
 
