@@ -11,8 +11,10 @@ import torch
 
 from jobs.accelerations import Accelerations, Adaptive
 from jobs.arrays import Bundle, decode_bundle, encode_bundle
+from jobs.families import FAMILIES
 from jobs.units import Window
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
+from tests.workers.tiny_families import tiny_family
 from workers.bundles import to_tensor
 from workers.schedulers import build
 from workers.worker import Worker
@@ -23,9 +25,9 @@ SHOT = tiny_shot(latent_frames=8, pixel_frames=15, stage_steps=(10,), scheduler=
 BETWEEN = 0.705
 
 
-def worker(folder: Path, **settings: object) -> Worker:
+def worker(folder: Path, family: str = "wan", **settings: object) -> Worker:
     adaptive = Accelerations(adaptive=Adaptive(**settings)) if settings else Accelerations()
-    return tiny_worker(folder, accelerations=adaptive)
+    return tiny_worker(folder, family=family, accelerations=adaptive)
 
 
 def calls(some: Worker) -> list[int]:
@@ -55,20 +57,29 @@ def test_a_skipped_step_calls_no_model_and_takes_the_last_prediction(tiny_wan: P
     assert not any(torch.equal(a, b) for a, b in pairwise(steps))
 
 
-@pytest.mark.parametrize("scheduler", ["unipc", "euler", "dpm++"])
-def test_any_scheduler_steps_on_with_what_stands_in(scheduler: str, tiny_wan: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [("wan", "unipc"), ("wan", "euler"), ("wan", "dpm++"), ("animatediff", "ddim"),
+     ("animatediff", "dpm++"), ("svd", "euler")],
+)  # fmt: skip
+def test_any_scheduler_steps_on_with_what_stands_in(
+    kind: str, scheduler: str, tmp_path: Path
+) -> None:
     """Its own history counts the prediction that stood in as any other."""
-    some = worker(tiny_wan, threshold=50.0, most_skips=2)
-    shot = replace(SHOT, scheduler=scheduler)
-    done = render_windows(some, shot, WINDOWS[:1])
-    _, schedule = build(scheduler, some._family.scheduler_config, shot.flow_shift, "flow")
+    tiny = tiny_family(kind, tmp_path)
+    some = worker(tiny.folder, family=tiny.name, threshold=50.0, most_skips=2)
+    shot = replace(tiny.shot, scheduler=scheduler, stage_steps=(10,))
+    done = render_windows(some, shot, [Window(0, 0, shot.latent_frames)])
+    diffusion = FAMILIES[tiny.name].diffusion
+    _, schedule = build(scheduler, some._family.scheduler_config, shot.flow_shift, diffusion)
     schedule.set_timesteps(shot.steps)
     x = to_tensor(done[0, 0], "latents")
     for step, t in enumerate(schedule.timesteps):
+        if diffusion == "edm":
+            schedule.scale_model_input(x, t)  # it wants to be asked
         x = schedule.step(to_tensor(done[0, step], "prediction"), t, x).prev_sample
         assert torch.equal(x, to_tensor(done[0, step + 1], "latents")), step
-    skipped = [step for step in range(shot.steps) if is_same(done, step)]
-    assert skipped == [3, 4, 6, 7]
+    assert [step for step in range(shot.steps) if is_same(done, step)] == [3, 4, 6, 7]
 
 
 def is_same(done: dict[tuple[int, int], Bundle], step: int) -> bool:
