@@ -174,7 +174,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decoder-dtype", default="float32", help="of what is timed")
-    parser.add_argument("--speed-only", action="store_true", help="quality is measured elsewhere")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--speed-only", action="store_true", help="quality is measured elsewhere")
+    only.add_argument("--quality-only", action="store_true", help="speed is measured elsewhere")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
     options = parser.parse_args()
     drawn = draw_prompts(options.prompts, options.seed)
@@ -190,14 +192,15 @@ def main() -> None:
         "models": {name: model_name(model) for name, model in models.items()},
         "stages": stages,
         "decoder_dtype": options.decoder_dtype,
-        "speed": speed(
+    }
+    if not options.quality_only:
+        figures["speed"] = speed(
             models,
             drawn[0][1],
             options.seconds,
             options.repeats,
             decoder_dtype=options.decoder_dtype,
-        ),
-    }
+        )
     if not options.speed_only:
         judged = {name: quality(model, drawn) for name, model in models.items()}
         figures |= {
