@@ -162,8 +162,8 @@ class DecodeTask:
 
 Task = EncodeTask | StepTask | DecodeTask
 
-#: Bytes. So much that accelerations keep with a tile is kept for its next step and no longer. Less
-#: than that is not worth going back for, when that step must be computed again.
+#: Bytes of features. So much that accelerations keep with a tile is kept for its next step and no
+#: longer. Less than that is not worth going back for, when that step must be computed again.
 MUCH_MEMORY = 2**20
 
 

@@ -7,13 +7,16 @@ own, and rejoins its output in the store, where a result is one file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jobs.arrays import Bundle
 from jobs.units import MUCH_MEMORY, StepTask, Task
 
 #: Where a step's output has what the accelerations keep with the tile.
 ACCEL = "accel."
+
+#: The names of those that keep latents, and not features.
+_LATENTS = ("adaptive.",)
 
 
 def apart(output: Bundle) -> tuple[Bundle, Bundle | None]:
@@ -24,10 +27,17 @@ def apart(output: Bundle) -> tuple[Bundle, Bundle | None]:
     return _part(output, output.arrays.keys() - own, output.meta), _part(output, own, {})
 
 
+def much(kept: Mapping[str, int]) -> bool:
+    """Whether what accelerations keep, bytes by name, is features that are worth holding apart.
+    Latents that decide on skips are not: they are no more than what others read of the output."""
+    features = (size for name, size in kept.items() if not name.startswith(_LATENTS))
+    return sum(features) >= MUCH_MEMORY
+
+
 def remembers(output: Bundle) -> bool:
     """Whether much of a unit's output is its tile's own."""
-    own = (array.nbytes for name, array in output.arrays.items() if name.startswith(ACCEL))
-    return sum(own) >= MUCH_MEMORY
+    arrays = output.arrays.items()
+    return much({n.removeprefix(ACCEL): a.nbytes for n, a in arrays if n.startswith(ACCEL)})
 
 
 def together(output: Bundle, memory: Bundle | None) -> Bundle:

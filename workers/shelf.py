@@ -11,9 +11,9 @@ import psutil
 import torch
 
 from jobs.arrays import Bundle
-from jobs.units import MUCH_MEMORY, Stayed, Unit
+from jobs.units import Stayed, Unit
 from workers.bundles import to_bundle
-from workers.carrying import ACCEL, together
+from workers.carrying import ACCEL, much, together
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,11 +46,11 @@ class Shelf:
 
     def takes(self, tensors: Tensors) -> bool:
         """Whether they are worth it, and a quarter of the host's memory is free beside them."""
-        size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+        sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
         host = psutil.virtual_memory()
         on_host = sum(each.nbytes for each in tensors.values() if each.device.type == "cpu")
-        left_bytes = host.available - (size_bytes - on_host)
-        return size_bytes >= MUCH_MEMORY and left_bytes >= HOST_FREE * host.total
+        left_bytes = host.available - (sum(sizes.values()) - on_host)
+        return much(sizes) and left_bytes >= HOST_FREE * host.total
 
     def put(self, what: Stayed, tensors: Tensors) -> None:
         """In the place of what the tile's step before had left. Empties ``tensors``."""

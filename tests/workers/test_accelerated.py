@@ -168,7 +168,7 @@ def stored(bundle: Bundle) -> Bundle:
 def test_whoever_computes_it_has_the_same_bits(
     tiny: dict[str, TinyFamily], kind: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.shelf.MUCH_MEMORY", 1)
+    monkeypatch.setattr("workers.carrying.MUCH_MEMORY", 1)
     asked = ASKED[name]
     alone, engaged = render(tiny[kind], asked)
     together, _ = render(tiny[kind], asked, workers=2)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from jobs.arrays import Bundle
-from jobs.units import Window
+from jobs.units import MUCH_MEMORY, Window
 from tests.workers.tiny import step_task, tiny_shot
-from workers.carrying import apart, together, with_memory
+from workers.carrying import apart, remembers, together, with_memory
 
 OUTPUT = Bundle.of(
     {"latents": np.ones(3), "history.x": np.zeros(2), "accel.rehash.deep": np.arange(4)},
@@ -29,6 +29,13 @@ def test_what_remembers_nothing_stays_as_it_is() -> None:
     plain = Bundle.of({"latents": np.ones(3)})
     assert apart(plain) == (plain, None)
     assert together(plain, None) is plain
+
+
+def test_features_are_much_and_latents_are_not() -> None:
+    big = np.zeros(MUCH_MEMORY, dtype=np.uint8)
+    assert remembers(Bundle.of({"accel.rehash.cond.deep": big}))
+    assert not remembers(Bundle.of({"accel.rehash.cond.deep": big[1:]}))
+    assert not remembers(Bundle.of({"accel.adaptive.latest": big, "latents": big}))
 
 
 @pytest.mark.parametrize("step", [1, 6])

@@ -99,7 +99,7 @@ SHOT, WINDOWS = tiny_shot(stage_steps=(3,)), [Window(0, 0, 9)]
 
 @pytest.fixture
 def tile(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> OneTile:
-    monkeypatch.setattr("workers.shelf.MUCH_MEMORY", 1)
+    monkeypatch.setattr("workers.carrying.MUCH_MEMORY", 1)
     rows = (("full", "full"), ("share_steps", "share_steps"), ("full", "full"))
     asked = Accelerations(fast_attention=FastAttention(stages=(AttentionPlan(rows, (3, 3, 3)),)))
     worker = tiny_worker(tiny_wan, accelerations=asked)
