@@ -56,6 +56,9 @@ def worker_shell() -> type:
         def hand_over(self, stayed: Any) -> tuple[None, Any]:
             """(None, what is on the shelf, for another worker); its name again if it is not there,
             or there is no memory for a copy: then the tile goes back."""
+            from jobs.faults import fault_point
+
+            fault_point("worker.hand_over", str(stayed.unit))
             try:
                 return None, self.worker.shelf.hand_over(stayed) or stayed
             except Exception:

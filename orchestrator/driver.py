@@ -30,6 +30,7 @@ from orchestrator.events import (
     Event,
     LoadOutput,
     Outcome,
+    OutputLost,
     RenderStarted,
     RunUnit,
     StartWorker,
@@ -44,6 +45,7 @@ from orchestrator.events import (
     WorkerLost,
     WorkerRefused,
 )
+from orchestrator.handing import HandOvers
 from orchestrator.keeping import KeeperLink, Output
 from orchestrator.plan import Plan
 from orchestrator.ray_errors import (
@@ -59,9 +61,6 @@ from workers.setup import WorkerSetup
 
 #: How long the loop waits for something to happen before it looks at deadlines.
 TICK_S = 0.25
-
-#: A worker that takes longer to hand a tile over hangs. Less than any limit of a unit, which waits.
-HAND_OVER_LIMIT_S = 90.0
 
 #: Journal records are gathered for so long: results are found without them.
 JOURNAL_EVERY_S = 1.0
@@ -103,7 +102,8 @@ class Driver:
         self._outputs: dict[tuple[Unit, int], Output] = {}
         self._numerics: dict[tuple[Unit, int], tuple[str, str]] = {}  # digest, worker
         self._pending: dict[Any, Callable[[Any], Event | None]] = {}
-        self._handing: dict[Any, tuple[str, float]] = {}  # who hands a tile over, since when
+        # Less than any limit of a unit, which waits for it.
+        self._handing = HandOvers(0.75 * state.policy.hang_floor_s)
         self._records: list[dict[str, Any]] = []
         self._flushed_s = self._checked_s = time.monotonic()
         self._ended: EndRender | None = None
@@ -292,36 +292,39 @@ class Driver:
             return output.memory
         if output.stays_with == worker:
             return Stayed(*key)
-        holder = self._workers[output.stays_with]
-        options = holder.hand_over.options(concurrency_group="shelf", num_returns=2)
-        done, memory = options.remote(Stayed(*key))
-        self._handing[done] = output.stays_with, time.monotonic()
-        self._watch(done, partial(self._on_handed, output.stays_with))
+        holder, now_s = output.stays_with, time.monotonic()
+        answer, memory = self._handing.ask(holder, self._workers[holder], Stayed(*key), now_s)
+        self._watch(answer, partial(self._on_handed, key, holder))
         self._outputs[key] = replace(output, memory=memory, stays_with=None)
         return memory
 
-    def _on_handed(self, worker: str, ref: Any) -> Event | None:
-        self._handing.pop(ref, None)
+    def _on_handed(self, key: tuple[Unit, int], worker: str, ref: Any) -> Event | None:
+        now_s = time.monotonic()
+        self._handing.answered(ref, now_s)
         try:
             ray.get(ref, timeout=0)
         except RayError as error:
-            return self._gone(worker, error)
+            if meaning(error) in ("actor", "cluster"):
+                return self._gone(worker, error)
+            return OutputLost(at_s=now_s, unit=key[0], attempt=key[1])
         return None
 
     def _silent(self, now_s: float) -> Iterator[Event]:
-        """Workers that do not hand over: they hang, and not those that wait for them."""
-        for ref, (worker, since_s) in list(self._handing.items()):
-            if now_s - since_s > HAND_OVER_LIMIT_S:
-                del self._handing[ref]
-                self._stop_worker(worker)
-                message = f"it did not hand over a tile for {HAND_OVER_LIMIT_S:.0f} s"
-                yield WorkerLost(at_s=now_s, worker=worker, message=message)
+        worker = self._handing.silent(now_s)
+        if worker is not None:
+            self._stop_worker(worker)
+            message = f"it did not hand over a tile for {self._handing.limit_s:.0f} s"
+            yield WorkerLost(at_s=now_s, worker=worker, message=message)
 
     def _clear(self, key: tuple[Unit, int], output: Output | None) -> None:
         """Nobody will ask for what an output keeps for its tile: not on a shelf either."""
-        holder = self._workers.get(output.stays_with or "") if output is not None else None
+        if output is not None and output.stays_with is not None:
+            self._forget(Stayed(*key), output.stays_with)
+
+    def _forget(self, what: Stayed, worker: str) -> None:
+        holder = self._workers.get(worker)
         if holder is not None:
-            holder.drop.options(concurrency_group="shelf").remote(Stayed(*key))
+            holder.drop.options(concurrency_group="shelf").remote(what)
 
     def _on_report(self, command: RunUnit, ref: Any) -> Event:
         try:
@@ -366,6 +369,7 @@ class Driver:
         self, command: RunUnit, kind: Any, message: str, lost: tuple[Unit, ...] = ()
     ) -> UnitFailed:
         self._outputs.pop((command.unit, command.attempt), None)
+        self._forget(Stayed(command.unit, command.attempt), command.worker)  # if it got so far
         return UnitFailed(
             at_s=time.monotonic(),
             unit=command.unit,

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from jobs.arrays import Bundle
-from jobs.units import Stayed, Unit
+from jobs.units import Stayed
 from workers.bundles import to_bundle
 from workers.carrying import ACCEL, much, together
 
@@ -22,27 +22,26 @@ HOST_FREE = 0.25
 
 
 class Shelf:
-    """The tensors of each tile's last step. Those of the tile that is computed are on the device,
-    where a tile's memory is planned for; all others wait in the host's memory, as long as that has
-    room: what does not fit goes with its output, into Ray's object store, which can spill.
+    """The tensors that tiles' last steps left. Those of the tile that is computed are on the
+    device, where a tile's memory is planned for; all others wait in the host's memory, as long as
+    that has room: what does not fit goes with its output, into Ray's object store, which can spill.
 
     Another thread may hand a tile over while this one computes.
     """
 
     def __init__(self, device: torch.device | str) -> None:
         self._device = torch.device(device)
-        self._kept: dict[tuple[str, int, int, int], tuple[Stayed, Tensors]] = {}
+        self._kept: dict[Stayed, Tensors] = {}
         self._lock = threading.Lock()
 
-    def waiting_bytes(self, unit: Unit) -> int:
-        """In the host's memory, of other tiles than a unit's."""
+    def make_room(self, own: Stayed | None) -> int:
+        """On the device: what is not a unit's ``own`` goes to the host's memory. Returns the bytes
+        that wait there."""
         with self._lock:
-            return sum(
-                tensor.nbytes
-                for tile, (_, tensors) in self._kept.items()
-                for tensor in tensors.values()
-                if tensor.device.type == "cpu" and tile != _tile(unit)
-            )
+            others = {what: kept for what, kept in self._kept.items() if what != own}
+            for what, kept in others.items():
+                self._kept[what] = {name: tensor.cpu() for name, tensor in kept.items()}
+            return sum(each.nbytes for kept in others.values() for each in kept.values())
 
     def takes(self, tensors: Tensors) -> bool:
         """Whether they are worth it, and a quarter of the host's memory is free beside them."""
@@ -53,56 +52,35 @@ class Shelf:
         return much(sizes) and left_bytes >= HOST_FREE * host.total
 
     def put(self, what: Stayed, tensors: Tensors) -> None:
-        """In the place of what the tile's step before had left. Empties ``tensors``."""
+        """Empties ``tensors``."""
         own = {name: _alone(tensors.pop(name)) for name in list(tensors)}
         with self._lock:
-            self._kept[_tile(what.unit)] = (what, own)
+            self._kept[what] = own
 
     def get(self, what: Stayed) -> Tensors | None:
         """On the device; it stays here, for a step that fails is computed once more."""
         with self._lock:
-            tensors = self._find(what)
-        return tensors and {name: tensor.to(self._device) for name, tensor in tensors.items()}
+            kept = self._kept.get(what)
+        return kept and {name: tensor.to(self._device) for name, tensor in kept.items()}
 
     def hand_over(self, what: Stayed) -> Bundle | None:
         """For another worker; it is here no longer. Copied one by one: it may be gigabytes."""
-        with self._lock:
-            tensors = self._find(what)
-            if tensors is None:
+        with self._lock:  # until the device has room for what is computed next
+            kept = self._kept.pop(what, None)
+            if kept is None:
                 return None
-            del self._kept[_tile(what.unit)]
+            kept = {name: tensor.cpu() for name, tensor in kept.items()}
         copied = Bundle({}, {})
-        for name in list(tensors):
-            copied = together(copied, to_bundle({f"{ACCEL}{name}": tensors.pop(name)}))
+        for name in list(kept):
+            copied = together(copied, to_bundle({f"{ACCEL}{name}": kept.pop(name)}))
         return copied
 
     def drop(self, what: Stayed) -> None:
         with self._lock:
-            if self._find(what) is not None:
-                del self._kept[_tile(what.unit)]
-
-    def clear(self, unit: Unit) -> None:
-        """Of whatever is kept of the unit's tile."""
-        with self._lock:
-            self._kept.pop(_tile(unit), None)
-
-    def make_room(self, unit: Unit) -> None:
-        """On the device, for a unit: what is not its own tile's goes to the host's memory."""
-        with self._lock:
-            for tile, (what, tensors) in self._kept.items():
-                if tile != _tile(unit):
-                    self._kept[tile] = what, {name: t.cpu() for name, t in tensors.items()}
-
-    def _find(self, what: Stayed) -> Tensors | None:
-        kept, tensors = self._kept.get(_tile(what.unit), (None, None))
-        return tensors if kept == what else None
+            self._kept.pop(what, None)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
     """Without the memory of a larger one that it may be a part of."""
     tensor = tensor.detach()
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def _tile(unit: Unit) -> tuple[str, int, int, int]:
-    return unit.kind, unit.shot, unit.stage, unit.index

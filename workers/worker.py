@@ -107,8 +107,7 @@ class Worker:
         begun, errand = time.perf_counter(), _Errand(stayed=stayed, may_stay=may_stay)
         with blame(task.unit, self.setup, self._family.vae_kind.__name__):
             fault_point("worker.before_unit", str(task.unit))
-            self.shelf.make_room(task.unit)
-            errand.waiting_bytes = self.shelf.waiting_bytes(task.unit)
+            errand.waiting_bytes = self.shelf.make_room(stayed)
             output = self._dispatch(task, inputs, errand)
             machine.synchronise(self.setup.device)
             self._leave(task, errand)
@@ -168,10 +167,10 @@ class Worker:
 
     def _leave(self, task: Task, errand: _Errand) -> None:
         """Once the step is done: one that fails is computed once more, from what is there."""
+        if errand.stayed is not None:
+            self.shelf.drop(errand.stayed)
         if errand.stays:
             self.shelf.put(Stayed(task.unit, task.attempt), errand.left)
-        elif isinstance(task, StepTask):
-            self.shelf.clear(task.unit)
 
     def _tile_step(self, task: StepTask, own: Bundle | None, errand: _Errand) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""

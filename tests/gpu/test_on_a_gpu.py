@@ -129,8 +129,7 @@ def test_what_other_tiles_keep_waits_in_the_hosts_memory() -> None:
     assert shelf.takes({"x": numbers[0]})
     for what, kept in zip((mine, other), numbers, strict=True):
         shelf.put(what, {"x": kept})
-    shelf.make_room(mine.unit)
-    assert shelf.waiting_bytes(mine.unit) == MUCH_MEMORY
+    assert shelf.make_room(mine) == MUCH_MEMORY
     for what, kept in zip((mine, other), numbers, strict=True):
         found = shelf.get(what)
         assert found is not None and found["x"].device.type == device.type

@@ -75,6 +75,28 @@ def test_a_unit_on_which_workers_hang(
     check_film(store, good)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("action", ["kill", "hang"])
+def test_a_worker_that_does_not_hand_over_what_a_tile_remembers(
+    action: str, attention_reference: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is given up, not the one that waits; its tiles go back to where they are durable."""
+    fired = tmp_path / "fired"
+    ran = longtake(
+        "render", attention_reference["job_file"], "--store", tmp_path / "store",
+        "--out", tmp_path / "film.mp4", "--workers", 3,
+        LONGTAKE_FAULT=f"worker.hand_over:{action}", LONGTAKE_FAULT_ONCE=str(fired),
+        POLICY='{"hang_floor_s": 40.0}',
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert fired.exists(), "every tile stayed where it was: the test shows nothing"
+    assert ("did not hand over a tile for 30 s" in ran.err) == (action == "hang"), ran.err
+    lost = [line for line in ran.err.splitlines() if line.startswith("worker w")]
+    assert len(lost) == 1, ran.err
+    report = show(tmp_path / "store", job_ids(tmp_path / "store")[0])
+    assert report["frames_sha256"] == attention_reference["frames_sha256"]
+
+
 def check_too_many_threads(job_file: Path, folder: Path, *args: object, **env: str) -> None:
     """Two nodes with a processor each have no room for a worker that takes two."""
     wide = folder / "wide.yaml"

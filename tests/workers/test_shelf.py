@@ -40,12 +40,10 @@ def test_it_is_found_by_its_step_and_attempt(shelf: Shelf) -> None:
     assert shelf.get(name(2)) is shelf.get(name(3, attempt=2)) is shelf.get(name(3, 1)) is None
 
 
-def test_the_next_step_takes_its_place(shelf: Shelf) -> None:
-    shelf.put(name(4), {"x": torch.zeros(BIG)})
+def test_what_waits_beside_a_unit_is_not_its_own(shelf: Shelf) -> None:
     shelf.put(name(1, window=1), {"x": torch.ones(BIG)})
-    assert shelf.get(name(3)) is None
-    assert shelf.waiting_bytes(name(5).unit) == MUCH_MEMORY, "its own is not counted"
-    assert shelf.waiting_bytes(Unit("decode", 0)) == 2 * MUCH_MEMORY
+    assert shelf.make_room(name(3)) == MUCH_MEMORY
+    assert shelf.make_room(None) == 2 * MUCH_MEMORY
 
 
 def test_little_does_not_stay(shelf: Shelf) -> None:
@@ -111,7 +109,7 @@ def tile(tiny_wan: Path, monkeypatch: pytest.MonkeyPatch) -> OneTile:
 
 
 def test_what_is_gone_is_nobodys_fault(tile: OneTile) -> None:
-    tile.worker.shelf.clear(tile.stayed.unit)
+    tile.worker.shelf.drop(tile.stayed)
     with pytest.raises(UnitError, match="what its tile had kept is gone") as error:
         tile.second()
     assert error.value.kind == "cluster"
