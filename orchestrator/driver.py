@@ -9,17 +9,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from jobs.journal import Journal
 from jobs.units import Stayed, Unit
 from orchestrator import actors
-from orchestrator.cluster import Cluster, ClusterLost, install_root
+from orchestrator.cluster import ClusterLost, install_root
 from orchestrator.engagement import engagement, is_told
 from orchestrator.events import (
     Command,
@@ -29,7 +28,6 @@ from orchestrator.events import (
     EndRender,
     Event,
     LoadOutput,
-    Outcome,
     OutputLost,
     RenderStarted,
     RunUnit,
@@ -47,7 +45,6 @@ from orchestrator.events import (
 )
 from orchestrator.handing import HandOvers
 from orchestrator.keeping import KeeperLink, Output
-from orchestrator.plan import Plan
 from orchestrator.ray_errors import (
     died_before,
     in_words,
@@ -55,40 +52,14 @@ from orchestrator.ray_errors import (
     lost_with_its_node,
     meaning,
 )
-from orchestrator.recipes import Recipes
+from orchestrator.session import Session
 from orchestrator.state import RenderState
-from workers.setup import WorkerSetup
 
 #: How long the loop waits for something to happen before it looks at deadlines.
 TICK_S = 0.25
 
 #: Journal records are gathered for so long: results are found without them.
 JOURNAL_EVERY_S = 1.0
-
-
-class Watcher(Protocol):
-    """Whoever shows the render to a person. Sees everything, decides nothing."""
-
-    def saw(self, event: Event, state: RenderState) -> None: ...
-
-    def did(self, command: Command, state: RenderState) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """What a driver works with, beside the state."""
-
-    plan: Plan
-    recipes: Recipes
-    cluster: Cluster
-    journal: Journal
-    setup: WorkerSetup  # without worker id; its model as the person named it
-    gpu_per_worker: int
-    store_uri: str
-    out: str
-    provenance: dict[str, Any]
-    watcher: Watcher
-    stop_reason: Callable[[float], tuple[Outcome, str] | None]  # Ctrl-C, lease, timeout
 
 
 class Driver:
@@ -292,9 +263,11 @@ class Driver:
             return output.memory
         if output.stays_with == worker:
             return Stayed(*key)
-        holder, now_s = output.stays_with, time.monotonic()
-        answer, memory = self._handing.ask(holder, self._workers[holder], Stayed(*key), now_s)
-        self._watch(answer, partial(self._on_handed, key, holder))
+        hand_over = self._workers[output.stays_with].hand_over
+        shelf = hand_over.options(concurrency_group="shelf", num_returns=2)
+        answer, memory = shelf.remote(Stayed(*key))
+        self._handing.asked(answer, output.stays_with, time.monotonic())
+        self._watch(answer, partial(self._on_handed, key, output.stays_with))
         self._outputs[key] = replace(output, memory=memory, stays_with=None)
         return memory
 

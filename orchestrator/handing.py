@@ -9,25 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.units import Stayed
-
 
 class HandOvers:
-    """``limit_s``: how long a worker may be silent. The caller watches the references."""
+    """``limit_s``: how long a worker may be silent. An answer is known by a reference to it."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
         self._asked: dict[Any, str] = {}
         self._heard_s: dict[str, float] = {}
 
-    def ask(self, worker: str, actor: Any, what: Stayed, now_s: float) -> tuple[Any, Any]:
-        """References: to its answer, and to what it hands over."""
+    def asked(self, answer: Any, worker: str, now_s: float) -> None:
         if worker not in self._asked.values():
             self._heard_s[worker] = now_s
-        method = actor.hand_over.options(concurrency_group="shelf", num_returns=2)
-        answer, memory = method.remote(what)
         self._asked[answer] = worker
-        return answer, memory
 
     def answered(self, answer: Any, now_s: float) -> None:
         worker = self._asked.pop(answer, None)

@@ -41,6 +41,7 @@ from orchestrator.here import worker_setup
 from orchestrator.plan import Plan
 from orchestrator.recipes import Recipes, film_key
 from orchestrator.roster import Policy
+from orchestrator.session import Session
 from orchestrator.show import next_command
 from orchestrator.state import RenderState
 from orchestrator.tile_memory import live_bytes
@@ -224,7 +225,7 @@ class _Render:
 
     def _drive(self, cluster: Cluster, durable: set[Unit]) -> EndRender:
         # Only now: Ray reads its environment (the token among it) when it is first imported.
-        from orchestrator.driver import Driver, Session
+        from orchestrator.driver import Driver
 
         plan, options = self._plan, self._options
         on_gpu = cluster.gpus > 0 and options.device != "cpu"

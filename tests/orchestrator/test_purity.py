@@ -40,12 +40,14 @@ LAYERS = {
     "training": {"jobs", "accel", "workers"},
 }
 AROUND_THE_DRIVER = {
-    "actors", "driver", "render", "verify", "report", "report_page", "report_seams",
+    "actors", "driver", "session", "render", "verify", "report", "report_page", "report_seams",
     "export", "calibrate", "films", "here", "try_presets", "cli_models",
 }  # fmt: skip
 
 #: What decides: these have no clock, no files and no random numbers either.
-DECIDING = ("plan", "units", "state", "roster", "placement", "events", "records", "lanes")
+DECIDING = (
+    "plan", "units", "state", "roster", "placement", "events", "records", "lanes", "handing",
+)  # fmt: skip
 WORLDLY = {"time", "datetime", "random", "secrets", "uuid", "os", "io", "pathlib", "socket", "sys"}
 
 SCRIPT = """
