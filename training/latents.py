@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training import world
 from training.captions import caption
+from training.cpu import autocast
 from training.vae import encode, to_signal
 from training.world import Scene
 
@@ -44,7 +45,7 @@ class WanCodec:
         self.space_scale = vae.config.scale_factor_spatial
 
     def encode(self, x_BCFHW: Tensor) -> Tensor:
-        with torch.autocast(self.vae.device.type, dtype=torch.bfloat16):
+        with autocast(self.vae.device):
             z_BCFHW = encode(self.vae, x_BCFHW.to(self.vae.device)).float()
         return normalise(self.vae, z_BCFHW)
 
@@ -59,7 +60,7 @@ class PictureCodec:
         self.space_scale = 2 ** (len(vae.config.block_out_channels) - 1)
 
     def encode(self, x_BCFHW: Tensor) -> Tensor:
-        with torch.autocast(self.vae.device.type, dtype=torch.bfloat16):
+        with autocast(self.vae.device):
             return encode_pictures(self.vae, x_BCFHW, chunk=64)
 
 

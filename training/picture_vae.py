@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training import world
-from training.cpu import channels_last, norms_in_float32
+from training.cpu import autocast, channels_last, norms_in_float32
 from training.record import write_record
 from training.vae import VaeRecipe, crops, mean_psnr_db, rate_at, to_signal
 
@@ -107,7 +107,7 @@ def train(out: Path, steps: int, seed: int = 0, device: str = "cpu") -> Autoenco
             group["lr"] = rate_at(step / steps, RECIPE)
         rng = np.random.default_rng((seed, 6, step))
         x_NCHW = crops(rng, RECIPE)[:, :, 0].to(device)
-        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
+        with autocast(device):
             loss = reconstruction_loss(vae, x_NCHW, RECIPE.latent_noise)
         optimizer.zero_grad()
         loss.backward()

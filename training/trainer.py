@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedTokenizerFast
 
 from training import world
+from training.cpu import autocast
 from training.draws import (
     Draw,
     NoiseRecipe,
@@ -161,7 +162,7 @@ class Trainer:
         rare = odd or drawn.clean_BCFHW.shape[2] > recipe.window_latent_frames
         with (
             torch.compiler.set_stance("force_eager" if rare else "default"),
-            torch.autocast(self.device.type, dtype=torch.bfloat16),
+            autocast(self.device),
         ):
             told_BCFHW = self.model(*self._inputs(drawn, rng, odd=odd), stride=stride)
         target_BCFHW = self.model.target(drawn).to(self.device)

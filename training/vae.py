@@ -24,7 +24,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from training import whole_clip, world
-from training.cpu import channels_last
+from training.cpu import autocast, channels_last
 from training.record import write_record
 
 ARCHITECTURE = {
@@ -141,7 +141,7 @@ def measure_latents(vae: AutoencoderKLWan, clips: int = 64, seed: int = 20_000) 
     per_channel = []
     for _ in range(clips):
         frames = world.render(world.sample_scene(rng), world.frame_times(5))
-        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+        with autocast(vae.device):
             z_BCFHW = encode(vae, to_signal(frames)[None].to(vae.device))
         per_channel.append(z_BCFHW.float().transpose(0, 1).flatten(1).cpu())
     z_CN = torch.cat(per_channel, dim=1)
@@ -208,7 +208,7 @@ def _train_step(
     torch.manual_seed(recipe.seed * 1_000_003 + step)
     rng = np.random.default_rng((recipe.seed, 1, step))
     x_BCFHW = crops(rng, recipe).to(vae.device)
-    with torch.autocast(vae.device.type, dtype=torch.bfloat16), whole_clip.whole_clips(vae):
+    with autocast(vae.device), whole_clip.whole_clips(vae):
         late_start = rng.uniform() < recipe.late_starts
         loss = reconstruction_loss(vae, x_BCFHW, recipe.latent_noise, late_start)
     optimizer.zero_grad()
@@ -220,7 +220,7 @@ def _train_step(
 
 def _report(step: int, losses: list[float], vae: AutoencoderKLWan) -> dict[str, Any]:
     line: dict[str, Any] = {"step": step, "loss": round(float(np.mean(losses)), 4)}
-    with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+    with autocast(vae.device):
         line["psnr_db"] = psnr_db(vae)
     print(json.dumps(line), flush=True)
     return line

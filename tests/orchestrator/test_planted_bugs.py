@@ -83,9 +83,9 @@ def double_commit(patch: Patch) -> None:
     """A durable result is written again when it has been read back."""
     hold = UnitBook.hold
 
-    def hold_and_write(self: UnitBook, record: UnitRecord, reason: str) -> None:
+    def hold_and_write(self: UnitBook, record: UnitRecord, reason: str, **kept: Any) -> None:
         was_durable = record.unit in self.durable
-        hold(self, record, reason)
+        hold(self, record, reason, **kept)
         if was_durable:
             self.emit(StoreOutput(record.unit, record.attempt))
 
@@ -237,8 +237,8 @@ def ends_before_all_is_durable(patch: Patch) -> None:
     """A finished piece counts although its write is not acknowledged."""
     hold = UnitBook.hold
 
-    def early(self: UnitBook, record: UnitRecord, reason: str) -> None:
-        hold(self, record, reason)
+    def early(self: UnitBook, record: UnitRecord, reason: str, **kept: Any) -> None:
+        hold(self, record, reason, **kept)
         if record.unit.kind == "decode":
             self.emit.__self__.goals_left.discard(record.unit)  # type: ignore[attr-defined]
 
