@@ -43,7 +43,7 @@ FAULT_POINTS = (
 FILM_POINTS = ("film.before_publish", "film.after_publish")
 
 #: Points of a worker; each is passed with the unit's name.
-WORKER_POINTS = ("worker.before_unit", "worker.hand_over")
+WORKER_POINTS = ("worker.before_unit", "worker.before_hand_over")
 
 _VALID = (*FAULT_POINTS, *FILM_POINTS, *WORKER_POINTS)
 _ERRNOS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}

@@ -58,7 +58,7 @@ def worker_shell() -> type:
             or there is no memory for a copy: then the tile goes back."""
             from jobs.faults import fault_point
 
-            fault_point("worker.hand_over", str(stayed.unit))
+            fault_point("worker.before_hand_over", str(stayed.unit))
             try:
                 return None, self.worker.shelf.hand_over(stayed) or stayed
             except Exception:

@@ -211,7 +211,7 @@ def test_the_list_of_fault_points_is_the_code():
             ):
                 stages.add(node.values[-1].value[1:])
             if isinstance(node, ast.Constant) and re.fullmatch(
-                r"[a-z]+\.(before|mid|after)_[a-z]+", str(node.value)
+                r"[a-z]+\.(before|mid|after)_[a-z_]+", str(node.value)
             ):
                 names.add(node.value)
     assert labels == set(FAULT_WRITES)

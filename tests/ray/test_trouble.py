@@ -85,7 +85,7 @@ def test_a_worker_that_does_not_hand_over_what_a_tile_remembers(
     ran = longtake(
         "render", attention_reference["job_file"], "--store", tmp_path / "store",
         "--out", tmp_path / "film.mp4", "--workers", 3,
-        LONGTAKE_FAULT=f"worker.hand_over:{action}", LONGTAKE_FAULT_ONCE=str(fired),
+        LONGTAKE_FAULT=f"worker.before_hand_over:{action}", LONGTAKE_FAULT_ONCE=str(fired),
         POLICY='{"hang_floor_s": 40.0}',
     )  # fmt: skip
     assert ran.code == 0, ran.err
