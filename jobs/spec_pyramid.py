@@ -66,6 +66,9 @@ class Untrained:
 #: ``benchmarks/twins.py``; its result files are dated, and a test holds these to them.
 UNTRAINED: dict[tuple[str, int, int], Untrained] = {
     ("wan", 1, 3): Untrained(36, 58, "motions", "the demo model", "broken motion"),
+    ("animatediff", 1, 3): Untrained(
+        73, 74, "properties", "demo-animatediff, which hardly knows motion,", "little loss"
+    ),
 }
 
 
