@@ -252,8 +252,8 @@ class Driver:
         """What the tile's step before kept for this one: a reference, a name on the worker's own
         shelf, or None."""
         own = self._own(command)
-        kept = [self._bring(key, command.worker) for key in command.inputs if key[0] in own]
-        return kept[0] if kept else None
+        keys = (key for key in command.inputs if key[0] in own)
+        return next((self._bring(key, command.worker) for key in keys), None)
 
     def _bring(self, key: tuple[Unit, int], worker: str) -> Any:
         """What is on the shelf of another is handed over. Ray sees to it that the unit waits for

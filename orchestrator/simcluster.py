@@ -165,7 +165,8 @@ class SimCluster:
             if key not in self.memory | self.lost_memory:
                 raise Violation(f"{command.unit} reads what {key} had kept, and it was dropped")
 
-    def _is_handed(self, command: RunUnit) -> None:
+    def _receive_memory(self, command: RunUnit) -> None:
+        """A unit begins: what was handed over for it has arrived."""
         for key in command.inputs:
             if self._is_own(command.unit, key):
                 self.handing.pop(key, None)

@@ -234,7 +234,7 @@ class Simulation(SimCluster):
             return
         worker.busy = True
         command = worker.queue[0]
-        self._is_handed(command)
+        self._receive_memory(command)
         seconds = self.cost(command.unit) / worker.speed
         if self.faults.seed:
             seconds *= self.random.uniform(0.8, 1.2)

@@ -399,8 +399,6 @@ class UnitBook:
     def is_goal(self, unit: Unit) -> bool:
         return unit.kind == "decode" and unit not in self.durable
 
-    # -- the one place where a status changes
-
     def _set(self, record: UnitRecord, status: Status, reason: str) -> None:
         self.story.change(record, status, reason, self.now_s)
 

@@ -15,8 +15,8 @@ from jobs.units import MUCH_MEMORY, StepTask, Task
 #: Where a step's output has what the accelerations keep with the tile.
 ACCEL = "accel."
 
-#: The names of those that keep latents, and not features.
-_LATENTS = ("adaptive.",)
+#: How the names of what is latents, and not features, begin.
+_LATENTS = "adaptive."
 
 
 def apart(output: Bundle) -> tuple[Bundle, Bundle | None]:
