@@ -225,6 +225,7 @@ def of_length(
     shots = [{"prompt": said, "seconds": seconds} for _, said in drawn]
     job = {"model": options.model, "seed": options.seed, "pyramid": options.pyramid}
     job |= {"pyramid_first_stage": options.first_stage, "repeated_noise": options.repeated_noise}
+    job |= {"pyramid_steps": options.pyramid_steps}
     run = render(job | {"shots": shots}, workers=2)
     scenes = [scene for scene, _ in drawn]
     if options.sheets:
@@ -271,6 +272,9 @@ def main() -> None:
         "--bodies", type=int, choices=(1, 2), help="of all films; else half of each"
     )
     parser.add_argument("--first-stage", default="windows", choices=("windows", "whole"))
+    parser.add_argument(
+        "--pyramid-steps", type=int, nargs="+", help="of its stages, coarsest first"
+    )
     parser.add_argument("--repeated-noise", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sheets", type=Path, help="write a picture of each length's films here")
@@ -282,6 +286,7 @@ def main() -> None:
         "model": options.model,
         "pyramid": options.pyramid,
         "first_stage": options.first_stage,
+        "pyramid_steps": options.pyramid_steps,
         "repeated_noise": options.repeated_noise,
         "bodies": options.bodies or "half 1, half 2",
         "lengths": [rounded(of_length(seconds, drawn, options), 3) for seconds in options.seconds],
@@ -294,6 +299,9 @@ def _result_name(options: argparse.Namespace) -> str:
     parts = ["long_films"]
     parts += [] if options.model == "demo" else [model_name(options.model)]
     parts += [] if options.pyramid == "auto" else [f"pyramid_{options.pyramid}"]
+    parts += (
+        ["-".join(["steps", *map(str, options.pyramid_steps)])] if options.pyramid_steps else []
+    )
     parts += ["whole"] if options.first_stage == "whole" else []
     parts += [f"repeated_{options.repeated_noise:g}"] if options.repeated_noise else []
     parts += [f"bodies_{options.bodies}"] if options.bodies else []

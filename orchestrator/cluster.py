@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from jobs.errors import CannotRunHere
+from workers.host_memory import host_memory
 
 #: Memory for outputs in flight on a Ray that we start: at least this, at most a share of what is
 #: free. What does not fit is spilled to disk by Ray.
@@ -171,7 +172,7 @@ def _clear(ray: Any, before: set[int]) -> None:
 
 
 def _store_bytes(output_bytes: int) -> int:
-    most = int(psutil.virtual_memory().available * OBJECT_STORE_SHARE)
+    most = int(host_memory().available * OBJECT_STORE_SHARE)
     return max(OBJECT_STORE_BYTES, min(output_bytes, most))
 
 

@@ -19,8 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
-
 from jobs.errors import (
     EXIT_CANCELLED,
     EXIT_INTERRUPTED,
@@ -45,6 +43,7 @@ from orchestrator.session import Session
 from orchestrator.show import next_command
 from orchestrator.state import RenderState
 from orchestrator.tile_memory import live_bytes
+from workers.host_memory import host_memory
 
 #: How often Ray may die under a render without a unit finished in between.
 MAX_BARREN_CLUSTERS = 4
@@ -329,7 +328,7 @@ def default_workers(plan: Plan) -> int:
     """Workers for this machine's processors: one per ``threads`` cores, as memory allows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     each = plan.peak_bytes + 400 * 2**20
-    return max(1, min((cores or 1) // plan.threads, int(psutil.virtual_memory().available // each)))
+    return max(1, min((cores or 1) // plan.threads, host_memory().available // each))
 
 
 def slow_on_processors(plan: Plan) -> str:

@@ -22,6 +22,7 @@ import transformers
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 from jobs.numerics import NumericsClass
+from workers.host_memory import host_memory, read_if_there
 from workers.quiet import quiet_libraries
 from workers.setup import WorkerSetup
 
@@ -91,14 +92,16 @@ def _gpu_capability(device: str) -> str:
 
 def _gpu_driver() -> str:
     """``cuda 12.8, cudnn 91002, driver 570.86.15``"""
-    found = re.search(r"\s(\d+(?:\.\d+)+)\s", _read(Path("/proc/driver/nvidia/version")))
+    found = re.search(r"\s(\d+(?:\.\d+)+)\s", read_if_there(Path("/proc/driver/nvidia/version")))
     driver = found[1] if found else "unknown"
     return f"cuda {torch.version.cuda}, cudnn {torch.backends.cudnn.version()}, driver {driver}"
 
 
 @cache
 def _cpu_name() -> str:
-    named = re.search(r"^model name\s*:\s*(.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    named = re.search(
+        r"^model name\s*:\s*(.+)$", read_if_there(Path("/proc/cpuinfo")), re.MULTILINE
+    )
     return named[1].strip() if named else platform.processor() or platform.machine()
 
 
@@ -106,7 +109,9 @@ def _cpu_name() -> str:
 def _cpu_capability() -> str:
     """``AVX512 amx_bf16 avx512_bf16``: which kernels torch takes, and the units for reduced
     precision, which oneDNN uses where they are found."""
-    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    flags = re.search(
+        r"^(?:flags|Features)\s*:(.*)$", read_if_there(Path("/proc/cpuinfo")), re.MULTILINE
+    )
     units = [
         flag
         for flag in sorted(set(flags[1].split() if flags else ()))
@@ -115,18 +120,10 @@ def _cpu_capability() -> str:
     return " ".join([torch.backends.cpu.get_cpu_capability(), *units])
 
 
-def _read(path: Path) -> str:
-    """A file that not every system has."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
 def free_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return host_memory().available
 
 
 def held_bytes(device: str) -> int:
@@ -140,7 +137,7 @@ def peak_bytes(device: str) -> int:
     """The most that this process has held so far, as ``held_bytes`` counts."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    told = re.search(r"^VmHWM:\s*(\d+) kB$", _read(Path("/proc/self/status")), re.MULTILINE)
+    told = re.search(r"^VmHWM:\s*(\d+) kB$", read_if_there(Path("/proc/self/status")), re.MULTILINE)
     if told:
         return int(told[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import threading
 
-import psutil
 import torch
 
 from jobs.arrays import Bundle
 from jobs.units import Stayed
 from workers.bundles import to_bundle
 from workers.carrying import ACCEL, much, together
+from workers.host_memory import host_memory
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,7 +46,7 @@ class Shelf:
     def takes(self, tensors: Tensors) -> bool:
         """Whether they are worth it, and a quarter of the host's memory is free beside them."""
         sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
-        host = psutil.virtual_memory()
+        host = host_memory()
         on_host = sum(each.nbytes for each in tensors.values() if each.device.type == "cpu")
         left_bytes = host.available - (sum(sizes.values()) - on_host)
         return much(sizes) and left_bytes >= HOST_FREE * host.total

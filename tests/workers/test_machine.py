@@ -32,7 +32,7 @@ def cpu(monkeypatch):
     def replace(text: str) -> None:
         for cached in (machine._cpu_name, machine._cpu_capability):
             cached.cache_clear()
-        monkeypatch.setattr(machine, "_read", lambda path: text)
+        monkeypatch.setattr(machine, "read_if_there", lambda path: text)
 
     yield replace
     for cached in (machine._cpu_name, machine._cpu_capability):
@@ -78,7 +78,7 @@ def test_the_driver_of_a_gpu_is_read(monkeypatch) -> None:
     line = (
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23 2025\nGCC 12.2.0 \n"
     )
-    monkeypatch.setattr(machine, "_read", lambda path: line)
+    monkeypatch.setattr(machine, "read_if_there", lambda path: line)
     assert machine._gpu_driver().endswith("driver 570.86.15")
 
 
