@@ -11,6 +11,7 @@ from orchestrator.engagement import own_accelerations
 from orchestrator.plan import Plan
 from orchestrator.show import asked_for, counted, shorten
 from orchestrator.sizes import gb
+from orchestrator.tile_memory import checkpoint_bytes
 
 
 def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any]:
@@ -34,6 +35,7 @@ def plan_report(plan: Plan, workers: int, step_s: float | None) -> dict[str, Any
         "memory_encoding_bytes": plan.encoding_bytes,
         "memory_basis": "estimated from the model's configuration",
         "checkpoint_every": plan.checkpoint_every,
+        "checkpoint_bytes": checkpoint_bytes(plan, workers),
         "workers": workers,
         "warnings": list(plan.warnings),
         "shots": [_shot_report(shot) for shot in plan.shots],
@@ -127,6 +129,12 @@ def _before(encoding_bytes: int) -> str:
     return f"; before the first, {gb(encoding_bytes)} with encoders" if encoding_bytes else ""
 
 
+def _checkpoint_line(every: int, at_most_bytes: int) -> str:
+    if not at_most_bytes:
+        return f"checkpoints: of finished stages alone, for none has more than {every} steps"
+    return f"checkpoint every {every} steps, up to {gb(at_most_bytes)} on disk"
+
+
 def _noise(repeated: dict[str, Any] | None) -> str:
     if repeated is None:
         return ""
@@ -164,7 +172,7 @@ def plan_text(report: dict[str, Any]) -> str:
         f"memory per worker: {gb(report['memory_model_bytes'])} model + "
         f"{gb(report['memory_tile_bytes'])} tile{_before(report['memory_encoding_bytes'])} "
         f"({report['memory_basis']})",
-        f"checkpoint every {report['checkpoint_every']} steps",
+        _checkpoint_line(report["checkpoint_every"], report["checkpoint_bytes"]),
     ]
     wall = report["wall_s"]
     lines.append(

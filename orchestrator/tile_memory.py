@@ -203,20 +203,39 @@ def _layer_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 
 def live_bytes(plan: Plan) -> int:
     """About what the outputs in flight take: a wavefront is ``steps`` windows long in each stage,
-    and each keeps the states of two checkpoint intervals. An output is latents, prediction and
-    history in float32, what looking back at latents takes, and what is kept with the longest
-    window, for each by its length; of that, if it is much, only what a step reads and makes, and
-    workers may keep it themselves."""
-    adaptive = plan.accelerations.adaptive
-    tensors = 5 + (adaptive.kept_latents if adaptive else 0)
-    place_bytes = plan.geometry.latent_channels * 4 * tensors
+    and each keeps the states of two checkpoint intervals. Of what is kept with a window, if it is
+    much, only what a step reads and makes, and workers may keep it themselves."""
 
     def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
-        places = stage.longest * render.latent_height * render.latent_width
-        memory = plan.kept_bytes * stage.longest // plan.longest_frames
+        output, memory = _state_bytes(plan, render, stage)
         windows = min(len(stage.windows), render.steps)
         states = min(2 * plan.checkpoint_every, stage.steps + 1)
         remembered = states if memory < MUCH_MEMORY else 2
-        return windows * (states * places * place_bytes + remembered * memory)
+        return windows * (states * output + remembered * memory)
 
     return max(sum(stage_bytes(shot.render, stage) for stage in shot.stages) for shot in plan.shots)
+
+
+def checkpoint_bytes(plan: Plan, workers: int) -> int:
+    """The most that checkpoints take on disk: two lines of each window between a shot's first
+    unfinished one and the one that is farthest ahead, which is a wavefront's length away, or as far
+    as idle workers run ahead. 0 where no stage has more steps than there are between lines."""
+
+    def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
+        if stage.steps <= plan.checkpoint_every:
+            return 0
+        windows = min(len(stage.windows), render.steps + workers)
+        return 2 * windows * sum(_state_bytes(plan, render, stage))
+
+    return max(stage_bytes(shot.render, stage) for shot in plan.shots for stage in shot.stages)
+
+
+def _state_bytes(plan: Plan, render: ShotRender, stage: StagePlan) -> tuple[int, int]:
+    """Of the stage's longest window after a step. Its output: latents, prediction and history in
+    float32, and what looking back at latents takes. What accelerations keep with the window: by
+    its length, of what the film's longest one takes."""
+    adaptive = plan.accelerations.adaptive
+    tensors = 5 + (adaptive.kept_latents if adaptive else 0)
+    places = stage.longest * render.latent_height * render.latent_width
+    output = places * plan.geometry.latent_channels * 4 * tensors
+    return output, plan.kept_bytes * stage.longest // plan.longest_frames

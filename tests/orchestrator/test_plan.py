@@ -14,7 +14,9 @@ from jobs.units import MUCH_MEMORY, DecodeTask, EncodeTask, StepTask, Unit
 from orchestrator.plan import MAX_PIECE_LATENT_FRAMES, lay_pieces, lay_windows
 from orchestrator.prepare import plan_from_json, plan_to_json
 from orchestrator.referee import Referee
-from orchestrator.tile_memory import live_bytes
+from orchestrator.roster import Policy
+from orchestrator.simulator import Simulation
+from orchestrator.tile_memory import checkpoint_bytes, live_bytes
 from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
 
 
@@ -247,6 +249,37 @@ def test_what_is_in_flight_is_counted_stage_by_stage() -> None:
     )
     short = make_plan(6, 3, steps=3, checkpoint_every=2)
     assert live_bytes(short) == 4 * 6 * frame_bytes
+
+
+class _Watched(Simulation):
+    """Counts the checkpoints that are stored at once."""
+
+    most = 0
+
+    def _tick(self) -> None:
+        super()._tick()
+        kept = [unit for unit in self.results if unit.kind == "step"]
+        self.most = max(self.most, sum(not self.plan.is_last_step(unit) for unit in kept))
+
+
+@pytest.mark.parametrize("workers", [1, 4, 16])
+@pytest.mark.parametrize("every", [1, 5, 10])
+@pytest.mark.parametrize("stage_steps", [(12,), (30,), (4, 4, 4), (10, 10, 10)])
+def test_no_more_checkpoints_are_stored_than_a_plan_says(
+    stage_steps: tuple[int, ...], every: int, workers: int
+) -> None:
+    plan = make_plan(201, 61, window=8, overlap=2, stage_steps=stage_steps, checkpoint_every=every)
+    each = checkpoint_bytes(make_plan(8, window=8, steps=2, checkpoint_every=1), 1) // 2
+    run = _Watched(plan, Policy(workers=workers))
+    run.run()
+    told = checkpoint_bytes(plan, workers) // each
+    assert run.most <= told and (run.most > 0) == (told > 0)
+
+
+def test_a_checkpoint_has_what_its_window_keeps() -> None:
+    plan = make_plan(61, window=8, overlap=2, steps=12)
+    more = checkpoint_bytes(replace(plan, kept_bytes=1000), 2) - checkpoint_bytes(plan, 2)
+    assert more == 2 * 10 * 1000
 
 
 def test_a_window_may_start_when_those_under_it_are_done() -> None:
