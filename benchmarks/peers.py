@@ -20,6 +20,8 @@ import diffusers
 import torch
 
 from benchmarks.here import Tune, render_here
+from jobs.families.family import FamilyFacts
+from jobs.model_folder import inspect_model, resolve_model
 
 #: How many steps always run first, where a peer can be told: as in our spectral form, and as in the
 #: older two. Every value is swept with both, for some peers gain by the one, some by the other.
@@ -80,13 +82,27 @@ def first_block(job: Mapping[str, Any]) -> dict[str, Tune]:
     return {str(t): cached(config(t)) for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3)}
 
 
-#: What TaylorSeer forecasts of a Wan block: the three branches that its paper caches.
-WAN_BRANCHES = [r"blocks\.\d+\.attn1", r"blocks\.\d+\.attn2", r"blocks\.\d+\.ffn"]
+#: What TaylorSeer forecasts of a family's blocks: the branches that its paper caches. Of a block of
+#: HunyuanVideo's whose branches end in one layer, that layer, too.
+BRANCHES = {
+    "wan": [r"blocks\.\d+\.(attn1|attn2|ffn)"],
+    "ltx": [r"transformer_blocks\.\d+\.(attn1|attn2|ff)"],
+    "cogvideox": [r"transformer_blocks\.\d+\.(attn1|ff)"],
+    "hunyuan-video": [
+        r"transformer_blocks\.\d+\.(attn|ff|ff_context)",
+        r"single_transformer_blocks\.\d+\.(attn|proj_mlp|proj_out)",
+    ],
+}
+
+
+def _facts(job: Mapping[str, Any]) -> FamilyFacts:
+    return inspect_model(resolve_model(job["model"])).family
 
 
 def taylorseer(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
     """Every so many steps; forecasts every block's attention and feed-forward."""
-    return _with_firsts((2, 3, 4), partial(_taylorseer, job, order, cache_identifiers=WAN_BRANCHES))
+    branches = BRANCHES[_facts(job).name]
+    return _with_firsts((2, 3, 4), partial(_taylorseer, job, order, cache_identifiers=branches))
 
 
 def taylorseer_lite(job: Mapping[str, Any], order: int) -> dict[str, Tune]:
@@ -153,7 +169,9 @@ def mag_ratios(job: Mapping[str, Any]) -> list[float]:
 
 
 def _ratios(model: Any) -> Iterable[list[float]]:
-    hook = model.blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
+    found = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    hooks = (each.get_hook("mag_cache_leader_block_hook") for each in found if each)
+    (hook,) = filter(None, hooks)
     return [list(state.calibration_ratios) for state in hook.state_manager._state_cache.values()]
 
 
@@ -165,24 +183,33 @@ def _one(job: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
 
 
 @contextmanager
-def in_one_batch(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
-    """PAB and FasterCache count calls and keep one state whatever the branch. ``WanPipeline`` and
-    this renderer call the model for one branch after the other, so that either would give the
-    unconditional branch what the other one computed (or fail: FasterCache halves each batch). Here
-    they get what they were made for: one call, the unconditional half first."""
+def with_timestep(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
+    """PAB and FasterCache ask at which timestep the model is called."""
     now: dict[str, float] = {}
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         now["timestep"] = float(kwargs["timestep"][0])
 
     noted = family.denoiser.register_forward_pre_hook(note, with_kwargs=True)
-    family.predict = partial(_predict_in_one_batch, family.denoiser)
     try:
         with around(family, lambda model: attach(model, lambda: now["timestep"])):
             yield
     finally:
-        del family.predict
         noted.remove()
+
+
+@contextmanager
+def in_one_batch(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
+    """PAB and FasterCache count calls and keep one state whatever the branch. ``WanPipeline`` and
+    this renderer call Wan's model for one branch after the other, so that either would give the
+    unconditional branch what the other one computed (or fail: FasterCache halves each batch). Here
+    they get what they were made for: one call, the unconditional half first."""
+    family.predict = partial(_predict_in_one_batch, family.denoiser)
+    try:
+        with with_timestep(family, attach):
+            yield
+    finally:
+        del family.predict
 
 
 @torch.no_grad()
@@ -203,6 +230,7 @@ def _predict_in_one_batch(
 
 def pyramid_attention(job: Mapping[str, Any]) -> dict[str, Tune]:
     """Self-attention every so many steps, cross-attention every second of those."""
+    put = with_timestep if _facts(job).batches_branches else in_one_batch
 
     def attach(every: int, model: Any, timestep: Callable[[], float]) -> None:
         model.enable_cache(
@@ -217,7 +245,7 @@ def pyramid_attention(job: Mapping[str, Any]) -> dict[str, Tune]:
             )
         )
 
-    return {str(n): partial(in_one_batch, attach=partial(attach, n)) for n in (2, 3, 4, 6)}
+    return {str(n): partial(put, attach=partial(attach, n)) for n in (2, 3, 4, 6)}
 
 
 def fastercache(job: Mapping[str, Any]) -> dict[str, Tune]:
@@ -316,4 +344,19 @@ PEERS: dict[str, Sweep] = {
     "cache-dit TaylorSeer": partial(cache_dit, forecasts=True),
     "para-attn": para_attn,
     "para-attn TaylorSeer": partial(para_attn, forecasts=True),
+}
+
+
+_HOOKS = (
+    "FirstBlockCache", "TaylorSeer", "TaylorSeer order 2", "TaylorSeer lite",
+    "TaylorSeer lite order 2", "MagCache",
+)  # fmt: skip
+
+#: Of those, what is tuned for a family. SeaCache's own adapter is Wan's, as are the settings here
+#: of FasterCache and the last two; PAB keeps one state, and HunyuanVideo's branches take turns.
+OF_FAMILY: dict[str, tuple[str, ...]] = {
+    "wan": tuple(PEERS),
+    "ltx": (*_HOOKS, "PAB"),
+    "cogvideox": (*_HOOKS, "PAB"),
+    "hunyuan-video": _HOOKS,
 }

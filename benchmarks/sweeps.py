@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import OF_FAMILY
 from jobs.families.family import FamilyFacts
 from jobs.rehash_profile import Similarity, key_steps
 from jobs.spec import JobSpec
@@ -149,8 +149,8 @@ PYRAMIDS = {"wan": "demo-pyramid", "animatediff": "demo-animatediff-pyramid"}
 
 
 def fitting(family: FamilyFacts) -> list[str]:
-    """The kinds for a family. All peers know Wan; UNets are not among what they are tuned for."""
-    peers = [*PEERS] if family.name == "wan" else []
+    """The kinds for a family. UNets are not among what peers are tuned for."""
+    peers = [*OF_FAMILY.get(family.name, ())]
     windowed = "fast_attention" in family.accelerations
     ours = [kind for kind in KINDS if kind != OF_NOISE]
     return [kind for kind in ours if windowed or "fast attention" not in kind] + peers

@@ -147,6 +147,8 @@ def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # whoever had looked its name up before it was moved wrote into it since
+            shutil.rmtree(path, ignore_errors=True)
         return
     try:
         path.unlink(missing_ok=True)

@@ -62,6 +62,9 @@ class Untrained:
     expect: str
 
 
+#: Families whose models ``training.tpdiff`` trains for a pyramid.
+TRAINABLE = ("wan", "animatediff")
+
 #: By family, the stages that weights were trained for, and those asked of them. By
 #: ``benchmarks/twins.py``; its result files are dated, and a test holds these to them.
 UNTRAINED: dict[tuple[str, int, int], Untrained] = {
@@ -123,7 +126,8 @@ def pyramid_warnings(stages: int, defaults: ModelDefaults, family: str) -> tuple
             f"expect {measured.expect} ({measured.on} then made {measured.right} {measured.what} "
             f"of 100 as told, instead of {measured.instead_of})"
         )
+    fix = "; python -m training.tpdiff trains them for one" if family in TRAINABLE else ""
     return (
         f"a pyramid of {stages} stages is asked for, but these weights were trained for {known}: "
-        f"{expect}; python -m training.tpdiff trains them for one",
+        f"{expect}{fix}",
     )

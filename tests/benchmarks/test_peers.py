@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from benchmarks.here import Here, render_here
-from benchmarks.peers import PEERS, HooksNothing, cached, in_one_batch, mag_ratios
+from benchmarks.peers import OF_FAMILY, PEERS, HooksNothing, cached, in_one_batch, mag_ratios
+from tests.workers.tiny_cogvideox import write_tiny_cogvideox
+from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
+from tests.workers.tiny_ltx import write_tiny_ltx
 
 STEPS = 12
 #: On random weights most blocks change little from step to step, so the loosest setting engages.
@@ -48,6 +51,35 @@ def test_a_peer_leaves_something_out_and_nothing_behind(
     assert np.array_equal(again.frames, fast.frames)  # it begins each film anew
     assert np.array_equal(after.frames, full.frames)
     assert after.operations == full.operations and after.passes == full.passes == 2 * STEPS
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Jobs of the other transformers."""
+    folder = tmp_path_factory.mktemp("others")
+    made = {
+        "ltx": write_tiny_ltx(folder / "ltx", layers=3),
+        "cogvideox": write_tiny_cogvideox(folder / "cogvideox", layers=3),
+        "hunyuan-video": write_tiny_hunyuan_video(folder / "hunyuan-video", layers=3),
+    }
+    told = [{"prompt": "a hat"}, {"prompt": "two cats"}]
+    asked = {"steps": STEPS, "pyramid": "off", "pixel_frames": 17, "size": [64, 64], "told": told}
+    return {family: asked | {"model": str(model)} for family, model in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
+)
+def test_a_peer_leaves_something_out_of_other_transformers(
+    family: str, kind: str, others: dict[str, dict[str, Any]]
+) -> None:
+    job = others[family]
+    tune = list(PEERS[kind](job).values())[LOOSEST]
+    full, fast, after = film(job), film(job, tune), film(job)
+    assert fast.operations < full.operations
+    assert not np.array_equal(fast.frames, full.frames)
+    assert np.array_equal(after.frames, full.frames) and after.operations == full.operations
 
 
 def test_a_peer_that_hooks_nothing_is_an_error(job: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pickle
 import random
 
@@ -203,3 +204,19 @@ def test_many_who_commit_delete_and_set_aside_leave_only_whole_results(results):
     assert results.read(RECIPE) == DATA
     check_store(results._store.root)
     assert list(results._store.scratch.iterdir()) == []
+
+
+def test_a_deleted_result_that_is_written_to_meanwhile_leaves_nothing(results, monkeypatch):
+    """A writer that looked the folder up before it was moved may link a file into it after."""
+    commit(results)
+    rmdir, late = os.rmdir, []
+
+    def emptied_too_early(path, **where):
+        for moved in () if late else results._store.scratch.iterdir():
+            late.append(moved / "late.bin")
+            late[-1].write_bytes(DATA)
+        rmdir(path, **where)
+
+    monkeypatch.setattr(os, "rmdir", emptied_too_early)
+    results.delete(RECIPE)
+    assert len(late) == 1 and list(results._store.scratch.iterdir()) == []

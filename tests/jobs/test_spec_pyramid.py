@@ -59,6 +59,12 @@ def test_a_person_is_warned_of_what_the_weights_do_not_know():
     assert "3 stages, which is off" in warnings(pyramid="off")[0]
 
 
+def test_no_training_is_told_of_that_does_not_exist():
+    geometry = replace(GEOMETRY, family="hunyuan-video")
+    (said,) = resolve(job(pyramid=3), geometry, UNTRAINED).warnings
+    assert said.endswith("trained for no pyramid: its fidelity has not been measured")
+
+
 @pytest.mark.parametrize(
     ("family", "defaults", "stages"),
     [("wan", UNTRAINED, 2), ("wan", TRAINED, 2), ("animatediff", UNTRAINED, 2)],

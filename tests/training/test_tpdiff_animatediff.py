@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AnimateDiffPipeline, DDIMScheduler
+from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from accel.pyramid import lay_stages
@@ -46,6 +47,18 @@ def test_all_weights_are_trained_and_resumed(model: Path, data: Path, tmp_path: 
     info = inspect_model(whole / "model")
     assert (info.defaults.pyramid_steps, info.defaults.stage_positions) == ((1, 1), False)
     assert (whole / "samples" / "step_000002.png").stat().st_size > 1000
+
+
+def test_pictures_of_a_scheduler_that_adds_noise(model: Path, data: Path, tmp_path: Path) -> None:
+    noisy = shutil.copytree(model, tmp_path / "noisy")
+    said = {"algorithm_type": "sde-dpmsolver++", "beta_schedule": "linear"}
+    DPMSolverMultistepScheduler(**said).save_pretrained(noisy / "scheduler")
+    index = json.loads((noisy / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DPMSolverMultistepScheduler"]
+    (noisy / "model_index.json").write_text(json.dumps(index))
+    out = run(noisy, data, tmp_path / "out", "--steps", "1", "--sample-every", "1",
+              "--sample-steps", "4")  # fmt: skip
+    assert (out / "samples" / "step_000001.png").stat().st_size > 1000
 
 
 def test_an_adapter_is_diffusers_own(model: Path, data: Path, tmp_path: Path) -> None:

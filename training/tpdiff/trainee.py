@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from accel.pyramid import NoisePath
 from jobs.model_folder import ModelInfo
-from jobs.pyramid import firsts, stage_frames, stage_strides
+from jobs.pyramid import stage_frames, stage_strides
 from jobs.units import ShotRender
 from workers.families.folder import too_long
-from workers.noise import initial_noise, jump_noise
 from workers.schedulers import RangeStepper
+from workers.stepping import StageSteps
 
 #: What is adapted by LoRA: all projections of every attention, which diffusers calls the same.
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -136,26 +136,21 @@ class Trainee(ABC):
     @torch.no_grad()
     def sample(self, shot: ShotRender, embeddings: dict[str, Tensor]) -> np.ndarray:
         """A clip of one window in each stage, FHWC of 8 bits. ``embeddings``: cond, uncond; 1ND."""
-        rule = {"first_alone": self.info.geometry.first_alone}
-        channels, device = self.info.geometry.latent_channels, self.family.vae.device
-        config, latents = self.family.scheduler_config, torch.empty(0)
+        device, config = self.family.vae.device, self.family.scheduler_config
+        latents = torch.empty(0)
         for stage, stride in enumerate(stage_strides(len(shot.stage_steps))):
             stepper = RangeStepper(
                 shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift, device,
                 self.family.diffusion,
             )  # fmt: skip
-            frames = stage_frames(shot.latent_frames, stride, **rule)
-            if stage == 0:
-                noise = initial_noise(shot, firsts(0, frames, stride, **rule), channels)
-                latents = noise.to(device)
-            else:
-                keys = firsts(0, latents.shape[2], 2 * stride, **rule)
-                fresh = jump_noise(shot, stage, keys, channels).to(device)
-                latents = stepper.jump(latents, fresh, (0, frames), 0, **rule)
+            steps = StageSteps(
+                family=self.family, shot=shot, stage=stage, stepper=stepper, device=device
+            )
+            first_alone = self.info.geometry.first_alone
+            frames = (0, stage_frames(shot.latent_frames, stride, first_alone=first_alone))
+            latents = steps.jump(frames, latents, 0) if stage else steps.start(frames)
             history: dict[str, Tensor] = {}
             for step in range(shot.stage_steps[stage]):
-                flow = self.family.predict(
-                    shot, latents, stepper, step, embeddings, lambda _: nullcontext()
-                )
-                latents, history = stepper.step_range(step, flow, latents, history)
+                prediction = steps.predict(step, latents, embeddings, lambda _: nullcontext())
+                latents, history = steps.settle(step, frames, prediction, latents, history)
         return self.decode(latents)
