@@ -22,7 +22,7 @@ from benchmarks import (
     twins,
 )
 
-#: Each with the options of the figures in docs/figures.md.
+#: With the options of the figures in docs/figures.md, where one run gives what several did there.
 BENCHMARKS = (
     (speed, ""),
     (speed, "--size 144 144"),

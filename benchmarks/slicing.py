@@ -9,8 +9,8 @@ allocator's rounding are not in them. Stock is diffusers as it comes: all weight
 by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
 ``as_a_worker_holds_it`` is what a render holds, its decoder in either precision: encoders are freed
 before the first step, and a decoder goes picture by picture or in slices. The time is a small
-UNet's on one thread of this CPU, which says little of a card. ``--decoders``: of HunyuanVideo's and
-CogVideoX's decoders instead, in both precisions.
+UNet's on one thread of this CPU, which says little of a card. ``--decoders``: of the decoders of
+HunyuanVideo, CogVideoX, LTX-Video and Wan instead, in both precisions.
 """
 
 from __future__ import annotations

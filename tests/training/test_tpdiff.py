@@ -220,6 +220,7 @@ def test_videos_too_short_for_whole_windows_are_counted(
         (["--merge"], "--merge would change nothing: all weights are trained"),
         (["--stages", "1", "--coarse", "first"], "--coarse would change nothing: --stages 1"),
         (["--stages", "1", "--step-shares", "1"], "--step-shares would change nothing"),
+        (["--stages", "1", "--no-stage-positions"], "--no-stage-positions would change nothing"),
         (["--sample-prompt", "a boat"], "--sample-prompt would change nothing: --sample-every 0"),
         (["--sample-steps", "9"], "--sample-steps would change nothing: --sample-every 0"),
         (["--sample-prompt", " ", "--sample-every", "1"], "--sample-prompt is empty"),

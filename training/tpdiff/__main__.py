@@ -3,6 +3,9 @@
     python -m training.tpdiff --model Wan-AI/Wan2.1-T2V-1.3B-Diffusers --data videos --out wan-tp \
         --stages 3 --lora-rank 32 --precision bf16 --batch 4 --steps 5000 --sample-every 500
 
+A video's caption is the text of the file beside it (`sea.mp4`, `sea.txt`), or its `text` in the
+folder's `metadata.jsonl`, as in Hugging Face's data sets.
+
 With several devices: `accelerate launch -m training.tpdiff ...`; each has all weights. Ctrl-C
 stops after the step (several devices: at once, and what was saved last is kept); run it again with
 the same --out to go on. A render of the result uses its pyramid.
@@ -226,11 +229,12 @@ def _check_effect(options: argparse.Namespace) -> None:
         "--merge": options.merge and not options.lora_rank,
         "--coarse": options.coarse != Settings().coarse and options.stages == 1,
         "--step-shares": options.step_shares is not None and options.stages == 1,
+        "--no-stage-positions": not options.stage_positions and options.stages == 1,
         "--sample-prompt": options.sample_prompts and not options.sample_every,
         "--sample-steps": options.sample_steps is not None and not options.sample_every,
     }
     why = {"--merge": "all weights are trained, and written whole; say --lora-rank"}
-    why |= dict.fromkeys(("--coarse", "--step-shares"), plain)
+    why |= dict.fromkeys(("--coarse", "--step-shares", "--no-stage-positions"), plain)
     why |= dict.fromkeys(("--sample-prompt", "--sample-steps"), pictures)
     for name, is_idle in idle.items():
         if is_idle:
@@ -327,7 +331,8 @@ def _parser() -> argparse.ArgumentParser:
     # fmt: off
     add, base = parser.add_argument, Settings()
     add("--model", required=True, help="a diffusers folder, a Hugging Face id, or demo")
-    add("--data", type=Path, required=True, help="a folder of videos and captions")
+    add("--data", type=Path, required=True,
+        help="a folder of videos and captions: of sea.mp4 in sea.txt, or in metadata.jsonl")
     add("--out", type=Path, required=True, help="where state, pictures and the result go")
     add("--bad-data", choices=("refuse", "skip"), default="refuse",
         help="videos that cannot be trained on, and those found damaged later (refuse)")
