@@ -35,14 +35,14 @@ from accel.memory import peak_of
 from accel.windowed import Geometry, dense_windowed, window_of, windowed
 from benchmarks.attention_step import STRATEGIES
 from benchmarks.common import write_result
-from benchmarks.rehash_cost import EVERY_OTHER, STEPS, small_animatediff, small_svd, times_less
+from benchmarks.rehash_cost import EVERY_OTHER, STEPS, times_less
 from benchmarks.slicing import SIZES, Phase, Pipeline, animatediff, svd, wan
+from benchmarks.small_models import Forward, small_animatediff, small_svd
 from jobs.accelerations import Slicing
 from jobs.attention_plan import AttentionPlan, Extent, Strategy
 from jobs.units import Unit
 
 Row = dict[str, float]
-Forward = Callable[[], Any]
 
 DTYPES = ("float16", "bfloat16")
 #: Convolutions in float16 take a minute on a CPU.

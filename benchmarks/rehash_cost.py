@@ -19,14 +19,14 @@ from statistics import median
 from typing import Any
 
 import torch
-from diffusers import UNetMotionModel, UNetSpatioTemporalConditionModel
 from torch._subclasses import FakeTensorMode
 
 from accel.handle import TileStep
 from accel.rehash import apply
 from benchmarks.common import write_result
 from benchmarks.operations import Operations
-from benchmarks.slicing import SIZES, SMALL_ANIMATEDIFF, Pipeline, animatediff, svd
+from benchmarks.slicing import SIZES, Pipeline, animatediff, svd
+from benchmarks.small_models import Forward, small_animatediff, small_svd
 from jobs.accelerations import Rehash
 from jobs.units import Unit
 
@@ -34,7 +34,6 @@ STEPS = 25
 EVERY_OTHER = Rehash(every=2)
 KEY_STEPS = len(EVERY_OTHER.keys(0, STEPS))
 
-Forward = Callable[[], Any]
 PIPELINES: dict[str, Callable[[int, int], Pipeline]] = {"animatediff": animatediff, "svd": svd}
 
 
@@ -77,26 +76,6 @@ def next_step(step: int, before: TileStep | None) -> TileStep:
 
 
 # -- times
-
-
-def small_animatediff() -> tuple[Any, Forward]:
-    model: Any = UNetMotionModel
-    model = model(**SMALL_ANIMATEDIFF)
-    x, text = torch.randn(2, 4, 8, 32, 32), torch.randn(16, 77, 64)
-    return model, lambda: model(x, 5, encoder_hidden_states=text)
-
-
-def small_svd() -> tuple[Any, Forward]:
-    kinds, model = "BlockSpatioTemporal", UNetSpatioTemporalConditionModel
-    unet: Any = model(
-        block_out_channels=(64, 128, 128),
-        down_block_types=("CrossAttnDown" + kinds,) * 2 + ("Down" + kinds,),
-        up_block_types=("Up" + kinds,) + ("CrossAttnUp" + kinds,) * 2,
-        cross_attention_dim=64,
-        num_attention_heads=(4,) * 3,
-    )
-    x, image, ids = torch.randn(2, 7, 8, 32, 32), torch.randn(2, 1, 64), torch.randn(2, 3)
-    return unet, lambda: unet(x, 5, image, ids)
 
 
 SMALL: dict[str, Callable[[], tuple[Any, Forward]]] = {

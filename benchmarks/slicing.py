@@ -8,8 +8,8 @@ with guidance, so that no weights and no card are needed; workspaces inside oper
 allocator's rounding are not in them. Stock is diffusers as it comes: all weights loaded, attention
 by SDPA, all frames decoded at once. Sliced has the same weights loaded, and the decoder sliced too.
 ``as_a_worker_holds_it`` is what a render holds, its decoder in either precision: encoders are freed
-before the first step, and a decoder goes picture by picture or in slices. The time is a small
-UNet's on one thread of this CPU, which says little of a card. ``--decoders``: of the decoders of
+before the first step, and a decoder goes picture by picture or in slices. Times are small models'
+on one thread of this CPU, which say little of a card. ``--decoders``: of the decoders of
 HunyuanVideo, CogVideoX, LTX-Video and Wan instead, in both precisions.
 """
 
@@ -42,6 +42,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from accel.memory import TensorAccounting, held_bytes
 from accel.slicing import apply
 from benchmarks.common import write_result
+from benchmarks.small_models import (
+    Forward,
+    small_animatediff,
+    small_svd,
+    small_svd_decoder,
+    small_wan_decoder,
+)
 from jobs.accelerations import Slicing
 from jobs.families.family import DTYPE_BYTES
 from jobs.families.slicing_memory import DECODERS as SLICED_DECODERS
@@ -295,31 +302,31 @@ def operations(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str,
     return {str(count): round(counted[str(count)] / counted["None"], 3) for count in slices}
 
 
-#: Of a UNet whose pass takes part of a second, with 64 channels of text.
-SMALL_ANIMATEDIFF: dict[str, Any] = {
-    "block_out_channels": (64, 128, 128),
-    "down_block_types": ("CrossAttnDownBlockMotion",) * 2 + ("DownBlockMotion",),
-    "up_block_types": ("UpBlockMotion",) + ("CrossAttnUpBlockMotion",) * 2,
-    "cross_attention_dim": 64,
-    "num_attention_heads": 4,
-    "motion_num_attention_heads": 4,
+#: What is timed: slices' rows and frames cost some calls more, and a decoder's statistics a pass.
+TIMED: dict[str, Callable[[], tuple[Any, Forward]]] = {
+    "animatediff, unet": partial(small_animatediff, frames=16),
+    "svd, unet": small_svd,
+    "svd, decoder": small_svd_decoder,
+    "wan, decoder": small_wan_decoder,
 }
 
 
 @torch.no_grad()
-def time_ratios(slices: Sequence[int], repeats: int) -> dict[str, Any]:
-    """Processor seconds of a small AnimateDiff UNet's pass in float32, on one thread, stock and
-    sliced taking turns."""
+def time_ratios(
+    make: Callable[[], tuple[Any, Forward]], slices: Sequence[int], repeats: int
+) -> dict[str, Any]:
+    """Processor seconds of a small model's pass in float32, on one thread, stock and sliced taking
+    turns."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = UNetMotionModel(**SMALL_ANIMATEDIFF).eval()
-    x, text = torch.randn(2, 4, 16, 32, 32), torch.randn(32, 77, 64)
+    model, forward = make()
+    model.eval()
     seconds: dict[str, list[float]] = {}
     for _ in range(repeats):
         for count in (None, *slices):
             handle = apply(model, Slicing(slices=count)) if count else None
             start = time.process_time()
-            model(x, 5, encoder_hidden_states=text)
+            forward()
             seconds.setdefault(str(count or "stock"), []).append(time.process_time() - start)
             if handle is not None:
                 handle.remove()
@@ -328,12 +335,21 @@ def time_ratios(slices: Sequence[int], repeats: int) -> dict[str, Any]:
     return {"median_s": middle, "ratio": ratios, "repeats": repeats}
 
 
+def times(slices: Sequence[int], repeats: int) -> dict[str, Any]:
+    return {name: time_ratios(make, slices, repeats) for name, make in TIMED.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--slices", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--decoders", action="store_true", help="of those cut by rows alone")
+    parser.add_argument("--time", action="store_true", help="the times alone")
     options = parser.parse_args()
+    if options.time:
+        found = times(options.slices, options.repeats)
+        write_result("slicing_time", {"weights": "random, small models"} | found)
+        return
     if options.decoders:
         found = {
             name: {dtype: peaks(make, options.slices, dtype) for dtype in ("float32", "bfloat16")}
@@ -357,7 +373,7 @@ def main() -> None:
                 }
             }
     figures["wan 1.3B 480x832"] = peaks(lambda: wan(60, 104), options.slices)
-    figures["time"] = time_ratios(options.slices, options.repeats)
+    figures["time"] = times(options.slices, options.repeats)
     write_result("slicing", figures)
 
 

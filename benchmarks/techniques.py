@@ -11,7 +11,8 @@ setting is swept, and compared with others at equal fidelity, on its own line (`
 
 A pyramid is another model: its fidelity is to that model's own full render, of a longer shot, so
 that it has tables and panels of its own; its speed is given against that, and against its plain
-twin's full render.
+twin's full render. With ``--pyramid-frames 17``, which one window of the demo models holds, the
+twin's is what its pipeline would do.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ EQUAL_DB = 60.0
 #: Settings between two full renders.
 FULL_EVERY = 12
 
-#: Of a pyramid's shots: five windows of the plain twin. A window that takes all of a shot may have
-#: more latent frames than it.
-PYRAMID_PIXEL_FRAMES, ONE_WINDOW = 61, 4096
+#: Of a pyramid's shots: five windows of the plain twin.
+PYRAMID_PIXEL_FRAMES = 61
+
+#: Latent frames of a window that takes all of a shot.
+ONE_WINDOW = 4096
 
 #: Held-out prompts that settings are found on, and none is judged by.
 CALIBRATION = {"count": 2, "seed": 5}
@@ -251,6 +254,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pyramid-model", help="'none' leaves it out; default: the one that ships for the family"
     )
+    parser.add_argument("--pyramid-frames", type=int, default=PYRAMID_PIXEL_FRAMES)
+    parser.add_argument(
+        "--pyramid-kinds", nargs="+", choices=PYRAMID_KINDS, default=[*PYRAMID_KINDS]
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--prompts", type=int, default=6)
     parser.add_argument(
@@ -294,8 +301,11 @@ def main() -> None:
         _tell(f"techniques{note}", job, [options.model], prompts, rows, keep=not options.quick)
     if pyramid_model != "none":
         models = [options.model, pyramid_model]
-        found = _pyramid(job, pyramid_model, shots)
-        _tell("techniques_pyramid", job, models, prompts, found, keep=not options.quick)
+        long = {**job, "pixel_frames": options.pyramid_frames}
+        found = _pyramid(long, pyramid_model, shots, options.pyramid_kinds)
+        frames = options.pyramid_frames
+        named = "techniques_pyramid" + f"_{frames}_frames" * (frames != PYRAMID_PIXEL_FRAMES) + note
+        _tell(named, long, models, prompts, found, keep=not options.quick)
         rows += found
     if options.plot:
         plot(rows, options.plot)
@@ -343,10 +353,9 @@ def _flat(job: Job, told: list[Asked], shots: list[Asked], kinds: list[str]) -> 
     ]
 
 
-def _pyramid(plain: Job, model: str, shots: list[Asked]) -> list[Row]:
-    plain = {**plain, "pixel_frames": PYRAMID_PIXEL_FRAMES}
+def _pyramid(plain: Job, model: str, shots: list[Asked], kinds: Sequence[str]) -> list[Row]:
     job = {**plain, "model": model, "pyramid": "auto"}
-    settings = ours(PYRAMID_KINDS, job)
+    settings = ours({kind: PYRAMID_KINDS[kind] for kind in kinds}, job)
     return list(summaries(measure_pyramid(job, plain, shots, settings), "ours"))
 
 
