@@ -210,6 +210,7 @@ def main() -> None:
             "untrained": quality(models["plain"], drawn, stages),
         }
     parts = ["twins", *(["speed"] if options.speed_only else []), _family(models["plain"])]
+    parts += [] if options.seconds == 20 else [f"{options.seconds:g}_s"]
     parts += [options.decoder_dtype] if options.decoder_dtype != "float32" else []
     write_result("_".join(parts), figures, models=[*models.values()], keep=not options.quick)
 
