@@ -55,7 +55,8 @@ def stride(job: Job) -> dict[str, Any]:
 
 
 def rehash_every(job: Job) -> dict[str, Any]:
-    return {str(n): {"rehash": {"every": n}} for n in (2, 3)}
+    plain = {str(n): {"rehash": {"every": n}} for n in (2, 3)}
+    return plain | {f"{n}, first 3": {"rehash": {"every": n, "first": 3}} for n in (2, 3, 4)}
 
 
 def rehash_profile(job: Job) -> dict[str, Any]:

@@ -65,13 +65,15 @@ REHASHED_BLOCKS = 3
 
 class Rehash(Part):
     """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
-    2411.01171). Key steps are those of each stage, coarsest first, or every so many steps; or
-    planning finds them: by the profile that ``longtake calibrate --rehash`` made, steps whose
-    features are less like those of the key step before than ``threshold``. ``profiles`` is the
-    folder that it wrote to, None the usual one."""
+    2411.01171). Key steps are those of each stage, coarsest first; or every so many steps, after
+    the ``first`` ones of each stage, in which features change most; or planning finds them: by the
+    profile that ``longtake calibrate --rehash`` made, steps whose features are less like those of
+    the key step before than ``threshold``. ``profiles`` is the folder that it wrote to, None the
+    usual one."""
 
     key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
     every: Annotated[int, Field(ge=2, le=1000)] | None = None
+    first: Annotated[int, Field(ge=1, le=1000)] = 1
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     profiles: FilePath | None = None
 
@@ -84,12 +86,15 @@ class Rehash(Part):
             raise ValueError(f"needs {which} of key_steps, every and threshold")
         if self.profiles is not None and self.threshold is None:
             raise ValueError("profiles is for a threshold; give one, or remove profiles")
+        if self.first > 1 and self.every is None:
+            raise ValueError("first is for every; give that, or remove first")
         return self
 
     def keys(self, stage: int, steps: int) -> frozenset[int]:
         """The key steps of a stage of so many steps. Its first and last are always."""
         if self.every is not None:
-            return frozenset({*range(0, steps, self.every), steps - 1})
+            first = min(self.first, steps)
+            return frozenset({*range(first), *range(first - 1, steps, self.every), steps - 1})
         assert self.key_steps is not None, "planning has found them"
         return frozenset({0, *self.key_steps[stage], steps - 1})
 
