@@ -233,6 +233,9 @@ def pyramid_attention(job: Mapping[str, Any]) -> dict[str, Tune]:
     put = with_timestep if _facts(job).batches_branches else in_one_batch
 
     def attach(every: int, model: Any, timestep: Callable[[], float]) -> None:
+        for name, module in model.named_modules():
+            if name.endswith(".attn2"):
+                module.is_cross_attention = True  # LTX-Video's does not say so
         model.enable_cache(
             diffusers.PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=every,
@@ -347,16 +350,17 @@ PEERS: dict[str, Sweep] = {
 }
 
 
-_HOOKS = (
+_DIFFUSERS = (
     "FirstBlockCache", "TaylorSeer", "TaylorSeer order 2", "TaylorSeer lite",
     "TaylorSeer lite order 2", "MagCache",
 )  # fmt: skip
 
-#: Of those, what is tuned for a family. SeaCache's own adapter is Wan's, as are the settings here
-#: of FasterCache and the last two; PAB keeps one state, and HunyuanVideo's branches take turns.
+#: The peers that are tuned for a family. SeaCache's own adapter is Wan's, as are the settings here
+#: of FasterCache, cache-dit and para-attn; PAB keeps one state for both branches, which take turns
+#: in HunyuanVideo where it has both.
 OF_FAMILY: dict[str, tuple[str, ...]] = {
     "wan": tuple(PEERS),
-    "ltx": (*_HOOKS, "PAB"),
-    "cogvideox": (*_HOOKS, "PAB"),
-    "hunyuan-video": _HOOKS,
+    "ltx": (*_DIFFUSERS, "PAB"),
+    "cogvideox": (*_DIFFUSERS, "PAB"),
+    "hunyuan-video": _DIFFUSERS,
 }

@@ -22,7 +22,8 @@ from benchmarks import (
     twins,
 )
 
-#: With the options of the figures in docs/figures.md, where one run gives what several did there.
+#: With the options of the figures in docs/figures.md; some of those were made in several runs, of
+#: which each made a part.
 BENCHMARKS = (
     (speed, ""),
     (speed, "--size 144 144"),

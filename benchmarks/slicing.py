@@ -302,7 +302,7 @@ def operations(make: Callable[[], Pipeline], slices: Sequence[int]) -> dict[str,
     return {str(count): round(counted[str(count)] / counted["None"], 3) for count in slices}
 
 
-#: What is timed: slices' rows and frames cost some calls more, and a decoder's statistics a pass.
+#: A UNet of each kind, a decoder of whole clips, and one that goes frame by frame.
 TIMED: dict[str, Callable[[], tuple[Any, Forward]]] = {
     "animatediff, unet": partial(small_animatediff, frames=16),
     "svd, unet": small_svd,

@@ -1,4 +1,4 @@
-"""Small models with random weights whose pass takes part of a second: for times on a CPU."""
+"""Small models with random weights, whose pass takes seconds at most: for times on a CPU."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Rehash(Part):
 
     key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
     every: Annotated[int, Field(ge=2, le=1000)] | None = None
-    first: Annotated[int, Field(ge=1, le=1000)] = 1
+    first: Annotated[int, Field(ge=1, le=1000)] | None = None  # of those that run, 1
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     profiles: FilePath | None = None
 
@@ -86,14 +86,14 @@ class Rehash(Part):
             raise ValueError(f"needs {which} of key_steps, every and threshold")
         if self.profiles is not None and self.threshold is None:
             raise ValueError("profiles is for a threshold; give one, or remove profiles")
-        if self.first > 1 and self.every is None:
+        if self.first is not None and self.every is None:
             raise ValueError("first is for every; give that, or remove first")
         return self
 
     def keys(self, stage: int, steps: int) -> frozenset[int]:
         """The key steps of a stage of so many steps. Its first and last are always."""
         if self.every is not None:
-            first = min(self.first, steps)
+            first = min(self.first or 1, steps)
             return frozenset({*range(first), *range(first - 1, steps, self.every), steps - 1})
         assert self.key_steps is not None, "planning has found them"
         return frozenset({0, *self.key_steps[stage], steps - 1})

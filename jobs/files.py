@@ -146,9 +146,10 @@ def read_file(path: Path) -> bytes:
 def remove(path: Path) -> None:
     """Remove a file or a folder, if it is there and can be removed."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        if path.exists():  # whoever had looked its name up before it was moved wrote into it since
+        for _ in range(3):  # whoever had looked its name up before it was moved may write into it
             shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                break
         return
     try:
         path.unlink(missing_ok=True)

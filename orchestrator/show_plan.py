@@ -129,10 +129,14 @@ def _before(encoding_bytes: int) -> str:
     return f"; before the first, {gb(encoding_bytes)} with encoders" if encoding_bytes else ""
 
 
-def _checkpoint_line(every: int, at_most_bytes: int) -> str:
+def _checkpoint_line(report: dict[str, Any]) -> str:
+    every, at_most_bytes = report["checkpoint_every"], report["checkpoint_bytes"]
     if not at_most_bytes:
-        return f"checkpoints: of finished stages alone, for none has more than {every} steps"
-    return f"checkpoint every {every} steps, up to {gb(at_most_bytes)} on disk"
+        return f"no checkpoint but finished latents: no stage has more than {every} steps"
+    return (
+        f"checkpoint every {every} steps: with {counted(report['workers'], 'worker')} up to "
+        f"{gb(at_most_bytes)} on disk, beside finished latents"
+    )
 
 
 def _noise(repeated: dict[str, Any] | None) -> str:
@@ -172,7 +176,7 @@ def plan_text(report: dict[str, Any]) -> str:
         f"memory per worker: {gb(report['memory_model_bytes'])} model + "
         f"{gb(report['memory_tile_bytes'])} tile{_before(report['memory_encoding_bytes'])} "
         f"({report['memory_basis']})",
-        _checkpoint_line(report["checkpoint_every"], report["checkpoint_bytes"]),
+        _checkpoint_line(report),
     ]
     wall = report["wall_s"]
     lines.append(

@@ -22,6 +22,7 @@ from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import ResolvedSpec
 from jobs.units import MUCH_MEMORY, ShotRender
 from orchestrator.plan import Plan, StagePlan, lay_pieces, lay_windows
+from orchestrator.roster import Policy
 
 #: Models with less weights than this render in float32 unless told otherwise.
 SMALL_MODEL_BYTES = 2**30
@@ -217,17 +218,20 @@ def live_bytes(plan: Plan) -> int:
 
 
 def checkpoint_bytes(plan: Plan, workers: int) -> int:
-    """The most that checkpoints take on disk: two lines of each window between a shot's first
+    """The most that checkpoints take on disk: two lines of each window between the film's first
     unfinished one and the one that is farthest ahead, which is a wavefront's length away, or as far
-    as idle workers run ahead. 0 where no stage has more steps than there are between lines."""
-
-    def stage_bytes(render: ShotRender, stage: StagePlan) -> int:
-        if stage.steps <= plan.checkpoint_every:
-            return 0
-        windows = min(len(stage.windows), render.steps + workers)
-        return 2 * windows * sum(_state_bytes(plan, render, stage))
-
-    return max(stage_bytes(shot.render, stage) for shot in plan.shots for stage in shot.stages)
+    as workers run ahead who have nothing to do before. 0 where no stage has more steps than there
+    are between lines."""
+    states = [
+        sum(_state_bytes(plan, shot.render, stage))
+        for shot in plan.shots
+        for stage in shot.stages
+        if stage.steps > plan.checkpoint_every
+    ]
+    steps = max(shot.render.steps for shot in plan.shots)
+    windows = sum(max(len(stage.windows) for stage in shot.stages) for shot in plan.shots)
+    ahead = min(windows, steps + Policy().depth * workers)
+    return 2 * ahead * max(states, default=0)
 
 
 def _state_bytes(plan: Plan, render: ShotRender, stage: StagePlan) -> tuple[int, int]:

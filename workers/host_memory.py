@@ -3,7 +3,6 @@ less than the host has, and kills what takes more."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,13 +23,19 @@ class _Files(NamedTuple):
     mount: str
     limit: str
     used: str
-    reclaimable: str  # a line of memory.stat
+    reclaimable: tuple[str, ...]  # lines of memory.stat: what is given up before anybody is killed
 
 
 _V1 = _Files(
-    "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    "sys/fs/cgroup/memory",
+    "memory.limit_in_bytes",
+    "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
 )
-_V2 = _Files("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+_V2 = _Files(
+    "sys/fs/cgroup", "memory.max", "memory.current",
+    ("inactive_file", "active_file", "slab_reclaimable"),
+)  # fmt: skip
 
 
 def host_memory(root: Path = Path("/")) -> HostMemory:
@@ -49,21 +54,21 @@ def _groups(root: Path) -> Iterator[HostMemory]:
         files = _V2 if number == "0" else _V1
         mount = root / files.mount
         group = mount / path.lstrip("/")
-        # Inside a container the path may be the host's, of which only the mount itself is seen.
+        # Inside a container the path may be the host's, of which only the mount itself is seen; a
+        # group that the container made for itself is then missed.
         for folder in (group, *group.parents):
             if folder.is_relative_to(mount) and (told := _told(folder, files)):
                 yield told
 
 
 def _told(folder: Path, files: _Files) -> HostMemory | None:
-    """None where nothing is limited. Cached files that nobody read lately are given up first."""
+    """None where nothing is limited."""
     limit, used = read_if_there(folder / files.limit), read_if_there(folder / files.used)
     if not (limit.strip().isdigit() and used.strip().isdigit()):
         return None
-    stat = read_if_there(folder / "memory.stat")
-    cached = re.search(rf"^{files.reclaimable} (\d+)$", stat, re.MULTILINE)
-    free = int(limit) - int(used) + (int(cached[1]) if cached else 0)
-    return HostMemory(int(limit), max(0, free))
+    stat = dict(line.split() for line in read_if_there(folder / "memory.stat").splitlines())
+    cached = sum(int(stat.get(name, 0)) for name in files.reclaimable)
+    return HostMemory(int(limit), max(0, int(limit) - int(used) + cached))
 
 
 def read_if_there(path: Path) -> str:

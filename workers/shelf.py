@@ -46,10 +46,12 @@ class Shelf:
     def takes(self, tensors: Tensors) -> bool:
         """Whether they are worth it, and a quarter of the host's memory is free beside them."""
         sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+        if not much(sizes):
+            return False
         host = host_memory()
         on_host = sum(each.nbytes for each in tensors.values() if each.device.type == "cpu")
         left_bytes = host.available - (sum(sizes.values()) - on_host)
-        return much(sizes) and left_bytes >= HOST_FREE * host.total
+        return left_bytes >= HOST_FREE * host.total
 
     def put(self, what: Stayed, tensors: Tensors) -> None:
         """Empties ``tensors``."""

@@ -11,7 +11,16 @@ import pytest
 
 from benchmarks.common import RESULTS
 from benchmarks.sweeps import KINDS, OF_NOISE, reuses
-from benchmarks.techniques import LABELS, compared, engaged, label, plot, summaries
+from benchmarks.techniques import (
+    LABELS,
+    compared,
+    engaged,
+    label,
+    measure_pyramid,
+    ours,
+    plot,
+    summaries,
+)
 from jobs.presets import PRESETS, WITH_NOISE
 
 
@@ -77,6 +86,25 @@ def test_a_pyramid_has_tables_of_its_own(rows: list[dict[str, Any]]) -> None:
     once, twice = (own[f"pyramid: {axis} at psnr_db"] for axis in ("speed", "over_plain"))
     assert twice["pyramid, cache"][36.0] == pytest.approx(2 * once["pyramid, cache"][36.0])
     assert once["pyramid, cache"][36.0] == tables["speed at psnr_db"]["cache"][36.0]
+
+
+def test_a_pyramids_speed_is_also_over_what_a_pipeline_does(tiny_wan: Path) -> None:
+    """Several windows of the twin's, or one."""
+    plain = {
+        "model": str(tiny_wan), "steps": 8, "pyramid": "off", "pixel_frames": 41, "size": [32, 32],
+        "window_latent_frames": 5, "overlap_latent_frames": 2,
+    }  # fmt: skip
+    settings = ours({"pyramid": lambda job: {"alone": {}}}, plain)
+
+    def row(frames: int) -> dict[str, float]:
+        told = plain | {"pixel_frames": frames}
+        rows = measure_pyramid(told | {"pyramid": 2}, told, [{"prompt": "a hat"}], settings)
+        return rows["pyramid", "alone"][0]
+
+    several, one = row(41), row(17)
+    flat, whole = "fewer_operations_than_plain", "fewer_operations_than_one_window"
+    assert several[whole] != several[flat] and min(several[whole], several[flat]) > 1
+    assert one[whole] == one[flat] and one["over_one_window"] == one["over_plain"]
 
 
 def test_kinds_are_drawn_by_the_names_of_the_page() -> None:

@@ -265,10 +265,11 @@ class _Watched(Simulation):
 @pytest.mark.parametrize("workers", [1, 4, 16])
 @pytest.mark.parametrize("every", [1, 5, 10])
 @pytest.mark.parametrize("stage_steps", [(12,), (30,), (4, 4, 4), (10, 10, 10)])
+@pytest.mark.parametrize("frames", [(201, 61), (8,) * 24])
 def test_no_more_checkpoints_are_stored_than_a_plan_says(
-    stage_steps: tuple[int, ...], every: int, workers: int
+    frames: tuple[int, ...], stage_steps: tuple[int, ...], every: int, workers: int
 ) -> None:
-    plan = make_plan(201, 61, window=8, overlap=2, stage_steps=stage_steps, checkpoint_every=every)
+    plan = make_plan(*frames, window=8, overlap=2, stage_steps=stage_steps, checkpoint_every=every)
     each = checkpoint_bytes(make_plan(8, window=8, steps=2, checkpoint_every=1), 1) // 2
     run = _Watched(plan, Policy(workers=workers))
     run.run()

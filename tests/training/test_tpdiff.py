@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
+from jobs.spec_pyramid import TRAINABLE
 from jobs.units import ShotRender
 from tests.training.test_tpdiff_videos import write_video
 from training.stages import clip_frames
@@ -27,7 +28,7 @@ from training.tpdiff.__main__ import main
 from training.tpdiff.batches import MicroBatches
 from training.tpdiff.settings import Settings
 from training.tpdiff.texts import Texts
-from training.tpdiff.trainees import load_trainee
+from training.tpdiff.trainees import TRAINEES, load_trainee
 from training.tpdiff.videos import scan
 from training.tpdiff.wan import WanTrainee
 
@@ -248,6 +249,10 @@ def test_what_has_another_form(
     with pytest.raises(SystemExit):
         main(["--model", "demo", "--data", "data", "--out", "out", *more])
     assert message in capsys.readouterr().err
+
+
+def test_warnings_tell_of_a_training_where_there_is_one() -> None:
+    assert set(TRAINABLE) == TRAINEES.keys()
 
 
 def test_a_plain_twin_has_no_pyramid(model: Path, data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from diffusers import AnimateDiffPipeline, DDIMScheduler, DPMSolverMultistepSche
 from safetensors.torch import load_file
 
 from accel.pyramid import lay_stages
+from benchmarks.here import render_here
 from jobs.model_folder import inspect_model
 from tests.training.test_tpdiff import run
 from tests.workers.tiny_animatediff import write_tiny_animatediff
@@ -59,6 +60,16 @@ def test_pictures_of_a_scheduler_that_adds_noise(model: Path, data: Path, tmp_pa
     out = run(noisy, data, tmp_path / "out", "--steps", "1", "--sample-every", "1",
               "--sample-steps", "4")  # fmt: skip
     assert (out / "samples" / "step_000001.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++"])
+def test_a_picture_is_a_frame_of_the_render(model: Path, scheduler: str) -> None:
+    said = {"prompt": "a boat", "steps": 4, "pixel_frames": 5, "scheduler": scheduler}
+    film = render_here({"model": str(model), "seed": 0, "pyramid": 2, **said})
+    (shot,) = film.plan.shots
+    trainee = load_trainee(str(model), "cpu", stages=2)
+    clip = trainee.sample(shot.render, trainee.family.encode(shot.render))
+    assert np.array_equal(clip, film.frames)
 
 
 def test_an_adapter_is_diffusers_own(model: Path, data: Path, tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ def _group(folder: str, limit: str, used: int, cached: int) -> dict[str, str]:
     return {
         f"{folder}/memory.max": f"{limit}\n",
         f"{folder}/memory.current": f"{used}\n",
-        f"{folder}/memory.stat": f"anon 5\ninactive_file {cached}\nactive_file 7\n",
+        f"{folder}/memory.stat": (
+            f"anon 5\ninactive_file {cached - 7}\nactive_file 4\nslab_reclaimable 3\n"
+        ),
     }
 
 
@@ -59,7 +61,9 @@ def test_version_one(tmp_path: Path) -> None:
         "proc/self/cgroup": "8:pids:/\n4:cpu,memory:/job\n1:cpu:/job\n",
         f"{folder}/memory.limit_in_bytes": f"{GB}\n",
         f"{folder}/memory.usage_in_bytes": f"{4 * 10**8}\n",
-        f"{folder}/memory.stat": "inactive_file 1\ntotal_inactive_file 100000000\n",
+        f"{folder}/memory.stat": (
+            "inactive_file 1\ntotal_inactive_file 99999999\ntotal_active_file 1\n"
+        ),
         # As it is where nothing is limited: more than any host has.
         "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
         "sys/fs/cgroup/memory/memory.usage_in_bytes": "5\n",

@@ -21,8 +21,8 @@ from accel.pyramid import NoisePath
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.units import ShotRender
+from workers.families.family import stepper_of
 from workers.families.folder import too_long
-from workers.schedulers import RangeStepper
 from workers.stepping import StageSteps
 
 #: What is adapted by LoRA: all projections of every attention, which diffusers calls the same.
@@ -136,18 +136,15 @@ class Trainee(ABC):
     @torch.no_grad()
     def sample(self, shot: ShotRender, embeddings: dict[str, Tensor]) -> np.ndarray:
         """A clip of one window in each stage, FHWC of 8 bits. ``embeddings``: cond, uncond; 1ND."""
-        device, config = self.family.vae.device, self.family.scheduler_config
-        latents = torch.empty(0)
+        device, latents = self.family.vae.device, torch.empty(0)
+        first_alone = self.info.geometry.first_alone
         for stage, stride in enumerate(stage_strides(len(shot.stage_steps))):
-            stepper = RangeStepper(
-                shot.scheduler, config, shot.stage_steps, stage, shot.flow_shift, device,
-                self.family.diffusion,
-            )  # fmt: skip
+            frames = (0, stage_frames(shot.latent_frames, stride, first_alone=first_alone))
+            places = frames[1] * shot.latent_height * shot.latent_width
+            stepper = stepper_of(self.family, shot, stage, places, device)
             steps = StageSteps(
                 family=self.family, shot=shot, stage=stage, stepper=stepper, device=device
             )
-            first_alone = self.info.geometry.first_alone
-            frames = (0, stage_frames(shot.latent_frames, stride, first_alone=first_alone))
             latents = steps.jump(frames, latents, 0) if stage else steps.start(frames)
             history: dict[str, Tensor] = {}
             for step in range(shot.stage_steps[stage]):
