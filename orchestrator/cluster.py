@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from jobs.errors import CannotRunHere
-from workers.host_memory import host_memory
+from jobs.host_memory import host_memory
 
 #: Memory for outputs in flight on a Ray that we start: at least this, at most a share of what is
 #: free. What does not fit is spilled to disk by Ray.

@@ -28,6 +28,7 @@ from jobs.errors import (
     StoreConflict,
     StoreError,
 )
+from jobs.host_memory import host_memory
 from jobs.journal import Journal
 from jobs.lease import HEARTBEAT_S, Lease
 from jobs.results import Results
@@ -43,7 +44,6 @@ from orchestrator.session import Session
 from orchestrator.show import next_command
 from orchestrator.state import RenderState
 from orchestrator.tile_memory import live_bytes
-from workers.host_memory import host_memory
 
 #: How often Ray may die under a render without a unit finished in between.
 MAX_BARREN_CLUSTERS = 4

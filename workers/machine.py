@@ -21,8 +21,8 @@ import torch
 import transformers
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
+from jobs.host_memory import host_memory, read_if_there
 from jobs.numerics import NumericsClass
-from workers.host_memory import host_memory, read_if_there
 from workers.quiet import quiet_libraries
 from workers.setup import WorkerSetup
 

@@ -10,10 +10,10 @@ import threading
 import torch
 
 from jobs.arrays import Bundle
+from jobs.host_memory import host_memory
 from jobs.units import Stayed
 from workers.bundles import to_bundle
 from workers.carrying import ACCEL, much, together
-from workers.host_memory import host_memory
 
 Tensors = dict[str, torch.Tensor]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from workers.host_memory import host_memory
+from jobs.host_memory import host_memory
 
 GB = 10**9
 
