@@ -20,6 +20,7 @@ SOURCES = {
     "preset `balanced`": ["preset `balanced`"],
     "preset `fast`": ["preset `fast`"],
     "`fast` with the pyramid": ["`fast` with the pyramid"],
+    "a clip that is one window": ["the same of a clip"],
     "best of eight other caches": ["peer: SeaCache", "`adaptive, form: spectral` (SeaCache"],
     "slicing: peak memory": ["AnimateDiff, 16 frames", "Stable Video Diffusion, 14 frames"],
     "the same of a worker": ["as a worker holds it"],
