@@ -289,6 +289,21 @@ DECODERS = {
     "wan decoder, residual": wan_decoder(base_dim=32, is_residual=True),
 }
 
+STABLE_DIFFUSION = (320, 640, 1280, 1280)
+
+#: Published models, with fewer layers where all are alike, at sizes that they are used at.
+PUBLISHED: dict[str, tuple[Case, Size]] = {
+    "wan 1.3B, 480p": (wan(12, 8960, head_dim=128), (21, 60, 104)),
+    "wan 14B, 720p": (wan(40, 13824, head_dim=128), (21, 90, 160)),
+    "svd, 576x1024": (svd(STABLE_DIFFUSION, 2, image=1024, heads=5), (14, 72, 128)),
+    "animatediff, 576x1024": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 72, 128)),
+    "animatediff, 512x512": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 64, 64)),
+    "cogvideox 2b, 480x720": (cogvideox(30, 226, rotary=False), (13, 60, 90)),
+    "cogvideox 5b, 480x720": (cogvideox(48, 226), (13, 60, 90)),
+    "ltx, 480x704": (ltx(128, heads=32, branches=2), (21, 15, 22)),
+    "hunyuan video, 720p": (hunyuan_video(heads=24), (33, 90, 160)),
+}
+
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.
 BESIDE_TEXT = [
     pytest.param(make(text_tokens=tokens), dtype, marks=() if tokens == 4096 else pytest.mark.slow)

@@ -11,7 +11,16 @@ import pytest
 from accel.slicing import MODELS
 from jobs.errors import CannotRunHere
 from jobs.families.slicing_memory import _GROUPS, fewest_slices, sliced_bytes
-from tests.accel.memory_cases import BESIDE_TEXT, DECODERS, DENOISERS, TOLERANCE, Case, measure
+from tests.accel.memory_cases import (
+    BESIDE_TEXT,
+    DECODERS,
+    DENOISERS,
+    PUBLISHED,
+    TOLERANCE,
+    Case,
+    Size,
+    measure,
+)
 
 CASES = DENOISERS | DECODERS
 
@@ -40,7 +49,10 @@ def test_the_model_predicts_what_is_measured(
     name: str, height: int, width: int, slices: int, dtype: str
 ) -> None:
     case = CASES[name]
-    size = case.size(height, width)
+    check(case, case.size(height, width), dtype, slices)
+
+
+def check(case: Case, size: Size, dtype: str, slices: int) -> None:
     weights, activations, config = measure(case, size, dtype, slices)
     given = {"branches": case.branches, "text_tokens": case.text_tokens}
     predicted = sliced_bytes(config, size, dtype, slices, **given)
@@ -51,10 +63,16 @@ def test_the_model_predicts_what_is_measured(
 
 @pytest.mark.parametrize("case, dtype", BESIDE_TEXT)
 def test_long_text_beside_a_small_tile(case: Case, dtype: str) -> None:
-    size = case.size(16, 16)
-    _, activations, config = measure(case, size, dtype, 4)
-    predicted = sliced_bytes(config, size, dtype, 4, branches=1, text_tokens=case.text_tokens)
-    assert predicted == pytest.approx(activations, rel=TOLERANCE)
+    check(case, case.size(16, 16), dtype, 4)
+
+
+@pytest.mark.parametrize(
+    "slices",
+    [pytest.param(4, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.long)],
+)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_at_their_sizes(name: str, slices: int) -> None:
+    check(*PUBLISHED[name], "bfloat16", slices)
 
 
 def test_text_that_runs_beside_the_video_is_held_in_four_copies() -> None:

@@ -9,19 +9,7 @@ import pytest
 
 from jobs.families import FAMILIES
 from jobs.families.whole_memory import _MOMENTS, whole_bytes
-from tests.accel.memory_cases import (
-    BESIDE_TEXT,
-    DENOISERS,
-    Case,
-    Size,
-    cogvideox,
-    hunyuan_video,
-    ltx,
-    measure,
-    motion,
-    svd,
-    wan,
-)
+from tests.accel.memory_cases import BESIDE_TEXT, DENOISERS, PUBLISHED, Case, Size, measure
 from workers.families import FAMILIES as WORKERS_FAMILIES
 
 #: What placement may rely on is 15 %; what is counted here is nearer.
@@ -35,21 +23,6 @@ RUNS = (
     (24, 40, "float32"),
     (8, 128, "float16"),
 )
-
-STABLE_DIFFUSION = (320, 640, 1280, 1280)
-
-#: Published models, with fewer layers where all are alike, at sizes that they are used at.
-PUBLISHED: dict[str, tuple[Case, Size]] = {
-    "wan 1.3B, 480p": (wan(12, 8960, head_dim=128), (21, 60, 104)),
-    "wan 14B, 720p": (wan(40, 13824, head_dim=128), (21, 90, 160)),
-    "svd, 576x1024": (svd(STABLE_DIFFUSION, 2, image=1024, heads=5), (14, 72, 128)),
-    "animatediff, 576x1024": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 72, 128)),
-    "animatediff, 512x512": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 64, 64)),
-    "cogvideox 2b, 480x720": (cogvideox(30, 226, rotary=False), (13, 60, 90)),
-    "cogvideox 5b, 480x720": (cogvideox(48, 226), (13, 60, 90)),
-    "ltx, 480x704": (ltx(128, heads=32, branches=2), (21, 15, 22)),
-    "hunyuan video, 720p": (hunyuan_video(heads=24), (33, 90, 160)),
-}
 
 
 def predicted_over_measured(case: Case, latent_size: Size, dtype: str) -> float:
