@@ -55,8 +55,9 @@ def stride(job: Job) -> dict[str, Any]:
 
 
 def rehash_every(job: Job) -> dict[str, Any]:
-    plain = {str(n): {"rehash": {"every": n}} for n in (2, 3)}
-    return plain | {f"{n}, first 3": {"rehash": {"every": n, "first": 3}} for n in (2, 3, 4)}
+    """Key steps that look at nothing, after the first tenth of all, and after the first alone."""
+    usual = {str(n): {"rehash": {"every": n}} for n in (2, 3, 4)}
+    return usual | {f"{n}, first 1": {"rehash": {"every": n, "first": 1}} for n in (2, 3, 4)}
 
 
 def rehash_profile(job: Job) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A part that is None is off. ``jobs.presets`` has named choices.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -66,14 +67,14 @@ REHASHED_BLOCKS = 3
 class Rehash(Part):
     """Reuses a key step's deep features in the steps after it (Streamlined Inference, arXiv
     2411.01171). Key steps are those of each stage, coarsest first; or every so many steps, after
-    the ``first`` ones of each stage, in which features change most; or planning finds them: by the
-    profile that ``longtake calibrate --rehash`` made, steps whose features are less like those of
-    the key step before than ``threshold``. ``profiles`` is the folder that it wrote to, None the
-    usual one."""
+    the ``first`` ones of each stage (None: a tenth of its steps), in which features change most;
+    or planning finds them: by the profile that ``longtake calibrate --rehash`` made, steps whose
+    features are less like those of the key step before than ``threshold``. ``profiles`` is the
+    folder that it wrote to, None the usual one."""
 
     key_steps: Annotated[tuple[KeySteps, ...], Field(strict=False, min_length=1)] | None = None
     every: Annotated[int, Field(ge=2, le=1000)] | None = None
-    first: Annotated[int, Field(ge=1, le=1000)] | None = None  # of those that run, 1
+    first: Annotated[int, Field(ge=1, le=1000)] | None = None
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     profiles: FilePath | None = None
 
@@ -93,7 +94,7 @@ class Rehash(Part):
     def keys(self, stage: int, steps: int) -> frozenset[int]:
         """The key steps of a stage of so many steps. Its first and last are always."""
         if self.every is not None:
-            first = min(self.first or 1, steps)
+            first = min(self.first or math.ceil(steps / 10), steps)
             return frozenset({*range(first), *range(first - 1, steps, self.every), steps - 1})
         assert self.key_steps is not None, "planning has found them"
         return frozenset({0, *self.key_steps[stage], steps - 1})

@@ -28,6 +28,7 @@ class SchedulerSettings:
 
     class_name: str
     adds_noise: bool = False  # at every step
+    adds_sigma: bool = False  # latents are x_0 + sigma * e, which the model sees scaled
     shift_key: str | None = None  # what it calls the flow shift
     fixed: Mapping[str, Any] = field(default_factory=dict)
     unsaid: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +104,7 @@ def _stochastic(settings: SchedulerSettings) -> SchedulerSettings:
     )
 
 
-_DPM = _FLOW_SCHEDULERS["dpm++"]
+_DPM, _UNIPC = _FLOW_SCHEDULERS["dpm++"], _FLOW_SCHEDULERS["unipc"]
 _FLOW_SCHEDULERS["sde-dpm++"] = _stochastic(_DPM)
 _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
     # Its noise (eta) is a step's argument, which is never given: each step is deterministic.
@@ -128,6 +129,23 @@ _VARIANCE_SCHEDULERS: dict[str, SchedulerSettings] = {
             "prediction_type": _NOISE,
         },
     ),
+    "unipc": replace(
+        _UNIPC,
+        shift_key=None,
+        fixed={"use_flow_sigmas": False},
+        allowed={
+            **_UNIPC.allowed,
+            "use_flow_sigmas": _OFF,
+            "rescale_betas_zero_snr": _OFF,
+            "prediction_type": _NOISE,
+        },
+    ),
+    # Its noise (churn) is a step's argument, which is never given: each step is deterministic.
+    "euler": SchedulerSettings(
+        class_name="EulerDiscreteScheduler",
+        adds_sigma=True,
+        allowed={"rescale_betas_zero_snr": _OFF, "prediction_type": _NOISE},
+    ),
 }
 _VARIANCE_SCHEDULERS["sde-dpm++"] = _stochastic(_VARIANCE_SCHEDULERS["dpm++"])
 
@@ -135,6 +153,7 @@ _EDM_SCHEDULERS: dict[str, SchedulerSettings] = {
     # Its noise (churn) is a step's argument, which is never given: each step is deterministic.
     "euler": SchedulerSettings(
         class_name="EulerDiscreteScheduler",
+        adds_sigma=True,
         unsaid={  # Stable Video Diffusion's
             "prediction_type": "v_prediction",
             "timestep_type": "continuous",
@@ -214,6 +233,12 @@ def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     BadJob."""
     if diffusion not in WITH_PYRAMID:
         raise BadJob(f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off")
+    if SCHEDULERS[diffusion][name].adds_sigma:
+        others = [n for n, each in SCHEDULERS[diffusion].items() if not each.adds_sigma]
+        raise BadJob(
+            f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off, or name "
+            f"another scheduler in the job: {', '.join(others)}"
+        )
     settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():
         if setting in settings and settings[setting] not in plain:

@@ -79,7 +79,11 @@ def rehash_problem(rehash: Rehash, stage_steps: tuple[int, ...]) -> str:
         return f"key_steps has {len(rehash.key_steps)} lists, but there {there}; give one for each"
     if any(len(rehash.keys(stage, n)) < n for stage, n in enumerate(stage_steps)):
         return ""
+    fixes = [
+        *(["a lower threshold"] if rehash.threshold is not None else []),
+        *(["a smaller first"] if (rehash.first or 1) > 1 else []),
+    ]
     return (
-        f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; give more "
-        f"steps, {'a lower threshold, ' if rehash.threshold is not None else ''}or remove it"
+        f"has nothing to reuse: every one of the {sum(stage_steps)} steps is a key step; "
+        f"{', '.join(['give more steps', *fixes])}, or remove it"
     )

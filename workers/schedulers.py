@@ -146,7 +146,7 @@ class RangeStepper:
         self._diffusion = diffusion
         self.name, self._scheduler = build(name, config, flow_shift, diffusion)
         settings = SCHEDULERS[diffusion][self.name]
-        self._kind, self._adds_noise = KINDS[settings.class_name], settings.adds_noise
+        self._kind, self._settings = KINDS[settings.class_name], settings
         steps = stage_steps[stage]
         told = inspect.signature(self._scheduler.set_timesteps).parameters
         levels = {"sigmas": np.linspace(1.0, 0.0, steps + 1)[:-1]} if even_sigmas else {}
@@ -180,7 +180,7 @@ class RangeStepper:
 
     @property
     def adds_noise(self) -> bool:
-        return self._adds_noise
+        return self._settings.adds_noise
 
     def noise_scale(self, step_index: int) -> float:
         """What a scheduler that ``adds_noise`` multiplies a step's noise by."""
@@ -204,14 +204,14 @@ class RangeStepper:
         return self._scheduler.renewed(prediction, before, latents, step_index)
 
     def sigma(self, step_index: int) -> float:
-        """Of a flow or EDM scheduler."""
+        """The noise of a flow; of others that have sigmas, noise over signal."""
         return float(self._scheduler.sigmas[step_index])
 
     def mix(self, step_index: int) -> tuple[float, float]:
         """Signal and noise of the latents at a step's beginning: x = signal * clean + noise * e."""
         if self._diffusion in ("flow", "flow_by_size"):
             return 1 - self.sigma(step_index), self.sigma(step_index)
-        if self._diffusion == "edm":
+        if self._settings.adds_sigma:
             return 1.0, self.sigma(step_index)
         if hasattr(self._scheduler, "sigmas"):  # noise over signal
             ratio = self.sigma(step_index)
@@ -224,7 +224,10 @@ class RangeStepper:
         return noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
 
     def scale_input(self, latents: torch.Tensor, step_index: int) -> torch.Tensor:
-        """What an EDM model sees of latents (Karras et al. 2022, eq. 7: c_in)."""
+        """What the model sees of latents that are x_0 + sigma * e (Karras et al. 2022, eq. 7:
+        c_in); of others they themselves."""
+        if not self._settings.adds_sigma:
+            return latents
         self._restore(step_index, {})
         return self._scheduler.scale_model_input(latents, self.timesteps[step_index])
 

@@ -314,6 +314,8 @@ def test_features_may_lie_on_a_device() -> None:
 
 def test_key_steps_of_a_stage() -> None:
     assert Rehash(every=3).keys(0, 8) == {0, 3, 6, 7}
+    assert Rehash(every=3).keys(0, 25) == {0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 24}, "a tenth first"
+    assert Rehash(every=3, first=1).keys(0, 25) == {0, 3, 6, 9, 12, 15, 18, 21, 24}
     assert Rehash(every=2, first=3).keys(0, 8) == {0, 1, 2, 4, 6, 7}
     assert Rehash(every=2, first=9).keys(0, 4) == {0, 1, 2, 3}
     assert Rehash(key_steps=((2,), (1, 3))).keys(1, 6) == {0, 1, 3, 5}

@@ -31,7 +31,7 @@ def test_an_acceleration_that_could_do_nothing_is_refused():
         ({"every": 2, "profiles": "p"}, {}, "profiles is for a threshold; give one"),
         ({"every": 1}, {}, "accelerations.rehash.every: must be at least 2, got 1"),
         ({"threshold": 0.9, "first": 2}, {}, "first is for every; give that, or remove first"),
-        ({"every": 2, "first": 3}, {"steps": 4}, "every one of the 4 steps is a key step"),
+        ({"every": 2, "first": 3}, {"steps": 4}, "key step; give more steps, a smaller first, or"),
         ({"key_steps": [[0], [1]]}, {"steps": 4}, "key_steps has 2 lists, but there is one stage"),
         ({"key_steps": [[0]]}, {"steps": 9, "pyramid": 3}, "but there are 3 stages; give one for"),
         ({"key_steps": [[0, 9]]}, {"steps": 9}, "key step 9 is none of a stage of 9: they count"),

@@ -115,6 +115,7 @@ def test_shares_have_a_form(value):
         ("flow", "euler", "shift_terminal", 0.02),
         ("flow", "dpm++", "final_sigmas_type", "sigma_min"),
         ("variance", "dpm++", "use_karras_sigmas", True),
+        ("variance", "unipc", "use_karras_sigmas", True),
     ],
 )
 def test_settings_that_shape_a_whole_schedule_are_refused(diffusion, name, setting, value):

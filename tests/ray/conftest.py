@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.ray.trouble import (
     wait_until_parked,
 )
 from tests.workers.tiny import write_tiny_wan
+from tests.workers.tiny_animatediff import write_tiny_animatediff
 
 JOB = """\
 version: 1
@@ -120,6 +122,23 @@ def attention_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory
         assert found["engaged"][f"fast_attention.{name}"] > 10
     assert found["engaged"]["rehash.reused"] > 10
     assert found["stays"] > 10, "what tiles remember is much, and stays with the worker"
+    return found
+
+
+@pytest.fixture(scope="session")
+def unet_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A film of AnimateDiff's tiny UNet as a pyramid of two stages by DDIM, whose steps are
+    skipped, reuse features, and run in slices."""
+    folder = tmp_path_factory.mktemp("unet")
+    model, path = write_tiny_animatediff(folder / "model"), folder / "film.yaml"
+    told = re.sub(r"model: .*|text_tokens: .*\n", "", job_file.read_text())
+    skipping = "adaptive: {form: scalar, threshold: 50.0, most_skips: 1}"
+    asked = f"{{{skipping}, rehash: {{every: 3}}, slicing: {{slices: 2}}}}"
+    changed = told.replace("steps: 6", "steps: 16").replace("[64, 64]", "[32, 32]")
+    path.write_text(f"{changed}model: {model}\npyramid: 2\naccelerations: {asked}\n")
+    found = uninterrupted(path, folder)
+    for name in ("adaptive.skipped", "rehash.reused"):
+        assert found["engaged"][name] > 10
     return found
 
 

@@ -37,8 +37,14 @@ from tests.ray.harness import (
 
 VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
 #: What the film is: of one stage, or a pyramid of two, or accelerated in other ways than that, or a
-#: pyramid whose first stage is whole.
-KINDS = ("reference", "pyramid_reference", "attention_reference", "whole_reference")
+#: UNet's with all that goes with one, or a pyramid whose first stage is whole.
+KINDS = (
+    "reference",
+    "pyramid_reference",
+    "attention_reference",
+    "unet_reference",
+    "whole_reference",
+)
 #: A raylet dies in the long rounds, and with its node in test_trouble.
 QUICK_ROUNDS = (
     pytest.param(1, "driver", KINDS[0], marks=pytest.mark.long),  # "everything" has it, too,
@@ -46,7 +52,8 @@ QUICK_ROUNDS = (
     (4, "everything", KINDS[1]),
     pytest.param(2, "worker", KINDS[2], marks=pytest.mark.long),
     pytest.param(4, "everything", KINDS[2], marks=pytest.mark.long),
-    pytest.param(6, "everything", KINDS[3], marks=pytest.mark.long),  # in its first stage
+    pytest.param(4, "everything", KINDS[3], marks=pytest.mark.long),
+    pytest.param(6, "everything", KINDS[4], marks=pytest.mark.long),  # in its first stage
 )
 LONG_ROUNDS = tuple((seed, VICTIMS[seed % len(VICTIMS)]) for seed in range(6, 62))
 
@@ -158,8 +165,8 @@ def test_fifty_kills_change_nothing(request: pytest.FixtureRequest, tmp_path: Pa
     for seed, victim in LONG_ROUNDS:
         folder = tmp_path / str(seed)
         folder.mkdir()
-        # Every victim is met in each of three kinds of film.
-        kind = KINDS[seed // len(VICTIMS) % 3]  # the last has a round of its own
+        # Every victim is met in each of four kinds of film.
+        kind = KINDS[seed // len(VICTIMS) % 4]  # the last has a round of its own
         hit = play_round(seed, victim, request.getfixturevalue(kind), folder)
         counted[victim] += hit
         print(f"round {seed}: {victim}, {kind}, {'counts' if hit else 'too late'}", flush=True)

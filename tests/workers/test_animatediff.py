@@ -16,7 +16,9 @@ from diffusers import (
     AnimateDiffPipeline,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     MotionAdapter,
+    UniPCMultistepScheduler,
 )
 
 from jobs.arrays import Bundle
@@ -52,6 +54,13 @@ def worker_of(folder: Path, **changes: object) -> Worker:
     return tiny_worker(folder, family="animatediff", **changes)
 
 
+AS_THEY_ARE = {
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+
+
 def run_pipeline(
     folder: Path, shot: ShotRender, scheduler: str = "ddim", adapters=(), **options: object
 ):
@@ -61,8 +70,8 @@ def run_pipeline(
         pipeline.fuse_lora(lora_scale=scale)
         pipeline.unload_lora_weights()
     pipeline.set_progress_bar_config(disable=True)
-    if scheduler == "dpm++":
-        pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    if scheduler in AS_THEY_ARE:
+        pipeline.scheduler = AS_THEY_ARE[scheduler].from_config(pipeline.scheduler.config)
     if scheduler == "sde-dpm++":
         pipeline.scheduler = with_our_noise(shot, pipeline.scheduler.config)
     return pipeline(
@@ -96,7 +105,7 @@ def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Ten
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "sde-dpm++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++", *AS_THEY_ARE])
 def test_one_window_is_the_pipeline(folder: Path, scheduler: str, guidance: float) -> None:
     shot = animatediff_shot(scheduler=scheduler, guidance=(guidance,))
     ours = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
@@ -127,7 +136,14 @@ def test_embeddings_are_the_pipelines(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "dtype"), [("ddim", "float32"), ("ddim", "bfloat16"), ("sde-dpm++", "float32")]
+    ("scheduler", "dtype"),
+    [
+        ("ddim", "float32"),
+        ("ddim", "bfloat16"),
+        ("sde-dpm++", "float32"),
+        ("unipc", "float32"),
+        ("euler", "bfloat16"),
+    ],
 )
 def test_windows_agree_and_order_changes_no_bit(folder: Path, scheduler: str, dtype: str) -> None:
     shot = animatediff_shot(stage_steps=(4,), scheduler=scheduler)
@@ -149,7 +165,7 @@ def levels(time: int) -> tuple[float, float]:
 
 
 def steps_of(scheduler: str, times: tuple[int, ...]) -> Callable[..., torch.Tensor]:
-    """Steps from time to time: DDIM's by its formula, DPM++'s diffusers' own at these levels."""
+    """Steps from time to time: DDIM's by its formula, others' by diffusers at these levels."""
 
     def by_formula(x: torch.Tensor, epsilon: torch.Tensor, time: int, after: int) -> torch.Tensor:
         (signal, amount), (signal_after, amount_after) = levels(time), levels(after)
@@ -157,7 +173,7 @@ def steps_of(scheduler: str, times: tuple[int, ...]) -> Callable[..., torch.Tens
 
     if scheduler == "ddim":
         return by_formula
-    dpm = DPMSolverMultistepScheduler(beta_schedule="linear")
+    dpm = AS_THEY_ARE[scheduler](beta_schedule="linear")
     dpm.set_timesteps(len(times) - 1)
     dpm.timesteps = torch.tensor(times[:-1])
     dpm.sigmas = torch.tensor([amount / signal for signal, amount in map(levels, times)])
@@ -194,7 +210,7 @@ def plain_pyramid(worker: Worker, shot: ShotRender) -> list[torch.Tensor]:
     return ends
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc"])
 def test_a_pyramid_is_the_plain_loop(folder: Path, scheduler: str) -> None:
     assert levels(561)[1] / levels(561)[0] == pytest.approx(
         math.sqrt(2) * levels(500)[1] / levels(500)[0], rel=5e-3
@@ -238,7 +254,8 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
     [
         ({"flow_shift": 3.0}, "flow_shift: animatediff models have no flow shift"),
         ({"text_tokens": 77}, f"text_tokens: .* always has {TEXT_TOKENS}"),
-        ({"scheduler": "euler"}, "scheduler: .*valid: auto, ddim, dpm"),
+        ({"scheduler": "cogvideox-dpm"}, "scheduler: .*valid: auto, ddim, dpm"),
+        ({"scheduler": "euler", "pyramid": 2}, "euler has no pyramid.*: ddim, dpm.*, unipc"),
         ({"window_latent_frames": 17}, "17 is more than this model has positions for; at most 16"),
         (
             {"pyramid": 2, "pyramid_first_stage": "whole", "seconds": 8.0},

@@ -57,7 +57,8 @@ class AnimateDiffFamily(FolderFamily):
         model = self.denoiser
         branches = ("uncond", "cond") if self.guided(shot) else ("cond",)
         text = [embeddings[name] for name in branches]
-        hidden = torch.cat([latents.to(model.dtype)] * len(text))
+        seen = stepper.scale_input(latents, step)
+        hidden = torch.cat([seen.to(model.dtype)] * len(text))
         with branch("both" if self.guided(shot) else "cond"):
             prediction = model(
                 hidden,
