@@ -181,6 +181,22 @@ _FLOW_BY_SIZE_SCHEDULERS: dict[str, SchedulerSettings] = {
     ),
 }
 
+_FLOW_QUADRATIC_SCHEDULERS: dict[str, SchedulerSettings] = {
+    "euler": SchedulerSettings(
+        class_name="FlowMatchEulerDiscreteScheduler",
+        allowed={
+            "stochastic_sampling": _OFF,
+            "use_dynamic_shifting": _OFF,
+            # What changes noise levels leaves the times that the pipeline names as they were.
+            "shift": Allowed("1", lambda value: value == 1),
+            "shift_terminal": _NONE,
+            "use_karras_sigmas": _OFF,
+            "use_exponential_sigmas": _OFF,
+            "use_beta_sigmas": _OFF,
+        },
+    ),
+}
+
 #: The supported schedulers of each kind of diffusion.
 SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow": _FLOW_SCHEDULERS,
@@ -188,6 +204,7 @@ SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "edm": _EDM_SCHEDULERS,
     "snr_shifted": _SNR_SHIFTED_SCHEDULERS,
     "flow_by_size": _FLOW_BY_SIZE_SCHEDULERS,
+    "flow_quadratic": _FLOW_QUADRATIC_SCHEDULERS,
 }
 
 #: Those whose schedule can be divided among the stages of a pyramid.

@@ -27,6 +27,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 
 from accel.pyramid import (
     FlowPath,
@@ -154,6 +155,8 @@ class RangeStepper:
             levels = {}
         if diffusion == "flow_by_size":
             set_by_size(self._scheduler, steps, places, device)
+        elif diffusion == "flow_quadratic":
+            set_quadratic(self._scheduler, steps, device)
         else:
             self._scheduler.set_timesteps(steps, device=device, **levels)
         if hasattr(self._scheduler, "is_scale_input_called"):
@@ -209,7 +212,7 @@ class RangeStepper:
 
     def mix(self, step_index: int) -> tuple[float, float]:
         """Signal and noise of the latents at a step's beginning: x = signal * clean + noise * e."""
-        if self._diffusion in ("flow", "flow_by_size"):
+        if self._diffusion.startswith("flow"):
             return 1 - self.sigma(step_index), self.sigma(step_index)
         if self._settings.adds_sigma:
             return 1.0, self.sigma(step_index)
@@ -309,6 +312,13 @@ def set_by_size(
     slope = (config.max_shift - config.base_shift) / (high - low)
     mu = places * slope + (config.base_shift - slope * low)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device=device)
+
+
+def set_quadratic(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: Any) -> None:
+    """As LTXConditionPipeline sets its schedule."""
+    times = (linear_quadratic_schedule(steps) * 1000).numpy()
+    sigmas = times / scheduler.config.num_train_timesteps
+    scheduler.set_timesteps(steps, device=device, sigmas=sigmas, timesteps=times)
 
 
 def _keep_to(scheduler: Any, stage: Stage, shift: float) -> None:

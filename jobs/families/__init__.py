@@ -7,11 +7,11 @@ from jobs.families.animatediff import HOW_TO_SAVE, AnimateDiff
 from jobs.families.cogvideox import CogVideoX
 from jobs.families.family import Config, FamilyFacts
 from jobs.families.hunyuan_video import HunyuanVideo
-from jobs.families.ltx import LTX
+from jobs.families.ltx import LTX, LTXCondition
 from jobs.families.svd import SVD
 from jobs.families.wan import Wan
 
-_ALL = (Wan(), AnimateDiff(), CogVideoX(), LTX(), HunyuanVideo(), SVD())
+_ALL = (Wan(), AnimateDiff(), CogVideoX(), LTX(), LTXCondition(), HunyuanVideo(), SVD())
 
 FAMILIES: dict[str, FamilyFacts] = {each.name: each for each in _ALL}
 

@@ -19,8 +19,9 @@ Shapes = dict[str, Shape]
 #: How a family's models mix noise in: flow matching, keeping the variance (DDPM, DDIM), that with
 #: the whole schedule's ratio of signal to noise shifted (CogVideoX), or adding it to what stays as
 #: it is (EDM, Karras et al. 2022). In "flow_by_size" the shift of flow matching grows with the
-#: latent places that the model sees at once (LTX-Video).
-Diffusion = Literal["flow", "variance", "snr_shifted", "flow_by_size", "edm"]
+#: latent places that the model sees at once (LTX-Video); in "flow_quadratic" half of the steps are
+#: spent on the first fortieth of the way, and the rest lengthen evenly (LTX-Video from 0.9.5 on).
+Diffusion = Literal["flow", "variance", "snr_shifted", "flow_by_size", "flow_quadratic", "edm"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

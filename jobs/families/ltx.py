@@ -1,10 +1,10 @@
-"""LTX-Video, text to video."""
+"""LTX-Video, text to video: the first releases, and those from 0.9.5 on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.errors import CannotRunHere
@@ -61,7 +61,7 @@ class LTX:
     )
 
     def refuse(self, index: Config) -> None:
-        pass  # image to video and conditions have pipelines of other names
+        pass  # image to video has a pipeline of another name
 
     def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
         transformer, vae, text = (
@@ -76,7 +76,7 @@ class LTX:
         _check_built(transformer, vae)
         _check_fit(transformer, vae, text)
         if defaults.flow_shift is not None:
-            raise CannotRunHere("longtake.json: flow_shift: this family's grows with the size")
+            raise CannotRunHere("longtake.json: flow_shift: the schedule of this family has none")
         if defaults.stage_positions or len(defaults.pyramid_steps) > 1:
             raise CannotRunHere(
                 "longtake.json: pyramid_steps and stage_positions: a pyramid is not built for "
@@ -106,6 +106,16 @@ class LTX:
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         """Positions are computed for whatever length a window has, counted from its start."""
         return 1 << 20
+
+
+class LTXCondition(LTX):
+    """`LTXConditionPipeline`, which LTX-Video is published for from 0.9.5 on, given text alone:
+    another schedule, and positions that count the first latent frame as one pixel frame."""
+
+    name = "ltx-condition"
+    pipeline = "LTXConditionPipeline"
+    diffusion: Diffusion = "flow_quadratic"
+    defaults = replace(LTX.defaults, size=(704, 512), text_tokens=256)
 
 
 def filled(vae: Config) -> dict[str, Any]:

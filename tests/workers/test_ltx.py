@@ -286,9 +286,9 @@ def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: st
         ("vae/config.json", {"decoder_layers_per_block": [1]}, "must have 3 values, not 1"),
         ("vae/config.json", {"temporal_compression_ratio": 8}, "is 8, but the decoder's .* make 2"),
         ("vae/config.json", {"patch_size": 4, "spatial_compression_ratio": 4}, "make 8"),
-        ("longtake.json", {"format": 1, "flow_shift": 3.0}, "flow_shift: .* grows with the size"),
+        ("longtake.json", {"format": 1, "flow_shift": 3.0}, "flow_shift: .* has none"),
         ("longtake.json", {"format": 1, "pyramid_steps": [1, 1]}, "pyramid is not built"),
-        ("model_index.json", {"_class_name": "LTXConditionPipeline"}, "not built; built:"),
+        ("model_index.json", {"_class_name": "LTXImageToVideoPipeline"}, "not built; built:"),
     ],
 )
 def test_folders_that_do_not_fit_are_refused(

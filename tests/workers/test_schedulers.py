@@ -19,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 
 from accel.pyramid import FlowPath, VariancePath, lay_stages
 from jobs.errors import BadJob
@@ -60,6 +61,7 @@ CONFIGS = {
     "snr_shifted": COGVIDEOX_CONFIG,
     "edm": EDM_CONFIG,
     "flow_by_size": LTX_CONFIG,
+    "flow_quadratic": json.loads(FlowMatchEulerDiscreteScheduler().to_json_string()),
 }
 PLACES = 165  # latent places of the tests' latents
 SLICES = [(0, 1), (1, 4), (4, 11)]  # odd sizes: vector loops have a rest
@@ -113,6 +115,8 @@ def test_slices_and_diffusers_agree_at_every_step(diffusion, name, config, dtype
     if diffusion == "flow_by_size":
         mu = calculate_shift(PLACES, 1024, 4096, 0.95, 2.05)
         plain.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+    elif diffusion == "flow_quadratic":
+        plain.set_timesteps(timesteps=linear_quadratic_schedule(steps) * 1000)
     else:
         plain.set_timesteps(steps)
     if hasattr(plain, "set_begin_index"):

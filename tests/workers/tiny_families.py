@@ -12,7 +12,7 @@ from tests.workers.tiny import tiny_shot, write_tiny_wan
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
-from tests.workers.tiny_ltx import ltx_shot, write_tiny_ltx
+from tests.workers.tiny_ltx import ltx_shot, write_tiny_ltx, write_tiny_ltx_condition
 from tests.workers.tiny_svd import svd_shot, write_image, write_tiny_svd
 
 
@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, Callable[[Path], Path], Callable[[Path], ShotRender]
         lambda _: cogvideox_shot(),
     ),
     "ltx": ("ltx", write_tiny_ltx, lambda _: ltx_shot()),
+    "ltx-condition": ("ltx-condition", write_tiny_ltx_condition, lambda _: ltx_shot()),
     "hunyuan-video": ("hunyuan-video", write_tiny_hunyuan_video, lambda _: hunyuan_shot()),
     "hunyuan-video-guided": (
         "hunyuan-video",

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
@@ -82,6 +83,21 @@ def write_tiny_ltx(folder: Path, vae: Mapping[str, object] = SMALL_VAE, layers: 
             max_image_seq_len=4096,
             shift_terminal=0.1,
         ),
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def write_tiny_ltx_condition(
+    folder: Path, vae: Mapping[str, object] = LATER_VAE, layers: int = 2
+) -> Path:
+    """The same as LTX-Video is published from 0.9.5 on."""
+    pipeline = LTXConditionPipeline(
+        tokenizer=tiny_tokenizer(),
+        text_encoder=tiny_text_encoder(),
+        vae=tiny_vae(vae),
+        transformer=tiny_transformer(layers),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
     )
     pipeline.save_pretrained(folder)
     return folder

@@ -10,7 +10,7 @@ from workers.families.cogvideox import CogVideoXFamily
 from workers.families.family import BranchContext, ModelFamily
 from workers.families.hunyuan_video import HunyuanVideoFamily
 from workers.families.loras import Adapter
-from workers.families.ltx import LTXFamily
+from workers.families.ltx import LTXConditionFamily, LTXFamily
 from workers.families.svd import SVDFamily
 from workers.families.wan import WanFamily
 
@@ -22,6 +22,7 @@ FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "svd": SVDFamily,
     "cogvideox": CogVideoXFamily,
     "ltx": LTXFamily,
+    "ltx-condition": LTXConditionFamily,
     "hunyuan-video": HunyuanVideoFamily,
 }
 

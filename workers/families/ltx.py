@@ -4,6 +4,8 @@ The arithmetic, and its order, is that of ``LTXPipeline.__call__``: both guidanc
 through the transformer as one batch, unconditional first, and guide in float32. Its latents are
 packed, [B, T * H * W, C]; ours [B, C, T, H, W] are packed where they enter the transformer. Rotary
 positions count each window's frames from 0, in seconds at the shot's frame rate.
+
+From 0.9.5 on it is that of ``LTXConditionPipeline.__call__`` without conditions.
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import (
+    AutoencoderKLLTXVideo,
+    LTXConditionPipeline,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+)
 
 from jobs.units import DecodeTask, ShotRender
 from workers.decoding import to_rgb8
@@ -36,6 +43,7 @@ class LTXFamily(FolderFamily):
     pipeline = LTXPipeline
     denoiser_kind = LTXVideoTransformer3DModel
     vae_kind = AutoencoderKLLTXVideo
+    guides_in: ClassVar[torch.dtype | None] = torch.float32  # None: in the denoiser's dtype
     parts: ClassVar[Parts] = {
         "transformer": ("LTXVideoTransformer3DModel",),
         "vae": ("AutoencoderKLLTXVideo",),
@@ -103,20 +111,39 @@ class LTXFamily(FolderFamily):
                 num_frames=frames,
                 height=height,
                 width=width,
-                rope_interpolation_scale=self._place_scales(shot),
                 return_dict=False,
+                **self._positions(shot, size, len(branches)),
             )[0]
-        prediction = prediction_BSC.float().unflatten(1, size).permute(0, 4, 1, 2, 3)
+        guided_in = self.guides_in or model.dtype
+        prediction = prediction_BSC.to(guided_in).unflatten(1, size).permute(0, 4, 1, 2, 3)
         if not self.guided(shot):
-            return prediction
+            return prediction.float()
         uncond, cond = prediction.chunk(2)
-        return uncond + shot.guidance[0] * (cond - uncond)
+        return (uncond + shot.guidance[0] * (cond - uncond)).float()
 
-    def _place_scales(self, shot: ShotRender) -> tuple[float, int, int]:
-        """How far apart latent places stand: in seconds, and in pixels of height and width."""
+    def _positions(self, shot: ShotRender, size: tuple[int, ...], batch: int) -> dict[str, Any]:
+        """What tells the transformer where the latent places of a tile stand: how far apart, in
+        seconds, and in pixels of height and width."""
         space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
-        return time / shot.fps, space, space
+        return {"rope_interpolation_scale": (time / shot.fps, space, space)}
 
     def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
         return to_rgb8(decode_range(self.vae, latents, task.warm_start, task.start, task.stop))
+
+
+class LTXConditionFamily(LTXFamily):
+    """One folder of LTX-Video from 0.9.5 on, given text alone."""
+
+    name = "ltx-condition"
+    pipeline = LTXConditionPipeline
+    guides_in = None
+
+    def _positions(self, shot: ShotRender, size: tuple[int, ...], batch: int) -> dict[str, Any]:
+        """Where each place begins [B, 3, T * H * W]: in seconds, and in pixels of height and
+        width. The first latent frame is one pixel frame, all others many."""
+        space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
+        places = self.pipeline._prepare_video_ids(batch, *size, device=self._device)
+        starts = self.pipeline._scale_video_ids(places, space, time, device=self._device).float()
+        starts[:, 0] *= 1 / shot.fps
+        return {"video_coords": starts}
