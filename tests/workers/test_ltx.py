@@ -53,8 +53,10 @@ def worker_of(folder: Path, **changes: object) -> Worker:
     return tiny_worker(folder, family="ltx", **changes)
 
 
-def run_pipeline(folder: Path, shot: ShotRender, dtype=torch.float32, **options: object):
-    pipeline = LTXPipeline.from_pretrained(folder, torch_dtype=dtype)
+def run_pipeline(
+    folder: Path, shot: ShotRender, dtype=torch.float32, kind=LTXPipeline, **options: object
+):
+    pipeline = kind.from_pretrained(folder, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     scale = pipeline.vae_spatial_compression_ratio
     noise = initial_noise(shot, range(shot.latent_frames), CHANNELS)

@@ -17,6 +17,7 @@ from orchestrator.prepare import prepare
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_ltx import finished, job
+from tests.workers.test_ltx import run_pipeline as run_ltx
 from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
 from tests.workers.tiny_ltx import ltx_shot, write_tiny_ltx_condition
 from workers.bundles import to_tensor
@@ -48,21 +49,7 @@ def run_pipeline(folder: Path, shot: ShotRender, dtype=torch.float32, **options:
             assert (handed.shape, handed.dtype) == (drawn.shape, drawn.dtype)
             return handed, *others
 
-    pipeline = Handed.from_pretrained(folder, torch_dtype=dtype)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        prompt=shot.prompt,
-        negative_prompt=shot.negative_prompt,
-        height=shot.latent_height * pipeline.vae_spatial_compression_ratio,
-        width=shot.latent_width * pipeline.vae_spatial_compression_ratio,
-        num_frames=shot.pixel_frames,
-        frame_rate=shot.fps,
-        num_inference_steps=shot.steps,
-        guidance_scale=shot.guidance[0],
-        max_sequence_length=shot.text_tokens,
-        return_dict=False,
-        **{"output_type": "latent"} | options,
-    )[0]
+    return run_ltx(folder, shot, dtype, Handed, **options)
 
 
 def nine_frames(**changes: object) -> ShotRender:

@@ -46,6 +46,16 @@ LATER_VAE = SMALL_VAE | {
 }
 CAUSAL_VAE = SMALL_VAE | {"decoder_causal": True}
 
+#: As the first releases' scheduler has it.
+BY_SIZE = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096,
+    "shift_terminal": 0.1,
+}
+
 
 def tiny_vae(config: Mapping[str, object] = SMALL_VAE) -> AutoencoderKLLTXVideo:
     torch.manual_seed(2)
@@ -68,39 +78,28 @@ def tiny_transformer(layers: int = 2) -> LTXVideoTransformer3DModel:
     ).eval()
 
 
-def write_tiny_ltx(folder: Path, vae: Mapping[str, object] = SMALL_VAE, layers: int = 2) -> Path:
-    """Write a complete diffusers folder, its scheduler as LTX-Video's; returns it."""
-    pipeline = LTXPipeline(
-        tokenizer=tiny_tokenizer(),
-        text_encoder=tiny_text_encoder(),
-        vae=tiny_vae(vae),
-        transformer=tiny_transformer(layers),
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.95,
-            max_shift=2.05,
-            base_image_seq_len=1024,
-            max_image_seq_len=4096,
-            shift_terminal=0.1,
-        ),
-    )
-    pipeline.save_pretrained(folder)
-    return folder
-
-
-def write_tiny_ltx_condition(
-    folder: Path, vae: Mapping[str, object] = LATER_VAE, layers: int = 2
+def write_tiny_ltx(
+    folder: Path,
+    vae: Mapping[str, object] = SMALL_VAE,
+    layers: int = 2,
+    kind: type = LTXPipeline,
+    **schedule: object,
 ) -> Path:
-    """The same as LTX-Video is published from 0.9.5 on."""
-    pipeline = LTXConditionPipeline(
+    """Write a complete diffusers folder, its scheduler as LTX-Video's first; returns it."""
+    pipeline = kind(
         tokenizer=tiny_tokenizer(),
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(vae),
         transformer=tiny_transformer(layers),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**schedule or BY_SIZE),
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_tiny_ltx_condition(folder: Path, layers: int = 2) -> Path:
+    """The same as LTX-Video is published from 0.9.5 on."""
+    return write_tiny_ltx(folder, LATER_VAE, layers, LTXConditionPipeline, shift=1.0)
 
 
 def ltx_shot(**changes: object) -> ShotRender:
