@@ -31,7 +31,7 @@ from jobs.accelerations import Rehash
 from jobs.units import Unit
 
 STEPS = 25
-EVERY_OTHER = Rehash(every=2)
+EVERY_OTHER = Rehash(every=2, first=1)
 KEY_STEPS = len(EVERY_OTHER.keys(0, STEPS))
 
 PIPELINES: dict[str, Callable[[int, int], Pipeline]] = {"animatediff": animatediff, "svd": svd}
