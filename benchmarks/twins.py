@@ -3,11 +3,13 @@ quality of what they render. ``benchmarks/twins_training.py`` has quality by how
 
     python -m benchmarks.twins --pyramid FOLDER --plain FOLDER --prompts 300 --seconds 20
     python -m benchmarks.twins --jumps FOLDER --prompts 100
+    python -m benchmarks.twins --untrained FOLDER --stages 2 4 --prompts 40
 
 Both were trained from the same weights, on the same clips, for as many steps of as many tokens.
 The plain one is also rendered as a pyramid that it does not know: what a warning is about.
 ``--jumps`` renders clips of one window a stage with the jump between stages as it should be, and
-without its noise.
+without its noise. ``--untrained`` renders a model as it is meant to be, and with pyramids of other
+numbers of stages.
 """
 
 from __future__ import annotations
@@ -46,6 +48,15 @@ def quality(
     told = [{"prompt": said, "pixel_frames": lengths.shot} for _, said in drawn]
     run = render({"model": model, "pyramid": pyramid, "shots": told, **more}, workers=2)
     return judge_film(run.film, [scene for scene, _ in drawn], lengths)
+
+
+def untrained(model: str, drawn: list[tuple[Scene, str]], stages: list[int]) -> dict[str, Any]:
+    """Quality as the model was trained, and with pyramids of other numbers of stages."""
+    return {
+        "prompts": len(drawn),
+        "as_trained": quality(model, drawn),
+        "with_stages": {str(count): quality(model, drawn, count) for count in stages},
+    }
 
 
 # -- time and operations of one long shot
@@ -163,12 +174,13 @@ def worse_on(quality: dict[str, Any]) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Command line of the twins' figures."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in NAMES:
         parser.add_argument(f"--{name}", help="a model folder")
     parser.add_argument("--jumps", metavar="MODEL", help="a model that knows a pyramid")
+    parser.add_argument("--untrained", metavar="MODEL", help="a model with or without a pyramid")
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], help="of --untrained")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
     parser.add_argument("--repeats", type=int, default=3)
@@ -178,29 +190,39 @@ def main() -> None:
     only.add_argument("--speed-only", action="store_true", help="quality is measured elsewhere")
     only.add_argument("--quality-only", action="store_true", help="speed is measured elsewhere")
     parser.add_argument("--quick", action="store_true", help="print only, write no result")
+    return parser
+
+
+def main() -> None:
+    """Command line of the twins' figures."""
+    parser = _parser()
     options = parser.parse_args()
     drawn = draw_prompts(options.prompts, options.seed)
     if options.jumps:
-        figures = {"model": options.jumps, "prompts": len(drawn), **jumps(options.jumps, drawn)}
-        write_result(f"twins_jumps_{_family(options.jumps)}", figures, keep=not options.quick)
+        model, name = options.jumps, f"twins_jumps_{_family(options.jumps)}"
+        figures = {"model": model, "prompts": len(drawn), **jumps(model, drawn)}
+    elif options.untrained:
+        model, name = options.untrained, f"twins_untrained_{model_name(options.untrained)}"
+        figures = untrained(model, drawn, options.stages)
+    else:
+        if options.pyramid is None or options.plain is None:
+            parser.error("give --pyramid and --plain, --jumps, or --untrained")
+        _compare_twins(options, drawn)
         return
+    write_result(name, figures, models=[model], keep=not options.quick)
+
+
+def _compare_twins(options: argparse.Namespace, drawn: list[tuple[Scene, str]]) -> None:
     models = {name: getattr(options, name) for name in NAMES}
-    if None in models.values():
-        parser.error("give --pyramid and --plain, or --jumps")
     stages = len(inspect_model(resolve_model(models["pyramid"])).defaults.pyramid_steps)
-    figures = {
+    figures: dict[str, Any] = {
         "models": {name: model_name(model) for name, model in models.items()},
         "stages": stages,
         "decoder_dtype": options.decoder_dtype,
     }
     if not options.quality_only:
-        figures["speed"] = speed(
-            models,
-            drawn[0][1],
-            options.seconds,
-            options.repeats,
-            decoder_dtype=options.decoder_dtype,
-        )
+        told = (drawn[0][1], options.seconds, options.repeats)
+        figures["speed"] = speed(models, *told, decoder_dtype=options.decoder_dtype)
     if not options.speed_only:
         judged = {name: quality(model, drawn) for name, model in models.items()}
         figures |= {
