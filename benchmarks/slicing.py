@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -44,6 +44,8 @@ from accel.slicing import apply
 from benchmarks.common import write_result
 from benchmarks.small_models import (
     Forward,
+    published_svd,
+    published_svd_decoder,
     small_animatediff,
     small_svd,
     small_svd_decoder,
@@ -311,11 +313,18 @@ TIMED: dict[str, Callable[[], tuple[Any, Forward]]] = {
 }
 
 
+#: Those that cost time, at the widths that they are published with.
+TIMED_AS_PUBLISHED: dict[str, Callable[[], tuple[Any, Forward]]] = {
+    "svd, unet": published_svd,
+    "svd, decoder": published_svd_decoder,
+}
+
+
 @torch.no_grad()
 def time_ratios(
     make: Callable[[], tuple[Any, Forward]], slices: Sequence[int], repeats: int
 ) -> dict[str, Any]:
-    """Processor seconds of a small model's pass in float32, on one thread, stock and sliced taking
+    """Processor seconds of a model's pass in float32, on one thread, stock and sliced taking
     turns."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -335,8 +344,10 @@ def time_ratios(
     return {"median_s": middle, "ratio": ratios, "repeats": repeats}
 
 
-def times(slices: Sequence[int], repeats: int) -> dict[str, Any]:
-    return {name: time_ratios(make, slices, repeats) for name, make in TIMED.items()}
+def times(
+    slices: Sequence[int], repeats: int, timed: Mapping[str, Callable[[], Any]] = TIMED
+) -> dict[str, Any]:
+    return {name: time_ratios(make, slices, repeats) for name, make in timed.items()}
 
 
 def main() -> None:
@@ -345,10 +356,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--decoders", action="store_true", help="of those cut by rows alone")
     parser.add_argument("--time", action="store_true", help="the times alone")
+    parser.add_argument("--published", action="store_true", help="of published widths, with --time")
     options = parser.parse_args()
     if options.time:
-        found = times(options.slices, options.repeats)
-        write_result("slicing_time", {"weights": "random, small models"} | found)
+        timed = TIMED_AS_PUBLISHED if options.published else TIMED
+        widths = "published widths" if options.published else "small models"
+        found = times(options.slices, options.repeats, timed)
+        named = "slicing_time_published" if options.published else "slicing_time"
+        write_result(named, {"weights": f"random, {widths}"} | found)
         return
     if options.decoders:
         found = {

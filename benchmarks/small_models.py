@@ -1,4 +1,5 @@
-"""Small models with random weights, whose pass takes seconds at most: for times on a CPU."""
+"""Models with random weights: small ones, whose pass takes seconds at most, and published widths
+on few small frames, whose pass takes a minute. For times on a CPU."""
 
 from __future__ import annotations
 
@@ -41,6 +42,24 @@ def small_svd() -> tuple[Any, Forward]:
     )
     x, image, ids = torch.randn(2, 7, 8, 32, 32), torch.randn(2, 1, 64), torch.randn(2, 3)
     return unet, lambda: unet(x, 5, image, ids)
+
+
+def published_svd() -> tuple[Any, Forward]:
+    """Seven frames of 128x128."""
+    unet: Any = UNetSpatioTemporalConditionModel()
+    x, image, ids = torch.randn(2, 7, 8, 16, 16), torch.randn(2, 1, 1024), torch.randn(2, 3)
+    return unet, lambda: unet(x, 5, image, ids)
+
+
+def published_svd_decoder() -> tuple[Any, Forward]:
+    """Seven frames of 128x128."""
+    vae: Any = AutoencoderKLTemporalDecoder(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
+    z = torch.randn(7, 4, 16, 16)
+    return vae, lambda: vae.decode(z, num_frames=7)
 
 
 def small_svd_decoder() -> tuple[Any, Forward]:
