@@ -1,13 +1,15 @@
 """Whether a window where little happens skips more than a busy one, on a trained model.
 
-Pairs of prompts that differ in one verb: a body rests, or is quick. Every setting of
-AdaptiveDiffusion renders both, one window each, beside its full render. A setting that skips as
-many steps of both has no use for decisions that look at a tile's own latents.
+Pairs of prompts that differ in what a body does: it rests, or is quick. Every criterion of
+`adaptive` (AdaptiveDiffusion's two, and SeaCache's) renders both, one window each, beside its full
+render. A setting that skips as many steps of both has no use for decisions that look at a tile's
+own latents.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from itertools import product
 from statistics import mean
@@ -48,7 +50,8 @@ def measure(job: Mapping[str, Any], bodies: tuple[str, ...]) -> dict[str, dict[s
         for setting, adaptive in SETTINGS.items():
             fast = render_here({**told, "accelerations": {"adaptive": dict(adaptive)}})
             rows[setting][verb].append(against(full, fast))
-        print(told["prompt"], {s: round(rows[s][verb][-1]["fewer_passes"], 2) for s in SETTINGS})
+        fewer = {name: round(rows[name][verb][-1]["fewer_passes"], 2) for name in SETTINGS}
+        print(told["prompt"], fewer, file=sys.stderr)
     return {setting: _summary(of_verbs) for setting, of_verbs in rows.items()}
 
 
@@ -68,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--bodies", type=int, default=len(BODIES), choices=range(1, 5))
+    parser.add_argument("--bodies", type=int, default=len(BODIES), help="how many of them")
     options = parser.parse_args()
     job = {
         "model": options.model, "steps": options.steps, "pyramid": "off",

@@ -177,7 +177,14 @@ _SNR_SHIFTED_SCHEDULERS: dict[str, SchedulerSettings] = {
 _FLOW_BY_SIZE_SCHEDULERS: dict[str, SchedulerSettings] = {
     "euler": SchedulerSettings(
         class_name="FlowMatchEulerDiscreteScheduler",
-        allowed={"stochastic_sampling": _OFF, "use_dynamic_shifting": _ON},
+        allowed={
+            "stochastic_sampling": _OFF,
+            "use_dynamic_shifting": Allowed(
+                "true; of LTX-Video from 0.9.5 on it is false: for that, let _class_name in "
+                "model_index.json be LTXConditionPipeline",
+                bool,
+            ),
+        },
     ),
 }
 
@@ -193,6 +200,7 @@ _FLOW_QUADRATIC_SCHEDULERS: dict[str, SchedulerSettings] = {
             "use_karras_sigmas": _OFF,
             "use_exponential_sigmas": _OFF,
             "use_beta_sigmas": _OFF,
+            "invert_sigmas": _OFF,
         },
     ),
 }
@@ -207,7 +215,8 @@ SCHEDULERS: dict[Diffusion, dict[str, SchedulerSettings]] = {
     "flow_quadratic": _FLOW_QUADRATIC_SCHEDULERS,
 }
 
-#: Those whose schedule can be divided among the stages of a pyramid.
+#: Those whose schedule can be divided among the stages of a pyramid, but for schedulers that add
+#: sigma: a jump is between latents that keep their variance, or a flow's.
 WITH_PYRAMID: tuple[Diffusion, ...] = ("flow", "variance")
 
 #: All names that a job may use.
@@ -253,8 +262,8 @@ def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
     if SCHEDULERS[diffusion][name].adds_sigma:
         others = [n for n, each in SCHEDULERS[diffusion].items() if not each.adds_sigma]
         raise BadJob(
-            f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off, or name "
-            f"another scheduler in the job: {', '.join(others)}"
+            f"scheduler {name} has no pyramid: it is not built yet; use pyramid: off, or another "
+            f"scheduler, in the job or the model's folder: {', '.join(others)}"
         )
     settings = dict(config) | overrides(name, config, diffusion)
     for setting, plain in _WHOLE_SCHEDULE.items():
@@ -303,9 +312,9 @@ def _check_settings(name: str, config: Config, diffusion: Diffusion) -> None:
     for setting, allowed in known[name].allowed.items():
         if setting in config and not allowed.test(config[setting]):
             others = ", ".join(each for each in known if each != name)
+            another = f", or name another scheduler in the job: {others}" if others else ""
             raise BadJob(
                 f"scheduler {name} with {setting}={config[setting]!r} is not supported: only "
                 f"schedulers of this model's kind of diffusion ({diffusion}) that can be split "
-                f"over workers are; valid: {allowed.says}, or name another scheduler "
-                f"in the job: {others}"
+                f"over workers are; valid: {allowed.says}{another}"
             )

@@ -18,7 +18,7 @@ from jobs.images import ImageFile
 from jobs.loras import LoraFile
 from jobs.pyramid import covered, parents, stage_frames, stage_strides
 from jobs.units import DecodeTask, EncodeTask, ShotRender, StepTask, Task, Unit, Window
-from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from jobs.versions import ACCELERATIONS_VERSION, NOISE_VERSION, PLANNER_VERSION
 
 #: A piece is never longer than this, but for the step to the next tile of a decoder that goes by
 #: tiles, so that no decoding call runs for long.
@@ -145,6 +145,7 @@ class Plan:
     title: str = ""
     planner_version: int = PLANNER_VERSION
     noise_version: int = NOISE_VERSION
+    accelerations_version: int = ACCELERATIONS_VERSION
     decode_context: int = field(default=0)
     warnings: tuple[str, ...] = ()  # of what the job asks for
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights, in this order

@@ -20,7 +20,7 @@ from jobs.model_scheduler import check_pyramid, choose_scheduler
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import RepeatedNoise, ShotRender
-from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from jobs.versions import ACCELERATIONS_VERSION, NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.tile_memory import (
@@ -267,6 +267,9 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
 def _check_versions(data: Mapping[str, Any]) -> None:
     ours = {"planner_version": PLANNER_VERSION, "noise_version": NOISE_VERSION}
     theirs = {name: data.get(name) for name in ours}
+    if any(each is not None for each in (data.get("accelerations") or {}).values()):
+        ours["accelerations_version"] = ACCELERATIONS_VERSION
+        theirs["accelerations_version"] = data.get("accelerations_version", 3)  # before it was kept
     if theirs == ours:
         return
     if any(type(value) is not int for value in theirs.values()):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from jobs.units import Unit
-from jobs.versions import ACCELERATIONS_VERSION, ENCODER_VERSION
+from jobs.versions import ENCODER_VERSION
 from orchestrator.plan import Plan
 
 RECIPE_VERSION = 1
@@ -73,7 +73,7 @@ class Recipes:
             self._prompts(shot)
             | {
                 "planner": self._plan.planner_version,
-                "accelerations": _versioned(self._plan.accelerations.recipe()),
+                "accelerations": self._accelerations(),
                 "noise": self._plan.noise_version,
                 "seed": render.seed,
                 "guidance": list(render.guidance),
@@ -87,6 +87,10 @@ class Recipes:
             | ({"repeated_noise": asdict(repeated)} if (repeated := render.repeated_noise) else {})
         )
 
+    def _accelerations(self) -> dict[str, Any]:
+        asked = self._plan.accelerations.recipe()
+        return asked and asked | {"version": self._plan.accelerations_version}
+
     def _piece(self, unit: Unit) -> dict[str, Any]:
         plan = self._plan
         shot = plan.shots[unit.shot]
@@ -98,10 +102,6 @@ class Recipes:
             "quality": plan.quality,
             "encoder": ENCODER_VERSION,
         } | ({} if plan.decoder_dtype == "float32" else {"decoder_dtype": plan.decoder_dtype})
-
-
-def _versioned(accelerations: dict[str, Any]) -> dict[str, Any]:
-    return accelerations and accelerations | {"version": ACCELERATIONS_VERSION}
 
 
 def film_key(plan: Plan) -> str:

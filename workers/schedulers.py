@@ -161,7 +161,8 @@ class RangeStepper:
             self._scheduler.set_timesteps(steps, device=device, **levels)
         if hasattr(self._scheduler, "is_scale_input_called"):
             self._scheduler.is_scale_input_called = True  # by whichever worker predicted
-        assert len(stage_steps) == 1 or diffusion in WITH_PYRAMID, "check_pyramid refuses it"
+        divisible = diffusion in WITH_PYRAMID and not settings.adds_sigma
+        assert len(stage_steps) == 1 or divisible, "check_pyramid refuses it"
         path: NoisePath = FlowPath()
         if diffusion == "variance":
             path = VariancePath(self._scheduler.alphas_cumprod.double().numpy())

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jobs.accelerations import Accelerations, Slicing
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
 from jobs.families.family import encoding_bytes, rendering_bytes
 from jobs.families.wan import Wan
 from jobs.model_folder import inspect_model, resolve_model
 from jobs.spec_file import load_spec, parse_spec
 from jobs.units import RepeatedNoise
-from jobs.versions import NOISE_VERSION, PLANNER_VERSION
+from jobs.versions import ACCELERATIONS_VERSION, NOISE_VERSION, PLANNER_VERSION
 from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from orchestrator.recipes import film_key
@@ -46,6 +47,21 @@ def test_a_plan_of_another_version_is_refused(name: str) -> None:
     shown = rf"{name.replace('_', ' ')} {ours + 1} \(here {ours}\).*render its job file again"
     with pytest.raises(CannotRunHere, match=shown):
         plan_from_json(stored)
+
+
+SLICED = Accelerations(slicing=Slicing(slices=2))
+
+
+def test_a_plan_of_another_version_of_its_accelerations_is_refused() -> None:
+    """One of before their version was kept is of 3; without any, it may be what it will."""
+    stored = plan_to_json(replace(make_plan(6), accelerations=SLICED))
+    assert plan_from_json(stored).accelerations_version == ACCELERATIONS_VERSION
+    del stored["accelerations_version"]
+    with pytest.raises(CannotRunHere, match=r"accelerations version 3 \(here 4\)"):
+        plan_from_json(stored)
+    plain = plan_to_json(make_plan(6))
+    del plain["accelerations_version"]
+    assert plan_from_json(plain) == make_plan(6)
 
 
 @pytest.mark.parametrize("stored", [{}, {"planner_version": "1", "noise_version": 1}])

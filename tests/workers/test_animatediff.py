@@ -54,7 +54,7 @@ def worker_of(folder: Path, **changes: object) -> Worker:
     return tiny_worker(folder, family="animatediff", **changes)
 
 
-AS_THEY_ARE = {
+SCHEDULERS_AS_DIFFUSERS = {
     "dpm++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
     "euler": EulerDiscreteScheduler,
@@ -70,8 +70,9 @@ def run_pipeline(
         pipeline.fuse_lora(lora_scale=scale)
         pipeline.unload_lora_weights()
     pipeline.set_progress_bar_config(disable=True)
-    if scheduler in AS_THEY_ARE:
-        pipeline.scheduler = AS_THEY_ARE[scheduler].from_config(pipeline.scheduler.config)
+    if scheduler in SCHEDULERS_AS_DIFFUSERS:
+        theirs = SCHEDULERS_AS_DIFFUSERS[scheduler]
+        pipeline.scheduler = theirs.from_config(pipeline.scheduler.config)
     if scheduler == "sde-dpm++":
         pipeline.scheduler = with_our_noise(shot, pipeline.scheduler.config)
     return pipeline(
@@ -105,7 +106,7 @@ def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Ten
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++", *AS_THEY_ARE])
+@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++", *SCHEDULERS_AS_DIFFUSERS])
 def test_one_window_is_the_pipeline(folder: Path, scheduler: str, guidance: float) -> None:
     shot = animatediff_shot(scheduler=scheduler, guidance=(guidance,))
     ours = finished(render_windows(worker_of(folder), shot, [Window(0, 0, 9)]), shot)
@@ -173,11 +174,11 @@ def steps_of(scheduler: str, times: tuple[int, ...]) -> Callable[..., torch.Tens
 
     if scheduler == "ddim":
         return by_formula
-    dpm = AS_THEY_ARE[scheduler](beta_schedule="linear")
-    dpm.set_timesteps(len(times) - 1)
-    dpm.timesteps = torch.tensor(times[:-1])
-    dpm.sigmas = torch.tensor([amount / signal for signal, amount in map(levels, times)])
-    return lambda x, epsilon, time, _: dpm.step(epsilon, time, x, return_dict=False)[0]
+    theirs = SCHEDULERS_AS_DIFFUSERS[scheduler](beta_schedule="linear")
+    theirs.set_timesteps(len(times) - 1)
+    theirs.timesteps = torch.tensor(times[:-1])
+    theirs.sigmas = torch.tensor([amount / signal for signal, amount in map(levels, times)])
+    return lambda x, epsilon, time, _: theirs.step(epsilon, time, x, return_dict=False)[0]
 
 
 @torch.no_grad()

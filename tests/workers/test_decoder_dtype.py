@@ -26,7 +26,7 @@ from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers.bundles import to_bundle
 from workers.families import open_family
 
-KINDS = ("wan", "animatediff", "svd", "cogvideox-2b", "ltx", "hunyuan-video")
+KINDS = ("wan", "animatediff", "svd", "cogvideox-2b", "ltx", "ltx-condition", "hunyuan-video")
 HALVES = ("bfloat16", "float16")
 
 
@@ -77,10 +77,12 @@ def _cogvideox(vae, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _ltx(vae, latents: torch.Tensor) -> torch.Tensor:
-    """Latents stay in float32 until they are decoded."""
+    """Latents stay in float32 until they are decoded. A decoder may be told the time, 0."""
     scale = vae.config.scaling_factor
     latents = LTXPipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, scale)
-    return vae.decode(latents.to(vae.dtype), None, return_dict=False)[0]
+    latents = latents.to(vae.dtype)
+    time = torch.zeros(1, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+    return vae.decode(latents, time, return_dict=False)[0]
 
 
 def _hunyuan_video(vae, latents: torch.Tensor) -> torch.Tensor:
@@ -96,6 +98,7 @@ DIFFUSERS: dict[str, Callable[..., torch.Tensor]] = {
     "svd": _svd,
     "cogvideox": _cogvideox,
     "ltx": _ltx,
+    "ltx-condition": _ltx,
     "hunyuan-video": _hunyuan_video,
 }
 

@@ -304,7 +304,7 @@ def test_folders_that_do_not_fit_are_refused(
     ("changes", "says"),
     [
         ({"stochastic_sampling": True}, "stochastic_sampling=True"),
-        ({"use_dynamic_shifting": False}, "use_dynamic_shifting=False"),
+        ({"use_dynamic_shifting": False}, "=False is not .*: true; .* be LTXConditionPipeline$"),
     ],
 )
 def test_schedulers_that_are_not_built_are_refused(

@@ -122,6 +122,7 @@ def test_what_it_has_no_use_for_is_refused(folder: Path, changes: dict, says: st
         ({"shift": 3.0}, "shift=3.0 is not supported: .*valid: 1"),
         ({"use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
         ({"shift_terminal": 0.1}, "shift_terminal=0.1"),
+        ({"invert_sigmas": True}, "invert_sigmas=True"),
     ],
 )
 def test_schedulers_that_are_not_built_are_refused(

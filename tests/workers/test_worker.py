@@ -284,7 +284,7 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
     [
         (
             {"family": "sora"},
-            "'sora'; valid: animatediff, cogvideox, hunyuan-video, ltx, svd, wan",
+            "'sora'; valid: animatediff, cogvideox, hunyuan-video, ltx, ltx-condition, svd, wan",
         ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],

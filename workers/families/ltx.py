@@ -5,7 +5,8 @@ through the transformer as one batch, unconditional first, and guide in float32.
 packed, [B, T * H * W, C]; ours [B, C, T, H, W] are packed where they enter the transformer. Rotary
 positions count each window's frames from 0, in seconds at the shot's frame rate.
 
-From 0.9.5 on it is that of ``LTXConditionPipeline.__call__`` without conditions.
+From 0.9.5 on it is that of ``LTXConditionPipeline.__call__`` without conditions, which guides in
+the transformer's own dtype, and tells it where each place begins.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class LTXConditionFamily(LTXFamily):
 
     def _positions(self, shot: ShotRender, size: tuple[int, ...], batch: int) -> dict[str, Any]:
         """Where each place begins [B, 3, T * H * W]: in seconds, and in pixels of height and
-        width. The first latent frame is one pixel frame, all others many."""
+        width. The first latent frame is one pixel frame, all others many: a window in mid-shot is
+        told that of its own first frame, as if it began the shot."""
         space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
         places = self.pipeline._prepare_video_ids(batch, *size, device=self._device)
         starts = self.pipeline._scale_video_ids(places, space, time, device=self._device).float()
