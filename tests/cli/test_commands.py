@@ -368,7 +368,7 @@ def test_presets_are_listed_with_what_was_measured(
     assert [line.split()[0] for line in said.splitlines()] == list(PRESETS)
     assert max(map(len, ran.out.splitlines())) <= 120, "a line each"
     models = [row.split("  ")[0] for row in table.splitlines()[3:] if row[0] != " "]
-    assert models == list(PRESETS["fast"].measured)
+    assert models == [*PRESETS["fast"].measured, "ltx-condition"]
     demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
     assert f" demo renders {demo['shots'][0]['steps']} by default" in about
     assert "longtake presets film.yaml" in about
