@@ -92,16 +92,13 @@ class GroupStatistics:
         if part.dtype in (torch.float16, torch.bfloat16):
             part = part.float()
         groups = part.unflatten(1, (self._norm.num_groups, -1))
-        axes = tuple(range(2, groups.ndim))
-        variance, mean = torch.var_mean(groups, axes, correction=0)
+        mean, squares = _moments(groups)
         count = groups[0, 0].numel()
         if self._count == 0:
-            self._count, self._mean, self._squares = count, mean, variance * count
+            self._count, self._mean, self._squares = count, mean, squares
             return
         total, apart = self._count + count, mean - self._mean
-        self._squares = (
-            self._squares + variance * count + apart.square() * (self._count * count / total)
-        )
+        self._squares = self._squares + squares + apart.square() * (self._count * count / total)
         self._mean = self._mean + apart * (count / total)
         self._count = total
 
@@ -121,6 +118,18 @@ class GroupStatistics:
             return torch.addcmul(shift[axes], part, scale[axes]).to(part.dtype)
 
         return normalise
+
+
+def _moments(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Of groups [B, G, ...] the means and the sums of squared distances from them, [B, G]."""
+    axes = tuple(range(2, groups.ndim))
+    if groups.device.type != "cpu":
+        variance, mean = torch.var_mean(groups, axes, correction=0)
+        return mean, variance * groups[0, 0].numel()
+    # There var_mean takes one value after the other, far slower than reading all of them thrice.
+    mean = groups.mean(axes, keepdim=True)
+    squares = torch.linalg.vector_norm(groups - mean, dim=axes).square()
+    return mean.flatten(1), squares
 
 
 def statistics_of(norm: torch.nn.GroupNorm, parts: Iterator[Tensor]) -> Callable[[Tensor], Tensor]:

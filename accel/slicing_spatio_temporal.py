@@ -173,7 +173,8 @@ def _resnet(
 def _temporal(
     module: Any, slices: Slices, spatial: Tensor, temb: Tensor | None, indicator: Tensor
 ) -> Tensor:
-    """The temporal resnet and the mixer, by positions."""
+    """The temporal resnet and the mixer, by positions: as columns, for convolutions on a CPU are
+    fast along those."""
     frames = indicator.shape[-1]
     x = positions(spatial, frames)
     output = spatial.new_empty(spatial.shape)
@@ -181,10 +182,10 @@ def _temporal(
     ranges = slices.of(x.shape[3])
     norm2 = _first_half(module.temporal_res_block, ranges, x, y, _per_frame(temb, frames))
     for start, stop in ranges:
-        part = x[..., start:stop, None]
-        temporal = _second_half(module.temporal_res_block, part, norm2(y[..., start:stop, None]))
+        part = x[..., None, start:stop]
+        temporal = _second_half(module.temporal_res_block, part, norm2(y[..., None, start:stop]))
         mixed = module.time_mixer(part, temporal, indicator)
-        y[..., start:stop] = mixed.squeeze(-1)
+        y[..., start:stop] = mixed.squeeze(-2)
         del temporal, mixed
     return output
 
@@ -202,17 +203,17 @@ def _first_half(
     if resnet.time_emb_proj is not None:
         temb = resnet.time_emb_proj(resnet.nonlinearity(temb)).transpose(1, 2)[..., None, None]
     for start, stop in ranges:
-        part = resnet.conv1(resnet.nonlinearity(norm1(x[..., start:stop, None])))
+        part = resnet.conv1(resnet.nonlinearity(norm1(x[..., None, start:stop])))
         if resnet.time_emb_proj is not None:
             part = part + temb
         statistics.add(part)
-        y[..., start:stop] = part.squeeze(-1)
+        y[..., start:stop] = part.squeeze(-2)
         del part
     return statistics.normaliser()
 
 
 def _second_half(resnet: Any, part: Tensor, hidden: Tensor) -> Tensor:
-    """From the second norm's result on, for a slice [B, C, F, P, 1]."""
+    """From the second norm's result on, for a slice [B, C, F, 1, P]."""
     hidden = resnet.conv2(resnet.dropout(resnet.nonlinearity(hidden)))
     if resnet.conv_shortcut is not None:
         part = resnet.conv_shortcut(part)
