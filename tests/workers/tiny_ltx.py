@@ -17,6 +17,7 @@ from diffusers import (
 from jobs.units import ShotRender
 from tests.workers.tiny import CHANNELS, tiny_shot, tiny_tokenizer
 from tests.workers.tiny_cogvideox import tiny_text_encoder
+from training.families.ltx import SCHEDULER
 
 TEXT_TOKENS = 24
 
@@ -45,16 +46,6 @@ LATER_VAE = SMALL_VAE | {
     "timestep_conditioning": True,
 }
 CAUSAL_VAE = SMALL_VAE | {"decoder_causal": True}
-
-#: As the first releases' scheduler has it.
-BY_SIZE = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.95,
-    "max_shift": 2.05,
-    "base_image_seq_len": 1024,
-    "max_image_seq_len": 4096,
-    "shift_terminal": 0.1,
-}
 
 
 def tiny_vae(config: Mapping[str, object] = SMALL_VAE) -> AutoencoderKLLTXVideo:
@@ -91,7 +82,7 @@ def write_tiny_ltx(
         text_encoder=tiny_text_encoder(),
         vae=tiny_vae(vae),
         transformer=tiny_transformer(layers),
-        scheduler=FlowMatchEulerDiscreteScheduler(**schedule or BY_SIZE),
+        scheduler=FlowMatchEulerDiscreteScheduler(**schedule or SCHEDULER),
     )
     pipeline.save_pretrained(folder)
     return folder
