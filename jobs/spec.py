@@ -78,7 +78,6 @@ SchedulerName = Literal[
     "auto", "unipc", "euler", "dpm++", "sde-dpm++", "ddim", "cogvideox-ddim", "cogvideox-dpm"
 ]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DecoderDtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 def _number_or_list(value: Any) -> Any:
@@ -181,7 +180,7 @@ class JobSpec(Part):
     negative: Text | None = None
     text_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     dtype: DtypeName = "auto"
-    decoder_dtype: DecoderDtypeName = "float32"
+    decoder_dtype: DtypeName = "auto"
     preset: PresetName = "exact"
     accelerations: Annotated[Accelerations, BeforeValidator(_none_is_off)] = Accelerations()
     regions: Annotated[int, Field(ge=1, le=64)] = 1
@@ -272,7 +271,7 @@ class ResolvedSpec:
     flow_shift: float | None
     text_tokens: int
     dtype: DtypeName
-    decoder_dtype: DecoderDtypeName
+    decoder_dtype: DtypeName
     preset: PresetName
     accelerations: Accelerations
     numerics: Literal["any", "pinned"]

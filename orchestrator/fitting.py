@@ -17,7 +17,13 @@ from jobs.spec_accelerations import acceleration_place, adaptive_problem
 from jobs.spec_errors import Problem, bad_job
 from orchestrator.calibrated import with_calibrations
 from orchestrator.sizes import gb
-from orchestrator.tile_memory import cuts_decoding, decode_bytes, denoise_bytes, dtype_of
+from orchestrator.tile_memory import (
+    cuts_decoding,
+    decode_bytes,
+    decoder_dtype_of,
+    denoise_bytes,
+    dtype_of,
+)
 
 
 def with_fitted_accelerations(
@@ -135,7 +141,7 @@ def _in_slices(job: ResolvedSpec, slices: int) -> Accelerations:
 def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
     """Bytes of weights alone while what shots start from is encoded, and with a tile afterwards."""
     dtype, sliced = dtype_of(job, model), replace(job, accelerations=_in_slices(job, slices))
-    weights = rendering_bytes(model.family, model.parameters, dtype, job.decoder_dtype)
+    weights = rendering_bytes(model.family, model.parameters, dtype, decoder_dtype_of(job, model))
     return {
         "encoding": encoding_bytes(model.family, model.parameters, dtype),
         "denoising": weights + denoise_bytes(sliced, model, dtype),
@@ -150,7 +156,8 @@ def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     needs = ", ".join(f"{phase} takes {gb(size)}" for phase, size in least.items())
     uncut = "" if cuts_decoding(model) else ", which slices make no smaller"
     half = replace(job, decoder_dtype="float16")
-    would_fit = max(_phases(half, model, MOST_SLICES).values()) <= budget_gb * 1e9
+    whole = decoder_dtype_of(job, model) == "float32"
+    would_fit = whole and max(_phases(half, model, MOST_SLICES).values()) <= budget_gb * 1e9
     narrower = ", decoder_dtype: float16 or bfloat16" if would_fit else ""
     weights_fit = least["encoding"] <= budget_gb * 1e9
     smaller = f", or a size smaller than {job.width_px}x{job.height_px}" if weights_fit else ""

@@ -24,6 +24,7 @@ from jobs.versions import ACCELERATIONS_VERSION, NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, ShotPlan, lay_shot
 from orchestrator.tile_memory import (
+    decoder_dtype_of,
     denoised_frames,
     dtype_of,
     kept_bytes,
@@ -168,7 +169,7 @@ def make_plan(
 ) -> Plan:
     """``images``: of each shot; none at all for a model that takes none."""
     geometry = model.geometry
-    dtype = dtype_of(job, model)
+    dtype, decoder_dtype = dtype_of(job, model), decoder_dtype_of(job, model)
     shots = []
     first = 0
     for shot, image in zip(job.shots, images or [None] * len(job.shots), strict=True):
@@ -190,7 +191,7 @@ def make_plan(
         model_identity=model.identity,
         geometry=geometry,
         dtype=dtype,
-        decoder_dtype=job.decoder_dtype,
+        decoder_dtype=decoder_dtype,
         preset=job.preset,
         accelerations=job.accelerations,
         threads=job.threads,
@@ -204,7 +205,7 @@ def make_plan(
         shots=tuple(shots),
         tile_bytes=tile_bytes(job, model, dtype),
         kept_bytes=kept_bytes(job, model, dtype),
-        model_bytes=rendering_bytes(model.family, model.parameters, dtype, job.decoder_dtype),
+        model_bytes=rendering_bytes(model.family, model.parameters, dtype, decoder_dtype),
         encoding_bytes=encoding_bytes(model.family, model.parameters, dtype),
         decode_context=geometry.decode_context_latent_frames,
         warnings=(

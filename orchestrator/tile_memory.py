@@ -50,6 +50,14 @@ def dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
     return _auto_dtype(model) if job.dtype == "auto" else job.dtype
 
 
+def decoder_dtype_of(job: ResolvedSpec, model: ModelInfo) -> str:
+    """By itself that of the denoiser, as diffusers' pipelines have it, but for Wan's autoencoder,
+    which its authors run in float32."""
+    if job.decoder_dtype != "auto":
+        return job.decoder_dtype
+    return "float32" if model.family.decodes_in_float32 else dtype_of(job, model)
+
+
 def _auto_dtype(model: ModelInfo) -> str:
     """A function of the model alone, so that the film does not depend on who renders it."""
     small = sum(model.parameters_bytes.values()) < SMALL_MODEL_BYTES
@@ -102,10 +110,11 @@ def denoise_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
 def decode_bytes(job: ResolvedSpec, model: ModelInfo) -> int:
     """Of the piece that needs most; in slices where its autoencoder is one that slicing cuts."""
     pieces, slicing, vae = _pieces(job, model.geometry), job.accelerations.slicing, _vae(model)
+    dtype = decoder_dtype_of(job, model)
     if slicing is not None and slicing.slices is not None and cuts_decoding(model):
-        slices, dtype = slicing.slices, job.decoder_dtype
+        slices = slicing.slices
         return max(sliced_decoding_bytes(vae, piece, dtype, slices) for piece in pieces)
-    return max(decoding_bytes(vae, piece, job.decoder_dtype) for piece in pieces)
+    return max(decoding_bytes(vae, piece, dtype) for piece in pieces)
 
 
 def _pieces(job: ResolvedSpec, geometry: ModelGeometry) -> list[Piece]:

@@ -44,6 +44,7 @@ class AnimateDiff:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
     joint_text = False
+    decodes_in_float32 = False
     defaults = ModelDefaults(
         size=(512, 512),
         fps=8,

@@ -50,6 +50,7 @@ class CogVideoX:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     joint_text = True
+    decodes_in_float32 = False
     defaults = ModelDefaults(
         size=(720, 480),
         fps=8,

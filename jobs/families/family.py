@@ -55,6 +55,7 @@ class FamilyFacts(Protocol):
     accelerations: tuple[str, ...]  # the names of those that its denoiser takes
     batches_branches: bool  # whether both guidance branches go through the denoiser at once
     joint_text: bool  # whether its self-attention is of the text's tokens, too
+    decodes_in_float32: bool  # whatever the denoiser's dtype, unless a job says otherwise
     defaults: ModelDefaults
 
     def refuse(self, index: Config) -> None:

@@ -47,6 +47,7 @@ class HunyuanVideo:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
     joint_text = True
+    decodes_in_float32 = False
     defaults = ModelDefaults(
         size=(1280, 720),
         fps=_FPS,

@@ -50,6 +50,7 @@ class LTX:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     joint_text = False
+    decodes_in_float32 = False
     defaults = ModelDefaults(
         size=(704, 480),
         fps=25,

@@ -50,6 +50,7 @@ class SVD:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
     joint_text = False
+    decodes_in_float32 = False
     defaults = ModelDefaults(
         size=(1024, 576),
         fps=7,

@@ -25,6 +25,7 @@ class Wan:
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
     joint_text = False
+    decodes_in_float32 = True
     defaults = ModelDefaults()
 
     def refuse(self, index: Config) -> None:

@@ -138,7 +138,7 @@ def test_pixel_frames_are_taken_as_they_are():
         ({"version": 2}, "version: must be 1, got 2"),
         ({"dtype": "fp16"}, "valid: auto, float32, bfloat16, float16"),
         ({"repeated_noise": 1.5}, "repeated_noise: must be at most 1, got 1.5"),
-        ({"decoder_dtype": "auto"}, "decoder_dtype: unknown value 'auto'; valid: float32, bfloat"),
+        ({"decoder_dtype": "half"}, "decoder_dtype: unknown value 'half'; valid: auto, float32"),
         ({"scheduler": "eular"}, "did you mean 'euler'? valid: auto, unipc, euler, dpm++"),
         ({"numerics": "exact"}, "valid: any, pinned"),
         ({"output": {"codec": "h265"}}, "output.codec: unknown value 'h265'; did you mean 'h264'?"),

@@ -12,6 +12,7 @@ import pytest
 
 from jobs.attention_plan import AttentionPlan, save
 from jobs.errors import BadJob
+from jobs.families import FAMILIES
 from jobs.families.family import rendering_bytes
 from jobs.model_folder import ModelInfo, inspect_model, resolve_model
 from jobs.spec import ResolvedSpec, resolve
@@ -20,7 +21,14 @@ from orchestrator.calibrated import job_keys
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan
 from orchestrator.prepare import prepare
-from orchestrator.tile_memory import _kinds_of_steps, decode_bytes, denoise_bytes, tile_bytes
+from orchestrator.tile_memory import (
+    _kinds_of_steps,
+    decode_bytes,
+    decoder_dtype_of,
+    denoise_bytes,
+    dtype_of,
+    tile_bytes,
+)
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_svd import write_image, write_tiny_svd
 
@@ -123,6 +131,21 @@ def test_a_decoder_in_half_precision_takes_half(published: ModelInfo, image: str
     ):
         fitted_svd(published, image, **asked)
     assert fitted_svd(published, image, "float16", **asked)
+
+
+def test_a_decoder_follows_the_denoisers_dtype_but_for_wan(
+    published: ModelInfo, image: str
+) -> None:
+    job = fitted_svd(published, image, "auto", slicing={"slices": 8})
+    assert decoder_dtype_of(job, published) == dtype_of(job, published) == "bfloat16"
+    full, half = (
+        fitted_svd(published, image, each, slicing={"slices": 8})
+        for each in ("float32", "bfloat16")
+    )
+    assert decode_bytes(job, published) == decode_bytes(half, published)
+    assert decode_bytes(job, published) < decode_bytes(full, published)
+    assert decoder_dtype_of(replace(job, dtype="float32"), published) == "float32"
+    assert decoder_dtype_of(job, replace(published, family=FAMILIES["wan"])) == "float32"
 
 
 def test_encoders_alone_can_break_a_budget(published: ModelInfo, image: str) -> None:

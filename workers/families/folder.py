@@ -85,7 +85,7 @@ class FolderModel(ABC):
 
     @cached_property
     def vae(self) -> Any:
-        """What decodes: in float32, unless asked otherwise, whatever the denoiser's dtype."""
+        """What decodes, in a dtype of its own."""
         return self._load(self.vae_kind, "vae", torch_dtype=self._decoder_dtype)
 
     def loaded_bytes(self) -> int:
