@@ -89,10 +89,11 @@ class GroupStatistics:
 
     def add(self, part: Tensor) -> None:
         """``part``: [B, C, ...]."""
-        if part.dtype in (torch.float16, torch.bfloat16):
+        copied = part.dtype in (torch.float16, torch.bfloat16)
+        if copied:
             part = part.float()
         groups = part.unflatten(1, (self._norm.num_groups, -1))
-        mean, squares = _moments(groups)
+        mean, squares = _moments(groups, may_write=copied)
         count = groups[0, 0].numel()
         if self._count == 0:
             self._count, self._mean, self._squares = count, mean, squares
@@ -120,16 +121,19 @@ class GroupStatistics:
         return normalise
 
 
-def _moments(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Of groups [B, G, ...] the means and the sums of squared distances from them, [B, G]."""
+def _moments(groups: Tensor, *, may_write: bool) -> tuple[Tensor, Tensor]:
+    """Of groups [B, G, ...] the means and the sums of squared distances from them, [B, G].
+    ``may_write``: nobody needs the groups afterwards, so that no copy more lives."""
     axes = tuple(range(2, groups.ndim))
     if groups.device.type != "cpu":
         variance, mean = torch.var_mean(groups, axes, correction=0)
         return mean, variance * groups[0, 0].numel()
     # There var_mean takes one value after the other, far slower than reading all of them thrice.
     mean = groups.mean(axes, keepdim=True)
-    squares = torch.linalg.vector_norm(groups - mean, dim=axes).square()
-    return mean.flatten(1), squares
+    apart = groups.sub_(mean) if may_write else groups - mean
+    # A norm adds up as it goes, which is exact enough over an axis; the rest is summed in halves.
+    squares = torch.linalg.vector_norm(apart, dim=-1).square()
+    return mean.flatten(1), squares.flatten(2).sum(2) if squares.ndim > 2 else squares
 
 
 def statistics_of(norm: torch.nn.GroupNorm, parts: Iterator[Tensor]) -> Callable[[Tensor], Tensor]:

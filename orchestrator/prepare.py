@@ -268,7 +268,8 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
 def _check_versions(data: Mapping[str, Any]) -> None:
     ours = {"planner_version": PLANNER_VERSION, "noise_version": NOISE_VERSION}
     theirs = {name: data.get(name) for name in ours}
-    if any(each is not None for each in (data.get("accelerations") or {}).values()):
+    asked = data.get("accelerations")
+    if isinstance(asked, Mapping) and any(each is not None for each in asked.values()):
         ours["accelerations_version"] = ACCELERATIONS_VERSION
         theirs["accelerations_version"] = data.get("accelerations_version", 3)  # before it was kept
     if theirs == ours:

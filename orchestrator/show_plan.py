@@ -145,8 +145,9 @@ def _noise(repeated: dict[str, Any] | None) -> str:
     return f", {repeated['share']:.0%} of noise repeated every {repeated['period']} frames"
 
 
-def _decoding(dtype: str) -> str:
-    return "" if dtype == "float32" else f"decoded in {dtype}, "
+def _decoding(report: dict[str, Any]) -> str:
+    dtype = report["decoder_dtype"]
+    return "" if dtype == report["dtype"] else f"decoded in {dtype}, "
 
 
 def plan_text(report: dict[str, Any]) -> str:
@@ -154,7 +155,7 @@ def plan_text(report: dict[str, Any]) -> str:
     lines = [
         f"{report['seconds']:.1f} s, {counted(report['pixel_frames'], 'frame')} of "
         f"{width}x{height} at {report['fps']} fps, model {report['model']} in {report['dtype']}, "
-        f"{_decoding(report['decoder_dtype'])}"
+        f"{_decoding(report)}"
         f"{asked_for(report)}",
     ]
     for number, shot in enumerate(report["shots"], 1):

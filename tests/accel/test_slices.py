@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from accel.memory import TensorAccounting
-from accel.slices import Slices, by_frames, statistics_of
+from accel.slices import GroupStatistics, Slices, by_frames, statistics_of
 from jobs.errors import CannotRunHere
 
 
@@ -51,6 +51,18 @@ def test_one_slices_intermediates_live() -> None:
     a_slice = 400
     # the output, and in the last operator of a slice: the repeated slice and the result
     assert memory.peak_bytes == y.nbytes + (5 + 1) * a_slice
+
+
+def test_moments_of_millions_of_values_lose_nothing() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 64, 2**16) + 3  # 4 million in a group
+    statistics = GroupStatistics(torch.nn.GroupNorm(2, 2))
+    for part in x.split(2**15, dim=3):
+        statistics.add(part)
+    variance, mean = torch.var_mean(x.double(), (2, 3), correction=0)
+    found = statistics._squares / x[0, 0].numel(), statistics._mean
+    for ours, exact in zip(found, (variance, mean), strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=3e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
