@@ -1,8 +1,9 @@
-"""What a user would pick instead, on the same model: diffusers' own caches, cache-dit, para-attn.
+"""What a user would pick instead, on the same model: diffusers' own caches, cache-dit, para-attn;
+for UNets, see ``unet_peers.py``.
 
 Each is a sweep: settings by the value that is swept, as what is put around a render. All of it is
-taken off again afterwards, whatever the peer itself would leave. The last two are from PyPI:
-``pip install 'longtake[peers]'``.
+taken off again afterwards, whatever the peer itself would leave. cache-dit, para-attn and DeepCache
+are from PyPI: ``pip install 'longtake[peers]'``.
 
 Peers remember steps, but know neither tiles nor films: each render has a fresh one, and one window.
 """
@@ -19,7 +20,17 @@ from typing import Any
 import diffusers
 import torch
 
+from benchmarks.attached import (
+    HooksNothing,
+    Sweep,
+    around,
+    cached,
+    from_pypi,
+    in_one_batch,
+    with_timestep,
+)
 from benchmarks.here import Tune, render_here
+from benchmarks.unet_peers import UNET_PEERS
 from jobs.families.family import FamilyFacts
 from jobs.model_folder import inspect_model, resolve_model
 
@@ -28,44 +39,6 @@ from jobs.model_folder import inspect_model, resolve_model
 FIRSTS = (1, 3)
 #: And the steps that always run at the end.
 LAST = 1
-
-#: Given the job without its prompt, and under ``told`` other prompts to calibrate on: tunes by the
-#: value that is swept.
-Sweep = Callable[[Mapping[str, Any]], dict[str, Tune]]
-
-
-class HooksNothing(RuntimeError):
-    """A peer that was attached and left the model as it was."""
-
-
-@contextmanager
-def around(family: Any, attach: Callable[[Any], Any]) -> Iterator[None]:
-    """With ``attach(model)``, until everything on every module is as it was before.
-
-    Raises HooksNothing for what changes no forward of the model: diffusers' TaylorSeer with its
-    default identifiers matches no module of Wan, and does not say so."""
-    model = family.denoiser
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    for module, _ in before:
-        vars(module).pop("_diffusers_hook", None)  # it would be filled in place
-    try:
-        attach(model)
-        if not any("forward" in vars(module) for module in model.modules()):
-            raise HooksNothing(f"{getattr(attach, 'args', attach)} changes nothing of the model")
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-
-
-def cached(config: Any) -> Tune:
-    """With one of diffusers' caches, whose states are kept apart by guidance branch."""
-    return partial(around, attach=partial(_enable_cache, config))
-
-
-def _enable_cache(config: Any, model: Any) -> None:
-    model.enable_cache(config)
 
 
 def _with_firsts(values: Iterable[Any], tune: Callable[[Any, int], Tune]) -> dict[str, Tune]:
@@ -182,52 +155,6 @@ def _one(job: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, Any]:
 # -- diffusers, one state for all: both branches in one call
 
 
-@contextmanager
-def with_timestep(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
-    """PAB and FasterCache ask at which timestep the model is called."""
-    now: dict[str, float] = {}
-
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        now["timestep"] = float(kwargs["timestep"][0])
-
-    noted = family.denoiser.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with around(family, lambda model: attach(model, lambda: now["timestep"])):
-            yield
-    finally:
-        noted.remove()
-
-
-@contextmanager
-def in_one_batch(family: Any, attach: Callable[[Any, Callable[[], float]], Any]) -> Iterator[None]:
-    """PAB and FasterCache count calls and keep one state whatever the branch. ``WanPipeline`` and
-    this renderer call Wan's model for one branch after the other, so that either would give the
-    unconditional branch what the other one computed (or fail: FasterCache halves each batch). Here
-    they get what they were made for: one call, the unconditional half first."""
-    family.predict = partial(_predict_in_one_batch, family.denoiser)
-    try:
-        with with_timestep(family, attach):
-            yield
-    finally:
-        del family.predict
-
-
-@torch.no_grad()
-def _predict_in_one_batch(
-    model: Any, shot: Any, latents: Any, stepper: Any, step: int, embeddings: Any, branch: Any
-) -> torch.Tensor:
-    assert len(shot.stage_steps) == 1, "peers know no pyramid"
-    with branch("cond"):
-        out = model(
-            hidden_states=torch.cat([latents, latents]),
-            timestep=stepper.timesteps[step].expand(2),
-            encoder_hidden_states=torch.cat([embeddings["uncond"], embeddings["cond"]]),
-            return_dict=False,
-        )[0]
-    uncond, cond = out.chunk(2)
-    return uncond + shot.guidance[0] * (cond - uncond)
-
-
 def pyramid_attention(job: Mapping[str, Any]) -> dict[str, Tune]:
     """Self-attention every so many steps, cross-attention every second of those."""
     put = with_timestep if _facts(job).batches_branches else in_one_batch
@@ -274,20 +201,10 @@ def fastercache(job: Mapping[str, Any]) -> dict[str, Tune]:
 # -- from PyPI
 
 
-def _peer(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SystemExit(
-            f"{name.split('.')[0]} is not installed, and this comparison needs it; run "
-            f"pip install 'longtake[peers]' ({error})"
-        ) from error
-
-
 def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
     """DBCache with one block that asks, as first-block caches have, and its TaylorSeer."""
     os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "WARNING")  # read when it is imported
-    peer = _peer("cache_dit")
+    peer = from_pypi("cache_dit")
 
     def attach(threshold: float, first: int, model: Any) -> None:
         config = peer.DBCacheConfig(
@@ -316,8 +233,8 @@ def cache_dit(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune
 def para_attn(job: Mapping[str, Any], forecasts: bool = False) -> dict[str, Tune]:
     """Its first-block cache; the branches take turns (``enable_alter_cache``)."""
     importlib.import_module("unittest.mock")  # which it uses and does not import
-    states = _peer("para_attn.first_block_cache.utils")
-    adapters = _peer("para_attn.first_block_cache.diffusers_adapters")
+    states = from_pypi("para_attn.first_block_cache.utils")
+    adapters = from_pypi("para_attn.first_block_cache.diffusers_adapters")
 
     @contextmanager
     def tune(threshold: float, first: int, family: Any) -> Iterator[None]:
@@ -347,6 +264,7 @@ PEERS: dict[str, Sweep] = {
     "cache-dit TaylorSeer": partial(cache_dit, forecasts=True),
     "para-attn": para_attn,
     "para-attn TaylorSeer": partial(para_attn, forecasts=True),
+    **UNET_PEERS,
 }
 
 
@@ -359,8 +277,10 @@ _DIFFUSERS = (
 #: of FasterCache, cache-dit and para-attn; PAB keeps one state for both branches, which take turns
 #: in HunyuanVideo where it has both.
 OF_FAMILY: dict[str, tuple[str, ...]] = {
-    "wan": tuple(PEERS),
+    "wan": tuple(kind for kind in PEERS if kind not in UNET_PEERS),
     "ltx": (*_DIFFUSERS, "PAB"),
     "cogvideox": (*_DIFFUSERS, "PAB"),
     "hunyuan-video": _DIFFUSERS,
+    "animatediff": tuple(UNET_PEERS),
+    "svd": tuple(UNET_PEERS),
 }

@@ -151,7 +151,7 @@ PYRAMIDS = {"wan": "demo-pyramid", "animatediff": "demo-animatediff-pyramid"}
 
 
 def fitting(family: FamilyFacts) -> list[str]:
-    """The kinds for a family. UNets are not among what peers are tuned for."""
+    """The kinds for a family, with the peers that are tuned for it."""
     peers = [*OF_FAMILY.get(family.name, ())]
     windowed = "fast_attention" in family.accelerations
     ours = [kind for kind in KINDS if kind != OF_NOISE]

@@ -11,9 +11,11 @@ import pytest
 
 from benchmarks.here import Here, render_here
 from benchmarks.peers import OF_FAMILY, PEERS, HooksNothing, cached, in_one_batch, mag_ratios
+from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import write_tiny_ltx
+from tests.workers.tiny_svd import FRAMES, write_image, write_tiny_svd
 
 STEPS = 12
 #: On random weights most blocks change little from step to step, so the loosest setting engages.
@@ -30,7 +32,15 @@ def job(tiny_wan: Path) -> dict[str, Any]:
 
 def film(job: dict[str, Any], *tune: Any) -> Here:
     told = {name: each for name, each in job.items() if name != "told"}
-    return render_here({**told, "prompt": "a red ball rolls"}, *tune)
+    shot = {} if "image" in job else {"prompt": "a red ball rolls"}
+    return render_here(told | shot, *tune)
+
+
+def skip_unless_installed(kind: str) -> None:
+    """Those from PyPI."""
+    name = kind.split(",")[0].split()[0].replace("-", "_")
+    if name in ("cache_dit", "para_attn", "DeepCache"):
+        pytest.importorskip(name, reason="the extra 'peers'")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +48,11 @@ def full(job: dict[str, Any]) -> Here:
     return film(job)
 
 
-@pytest.mark.parametrize("kind", PEERS)
+@pytest.mark.parametrize("kind", OF_FAMILY["wan"])
 def test_a_peer_leaves_something_out_and_nothing_behind(
     kind: str, job: dict[str, Any], full: Here
 ) -> None:
-    if kind.startswith(("cache-dit", "para-attn")):
-        pytest.importorskip(kind.split()[0].replace("-", "_"), reason="the extra 'peers'")
+    skip_unless_installed(kind)
     tune = list(PEERS[kind](job).values())[LOOSEST]
     fast, again, after = film(job, tune), film(job, tune), film(job)
     assert fast.operations < full.operations
@@ -55,25 +64,31 @@ def test_a_peer_leaves_something_out_and_nothing_behind(
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Jobs of the other transformers."""
+    """Jobs of the other families."""
     folder = tmp_path_factory.mktemp("others")
+    image = write_image(folder / "image.png").path
     made = {
+        "animatediff": write_tiny_animatediff(folder / "animatediff"),
+        "svd": write_tiny_svd(folder / "svd"),
         "ltx": write_tiny_ltx(folder / "ltx", layers=3),
         "cogvideox": write_tiny_cogvideox(folder / "cogvideox", layers=3),
         "hunyuan-video": write_tiny_hunyuan_video(folder / "hunyuan-video", layers=3),
     }
     told = [{"prompt": "a hat"}, {"prompt": "two cats"}]
     asked = {"steps": STEPS, "pyramid": "off", "pixel_frames": 17, "size": [64, 64], "told": told}
-    return {family: asked | {"model": str(model)} for family, model in made.items()}
+    unets = {"pixel_frames": FRAMES, "size": [32, 32]}
+    more = {"animatediff": unets, "svd": unets | {"image": image}}
+    return {f: asked | more.get(f, {}) | {"model": str(model)} for f, model in made.items()}
 
 
 @pytest.mark.parametrize(
     ("family", "kind"),
     [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
 )
-def test_a_peer_leaves_something_out_of_other_transformers(
+def test_a_peer_leaves_something_out_of_other_families(
     family: str, kind: str, others: dict[str, dict[str, Any]]
 ) -> None:
+    skip_unless_installed(kind)
     job = others[family]
     tune = list(PEERS[kind](job).values())[LOOSEST]
     full, fast, after = film(job), film(job, tune), film(job)
