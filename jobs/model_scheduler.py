@@ -314,7 +314,7 @@ def _check_settings(name: str, config: Config, diffusion: Diffusion) -> None:
             others = ", ".join(each for each in known if each != name)
             another = f", or name another scheduler in the job: {others}" if others else ""
             raise BadJob(
-                f"scheduler {name} with {setting}={config[setting]!r} is not supported: only "
-                f"schedulers of this model's kind of diffusion ({diffusion}) that can be split "
-                f"over workers are; valid: {allowed.says}{another}"
+                f"scheduler {name} with {setting}={config[setting]!r} is not supported for this "
+                f"model's kind of diffusion ({diffusion}), split over workers; "
+                f"valid: {allowed.says}{another}"
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 PLANNER_VERSION = 7
 
 #: What the accelerations compute with the same settings.
-ACCELERATIONS_VERSION = 4
+ACCELERATIONS_VERSION = 5
 
 #: Which numbers a key of noise (shot seed, latent frame, purpose, step) gives.
 NOISE_VERSION = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 
 import diffusers
 import transformers
@@ -17,5 +16,3 @@ def quiet_libraries() -> None:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     logging.getLogger("diffusers.configuration_utils").setLevel(logging.WARNING)
-    # Of trainings in bfloat16, whose norms have weights in float32.
-    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)

@@ -316,7 +316,8 @@ def set_by_size(
 
 
 def set_quadratic(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, device: Any) -> None:
-    """As LTXConditionPipeline sets its schedule."""
+    """As LTXConditionPipeline sets its schedule. Its own step divides the time by 1000 once more,
+    on the device, where a GPU may round a noise level otherwise than a CPU does."""
     times = (linear_quadratic_schedule(steps) * 1000).numpy()
     sigmas = times / scheduler.config.num_train_timesteps
     scheduler.set_timesteps(steps, device=device, sigmas=sigmas, timesteps=times)
