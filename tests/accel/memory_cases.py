@@ -304,9 +304,12 @@ PUBLISHED: dict[str, tuple[Case, Size]] = {
     "hunyuan video, 720p": (hunyuan_video(heads=24), (33, 90, 160)),
 }
 
+#: Of these, what ``make test`` has time for: a transformer, a UNet.
+PUBLISHED_FEW = ("wan 1.3B, 480p", "svd, 576x1024")
+
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.
 BESIDE_TEXT = [
-    pytest.param(make(text_tokens=tokens), dtype, marks=() if tokens == 4096 else pytest.mark.slow)
+    pytest.param(make(text_tokens=tokens), dtype, marks=() if tokens == 4096 else pytest.mark.long)
     for make in (partial(wan, 8, 1400), ltx, hunyuan_video)
     for tokens in (256, 1024, 4096)
     for dtype in ("float16", "float32")

@@ -27,6 +27,7 @@ from tests.accel.fast_attention_helpers import (
     start,
     tiny_wan,
 )
+from tests.marks import few
 
 SETTINGS = Search(steps=5, window=WINDOW, delta=0.6)
 GUIDANCE = 3.0
@@ -136,12 +137,12 @@ class ByTheBook:
         return AttentionPlan(tuple(rows), self.settings.window)
 
 
-SLOW = [(0.4, True), (0.8, True), (0.6, False)]
+OTHERS = [(0.4, True), (0.8, True), (0.6, False)]
 
 
 @pytest.mark.parametrize(
     ("delta", "guided"),
-    [(0.6, True), (0.8, False), *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)],
+    few([(0.6, True), (0.8, False), *OTHERS], (0.6, True), (0.8, False)),
 )
 def test_it_chooses_what_trying_everything_would(delta: float, guided: bool) -> None:
     settings = dataclasses.replace(SETTINGS, delta=delta, guided=guided)

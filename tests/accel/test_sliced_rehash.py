@@ -21,6 +21,7 @@ from tests.accel import memory_cases as memory
 from tests.accel.test_rehash import MODELS, forward, inputs, tile
 from tests.accel.test_slicing import structure
 from tests.accel.tiny_models import random_
+from tests.marks import few
 
 REHASH = Rehash(key_steps=((0, 2),))
 STEPS = 4
@@ -102,14 +103,7 @@ SHAPES = {
 }
 
 
-#: A transformer and a UNet; the others take a quarter of a minute.
-QUICK = ("wan", "svd")
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.long) for kind in SHAPES],
-)
+@pytest.mark.parametrize("kind", few(SHAPES, "wan"))
 @torch.no_grad()
 def test_a_tile_holds_what_planning_adds_up(kind: str) -> None:
     """A sliced step, and a feature of both guidance branches that comes and one that is left."""

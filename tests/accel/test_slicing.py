@@ -16,6 +16,7 @@ from jobs.accelerations import Accelerations, Slicing
 from jobs.errors import CannotRunHere
 from jobs.units import Unit
 from tests.accel import tiny_models
+from tests.marks import few
 
 CASES = {
     "motion": tiny_models.motion_unet,
@@ -79,7 +80,7 @@ def peak(forward: Any) -> int:
     return memory.peak_bytes
 
 
-@pytest.mark.parametrize("slices", [2, 3, 64])
+@pytest.mark.parametrize("slices", few([2, 3, 64], 3))
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_sliced_equals_unsliced(name: str, slices: int) -> None:

@@ -16,11 +16,13 @@ from tests.accel.memory_cases import (
     DECODERS,
     DENOISERS,
     PUBLISHED,
+    PUBLISHED_FEW,
     TOLERANCE,
     Case,
     Size,
     measure,
 )
+from tests.marks import few
 
 CASES = DENOISERS | DECODERS
 
@@ -35,13 +37,11 @@ RUNS = (
 
 def spread() -> Iterator[Any]:
     """Every case at every run; one run of the plain cases is quick, for fake tensors take time by
-    the operator; most of kin, and of decoders, are for a long day."""
+    the operator."""
     for name in CASES:
         for run in RUNS:
             quick = run == RUNS[0] and "," not in name
-            rare = ("," in name and run != RUNS[0]) or (name in DECODERS and run in RUNS[2:])
-            mark = pytest.mark.long if rare else pytest.mark.slow
-            yield pytest.param(name, *run, marks=() if quick else mark)
+            yield pytest.param(name, *run, marks=() if quick else pytest.mark.long)
 
 
 @pytest.mark.parametrize("name, height, width, slices, dtype", spread())
@@ -66,11 +66,9 @@ def test_long_text_beside_a_small_tile(case: Case, dtype: str) -> None:
     check(case, case.size(16, 16), dtype, 4)
 
 
-@pytest.mark.parametrize(
-    "slices",
-    [pytest.param(4, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.long)],
-)
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.slow
+@pytest.mark.parametrize("slices", few([4, 16], 4))
+@pytest.mark.parametrize("name", few(PUBLISHED, *PUBLISHED_FEW))
 def test_published_models_at_their_sizes(name: str, slices: int) -> None:
     check(*PUBLISHED[name], "bfloat16", slices)
 

@@ -9,7 +9,16 @@ import pytest
 
 from jobs.families import FAMILIES
 from jobs.families.whole_memory import _MOMENTS, whole_bytes
-from tests.accel.memory_cases import BESIDE_TEXT, DENOISERS, PUBLISHED, Case, Size, measure
+from tests.accel.memory_cases import (
+    BESIDE_TEXT,
+    DENOISERS,
+    PUBLISHED,
+    PUBLISHED_FEW,
+    Case,
+    Size,
+    measure,
+)
+from tests.marks import few
 from workers.families import FAMILIES as WORKERS_FAMILIES
 
 #: What placement may rely on is 15 %; what is counted here is nearer.
@@ -36,7 +45,7 @@ def spread() -> Iterator[Any]:
     for name in DENOISERS:
         for run in RUNS:
             quick = run == RUNS[0] and "," not in name
-            yield pytest.param(name, *run, marks=() if quick else pytest.mark.slow)
+            yield pytest.param(name, *run, marks=() if quick else pytest.mark.long)
 
 
 @pytest.mark.parametrize("name, height, width, dtype", spread())
@@ -55,8 +64,8 @@ def test_long_text_beside_a_small_tile(case: Case, dtype: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("dtype", few(["bfloat16", "float32"], "bfloat16"))
+@pytest.mark.parametrize("name", few(PUBLISHED, *PUBLISHED_FEW))
 def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
     found = predicted_over_measured(*PUBLISHED[name], dtype)
     assert found == pytest.approx(1, abs=TOLERANCE)

@@ -41,6 +41,7 @@ def test_a_family(part: str) -> None:
     assert ("paper" in found["ratios"]["peak_over_stock"]) == (part != "wan")
 
 
+@pytest.mark.long
 def test_attention() -> None:
     found = rehearse("attention")["bfloat16"]
     assert found["largest_error"] < 0.05

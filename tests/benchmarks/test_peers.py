@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.here import Here, render_here
 from benchmarks.peers import OF_FAMILY, PEERS, HooksNothing, cached, in_one_batch, mag_ratios
+from tests.marks import few
 from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
@@ -48,7 +49,7 @@ def full(job: dict[str, Any]) -> Here:
     return film(job)
 
 
-@pytest.mark.parametrize("kind", OF_FAMILY["wan"])
+@pytest.mark.parametrize("kind", few(OF_FAMILY["wan"], "FirstBlockCache", "MagCache", "PAB"))
 def test_a_peer_leaves_something_out_and_nothing_behind(
     kind: str, job: dict[str, Any], full: Here
 ) -> None:
@@ -83,7 +84,12 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
+    few(
+        [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
+        ("animatediff", "DeepCache"),
+        ("svd", "PAB, UNet"),
+        ("hunyuan-video", "TaylorSeer"),
+    ),
 )
 def test_a_peer_leaves_something_out_of_other_families(
     family: str, kind: str, others: dict[str, dict[str, Any]]

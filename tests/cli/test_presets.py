@@ -23,6 +23,7 @@ from orchestrator import try_presets
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.try_presets import _Rendered, _windows_of, row
 from tests.cli.conftest import Desk, Ran, refusal
+from tests.marks import few
 from tests.orchestrator.plans import make_plan
 from tests.workers.tiny_families import KINDS, tiny_family
 from workers.fidelity import compare
@@ -62,6 +63,7 @@ def test_all_presets_and_what_the_job_asks_for(desk: Desk, plans: Path) -> None:
     assert own["worst_ssim"] == pytest.approx(mine["ssim"])
 
 
+@pytest.mark.long
 def test_the_picture_shows_each_shot_by_each_preset(desk: Desk, tmp_path: Path) -> None:
     out = tmp_path / "stills.png"
     shots = [{"prompt": "a red ball", "pixel_frames": n} for n in (5, 3)]
@@ -101,6 +103,7 @@ def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames" in said
 
 
+@pytest.mark.long
 def test_one_model_at_a_time_is_in_memory(desk: Desk) -> None:
     before = {id(each) for each in transformers()}
     gc.disable()
@@ -115,7 +118,11 @@ def transformers() -> list[WanTransformer3DModel]:
     return [each for each in gc.get_objects() if type(each) is WanTransformer3DModel]
 
 
-@pytest.mark.parametrize(("window", "frames"), [(3, [5, 5, 3, 3]), (4, [7, 5, 3, 3])])
+#: By latent frames of a window, the pixel frames of the shots that are tried.
+LONGEST = [(3, [5, 5, 3, 3]), (4, [7, 5, 3, 3])]
+
+
+@pytest.mark.parametrize(("window", "frames"), few(LONGEST, LONGEST[0]))
 def test_shots_are_no_longer_than_a_window_and_few(
     desk: Desk, window: int, frames: list[int]
 ) -> None:
@@ -153,9 +160,7 @@ def test_what_cannot_be_tried_is_refused(desk: Desk, longtake: Callable[..., Ran
 FEW = ("svd",)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=() if k in FEW else pytest.mark.long) for k in KINDS]
-)
+@pytest.mark.parametrize("kind", few(KINDS, *FEW))
 def test_on_every_family(kind: str, desk: Desk, tmp_path: Path) -> None:
     tiny = tiny_family(kind, tmp_path)
     shot = {"pixel_frames": 5} | (
@@ -180,6 +185,7 @@ def test_a_shot_is_tried_with_the_noise_that_it_has_in_the_film(desk: Desk) -> N
     assert [each.render.seed for each in sampled] == [renders[n].seed for n in (5, 0, 1, 2)]
 
 
+@pytest.mark.long
 def test_what_cannot_be_kept_is_told_all_the_same(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +214,7 @@ def test_what_does_not_fit_is_told_before_a_weight_loads(
     assert "the full render needs about" in said and "cpu has" in said and "short; " in said
 
 
+@pytest.mark.long
 def test_a_setting_that_fails_leaves_the_others(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +249,7 @@ def test_what_is_tried_before_an_interrupt_is_kept(
     assert [len(listed[name]["tried_here"]) for name in PRESETS] == [1, 1, 0]
 
 
+@pytest.mark.long
 def test_it_says_how_long_the_whole_film_would_take(desk: Desk) -> None:
     """Of a shot of six windows, one was tried."""
     shot = {"prompt": "a", "pixel_frames": 25}

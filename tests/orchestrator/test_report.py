@@ -95,6 +95,7 @@ def test_fidelity_to_a_reference(tmp_path: Path) -> None:
         report_job(job.folder, tmp_path / "missing.mp4")
 
 
+@pytest.mark.long
 def test_every_shots_worst_frames_are_shown_beside_the_references(tmp_path: Path) -> None:
     job = finished(tmp_path, codec="ffv1")
     first = job.plan.shots[0].render.pixel_frames
@@ -163,6 +164,7 @@ def written(path: Path, film: np.ndarray) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_frames_of_any_film_that_stand_out_are_listed(tmp_path: Path) -> None:
     even, pictures = report_file(written(tmp_path / "even.mp4", moving(60)), None)
     assert even["changes"]["outliers"] == even["worst_borders"] == []
@@ -178,6 +180,7 @@ def test_frames_of_any_film_that_stand_out_are_listed(tmp_path: Path) -> None:
     assert told.count("frames before and after the worst borders") == 1
 
 
+@pytest.mark.long
 def test_cuts_of_any_film_are_told_and_not_counted(tmp_path: Path) -> None:
     """A shot between cuts is measured by itself, and a short one has no slope."""
     film = written(tmp_path / "a.mp4", moving(60, 20, 45, by=60))
@@ -208,6 +211,7 @@ def test_a_flash_is_no_cut(tmp_path: Path) -> None:
     assert [each["frame"] for each in said["changes"]["outliers"]] == [30, 31]
 
 
+@pytest.mark.long
 def test_a_shot_of_a_minute_has_a_slope(tmp_path: Path) -> None:
     film = written(tmp_path / "a.mp4", moving(60 * 12))
     said, pictures = report_file(film, None)

@@ -11,6 +11,7 @@ from jobs.units import Unit
 from orchestrator.roster import Policy
 from orchestrator.simcluster import Faults
 from orchestrator.simulator import SimReport, Simulation, even_cost
+from tests.marks import few
 from tests.orchestrator.plans import (
     FATAL,
     FAULTS,
@@ -174,7 +175,7 @@ def test_the_first_seconds_are_ready_long_before_the_last() -> None:
     assert report.busy_s > 0.95 * 2 * report.wall_s, "both workers are busy to the end"
 
 
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("workers", few([2, 8], 2))
 def test_live_state_does_not_grow_with_the_film(workers: int) -> None:
     peaks = [
         Simulation(make_plan(frames_for(n), steps=14), Policy(workers=workers)).run().peak_held

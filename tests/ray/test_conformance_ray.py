@@ -117,6 +117,7 @@ def test_a_render_on_ray_is_the_pipeline(
     check_frames(frames, pipeline, shot)
 
 
+@pytest.mark.long
 def test_a_render_of_animatediff_with_an_adapter_is_the_pipeline(
     ray: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -259,13 +259,6 @@ def kill_at(
     assert report["frames_sha256"] == reference["frames_sha256"]
 
 
-@pytest.mark.parametrize("point", ["data.mid_write"])
-def test_a_kill_at_a_commit_point(
-    point: str, job_file: Path, reference: dict[str, Any], tmp_path: Path
-) -> None:
-    kill_at(point, 3, job_file, reference, tmp_path)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("point", RENDER_POINTS)
 def test_a_kill_at_every_commit_point(

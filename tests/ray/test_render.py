@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from tests.marks import few
 from tests.ray.harness import busy_workers, job_ids, longtake, show, step_unit, units_logged
 from workers.video import read_film
 
 
-@pytest.mark.parametrize(("workers", "kind"), [(2, "pyramid_reference"), (3, "reference")])
+@pytest.mark.parametrize(
+    ("workers", "kind"), few([(2, "pyramid_reference"), (3, "reference")], (3, "reference"))
+)
 def test_any_number_of_workers_makes_the_same_film(
     workers: int, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

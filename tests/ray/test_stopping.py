@@ -31,6 +31,7 @@ def test_ctrl_c_leaves_cleanly_and_says_how_to_go_on(interrupted: Path) -> None:
     assert [(row["id"], row["state"]) for row in rows] == [(job, "interrupted")]
 
 
+@pytest.mark.long
 def test_take_over(copied: Path, good: dict[str, Any]) -> None:
     """The new driver finishes the film; the old one stops by itself and touches nothing."""
     store, out = copied / "store", copied / "film.mp4"

@@ -28,6 +28,7 @@ from tests.ray.trouble import (
 )
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_or_read_only_and_then_damages_what_it_has(
     film_yaml: Path, good: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_disk_that_is_really_full(film_yaml: Path, good: dict[str, Any], tmp_p
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.long
 def test_damage_between_a_render_and_its_resume(copied: Path, good: dict[str, Any]) -> None:
     """Each damaged file is named; what it held is computed again, and nothing else is lost."""
     store, out = copied / "store", copied / "film.mp4"
@@ -161,6 +163,7 @@ def test_verify_finds_what_changed(finished: dict[str, Any]) -> None:
     assert verify(finished).code == 0
 
 
+@pytest.mark.long
 def test_resume_mends_what_verify_finds(finished: dict[str, Any]) -> None:
     """Also latents that nobody would read again, for the film has been made of them; and a film
     that somebody has changed is kept beside the one that is made again."""

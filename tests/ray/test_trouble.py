@@ -39,6 +39,7 @@ def test_a_model_that_yields_nan(film_yaml: Path, model: Path, tmp_path: Path) -
     assert report["state"] == "failed" and "NaN" in report["message"]
 
 
+@pytest.mark.long
 def test_a_unit_that_kills_every_worker(film_yaml: Path, tmp_path: Path) -> None:
     ran = render(
         film_yaml, tmp_path,

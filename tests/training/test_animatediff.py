@@ -13,6 +13,7 @@ from diffusers import AnimateDiffPipeline
 
 from accel.pyramid import lay_stages
 from jobs.model_folder import inspect_model
+from tests.marks import few
 from training import animatediff, demo_model, picture_vae, reading
 from training.animatediff import AnimateDiffStudent
 from training.draws import Draw, NoiseRecipe, draw, longest_clip
@@ -115,7 +116,7 @@ def test_a_pyramids_windows_come_from_its_own_schedule(codec: PictureCodec) -> N
     assert met == {0, 1, 2}
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", few([1, 2], 2))
 def test_what_it_leaves_is_a_folder_that_renders(
     tmp_path: Path, codec: PictureCodec, vae_folder: Path, stages: int
 ) -> None:

@@ -16,6 +16,7 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PRO
 from PIL import Image
 
 from benchmarks.here import render_here
+from tests.marks import few
 from training import world
 from training.demo_model import write_folder
 from training.draws import Draw
@@ -92,7 +93,7 @@ def fresh(name: str, small: Small, folder: Path) -> tuple[Any, Path]:
     return student, out
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, "ltx"))
 def test_it_learns_what_a_render_asks_of_it(name: str, tmp_path: Path) -> None:
     student, folder = fresh(name, MODELS[name], tmp_path)
     asked: dict[str, Any] = {"prompt": CAPTION}

@@ -103,6 +103,7 @@ def course(out: Path | None, rate: float = 2e-3) -> tuple[dict[str, float], UMT5
     return told, encoder
 
 
+@pytest.mark.long
 def test_a_stopped_course_goes_on_with_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def test_windows_of_a_pyramids_stages(starts: float, coarse: str) -> None:
     assert met == {0, 1, 2}
 
 
+@pytest.mark.long
 def test_a_first_stage_is_trained_whole(tmp_path: Path) -> None:
     """In windows longer than any other stage's, which show what is at a quarter of the rate."""
     recipe = replace(
@@ -149,6 +150,7 @@ def test_sigmas_and_dropped_captions() -> None:
     assert 0.07 < spoiled.count("") / 2000 < 0.13
 
 
+@pytest.mark.long
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     network = vae.new_vae().eval()
     first = wan.new_trainer(TINY, network, tmp_path)
@@ -162,6 +164,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     assert second.cache.scenes == first.cache.scenes
 
 
+@pytest.mark.long
 def test_trainings_say_how_they_went(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a stop, of both parts."""
     network = vae.new_vae().eval()
@@ -195,6 +198,7 @@ def test_a_ring_of_clips_is_made_again(made: int) -> None:
         assert torch.allclose(ours.float(), theirs.float(), atol=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("change", [{"seed": 1}, {"window_latent_frames": 3}, {"clips": 5}])
 def test_a_run_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
     network = vae.new_vae().eval()

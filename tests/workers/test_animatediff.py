@@ -27,6 +27,7 @@ from jobs.model_folder import inspect_model
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
 from orchestrator.prepare import prepare
+from tests.marks import few
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_pyramid import STEPS, ended, run_all
 from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
@@ -105,7 +106,7 @@ def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Ten
     return to_tensor(done[0, shot.steps], "latents")
 
 
-@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("guidance", few([7.5, 1.0], 7.5))
 @pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++", *SCHEDULERS_AS_DIFFUSERS])
 def test_one_window_is_the_pipeline(folder: Path, scheduler: str, guidance: float) -> None:
     shot = animatediff_shot(scheduler=scheduler, guidance=(guidance,))
@@ -138,13 +139,17 @@ def test_embeddings_are_the_pipelines(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("scheduler", "dtype"),
-    [
+    few(
+        [
+            ("ddim", "float32"),
+            ("ddim", "bfloat16"),
+            ("sde-dpm++", "float32"),
+            ("unipc", "float32"),
+            ("euler", "bfloat16"),
+        ],
         ("ddim", "float32"),
-        ("ddim", "bfloat16"),
         ("sde-dpm++", "float32"),
-        ("unipc", "float32"),
-        ("euler", "bfloat16"),
-    ],
+    ),
 )
 def test_windows_agree_and_order_changes_no_bit(folder: Path, scheduler: str, dtype: str) -> None:
     shot = animatediff_shot(stage_steps=(4,), scheduler=scheduler)
@@ -211,7 +216,7 @@ def plain_pyramid(worker: Worker, shot: ShotRender) -> list[torch.Tensor]:
     return ends
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("scheduler", few(["ddim", "dpm++", "unipc"], "ddim"))
 def test_a_pyramid_is_the_plain_loop(folder: Path, scheduler: str) -> None:
     assert levels(561)[1] / levels(561)[0] == pytest.approx(
         math.sqrt(2) * levels(500)[1] / levels(500)[0], rel=5e-3
@@ -225,7 +230,7 @@ def test_a_pyramid_is_the_plain_loop(folder: Path, scheduler: str) -> None:
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-3 * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "sde-dpm++"])
+@pytest.mark.parametrize("scheduler", few(["ddim", "sde-dpm++"], "ddim"))
 def test_windows_of_a_pyramid_agree_in_any_order(folder: Path, scheduler: str) -> None:
     shot = animatediff_shot(stage_steps=STEPS, scheduler=scheduler)
     worker = worker_of(folder)

@@ -20,6 +20,7 @@ from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Unit, Window
 from orchestrator.plan import Plan
 from orchestrator.prepare import prepare
+from tests.marks import few
 from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_loras import write_lora
@@ -91,7 +92,7 @@ def finished(done: dict[tuple[int, int], Bundle], shot: ShotRender) -> torch.Ten
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("guidance", [6.0, 1.0])
+@pytest.mark.parametrize("guidance", few([6.0, 1.0], 6.0))
 def test_one_window_is_the_pipeline(folder: Path, guidance: float, dtype: str, monkeypatch) -> None:
     shot = cogvideox_shot(guidance=(guidance,))
     worker = worker_of(folder, dtype=dtype)

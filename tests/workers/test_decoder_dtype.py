@@ -21,6 +21,7 @@ from jobs.arrays import Bundle
 from jobs.errors import UnitError
 from jobs.families import FAMILIES
 from jobs.units import Window
+from tests.marks import few
 from tests.workers.tiny import encode, piece_task, tiny_worker
 from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers.bundles import to_bundle
@@ -104,7 +105,7 @@ DIFFUSERS: dict[str, Callable[..., torch.Tensor]] = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", few(HALVES, "bfloat16"))
 def test_a_shot_is_decoded_as_diffusers_does(tiny: TinyFamily, dtype: str) -> None:
     family = open_family(tiny.name, str(tiny.folder), "float32", "cpu", (), dtype)
     assert family.vae.dtype == getattr(torch, dtype)
@@ -117,7 +118,7 @@ def test_a_shot_is_decoded_as_diffusers_does(tiny: TinyFamily, dtype: str) -> No
     assert apart.max() > 0 and apart.mean() < (1 if dtype == "bfloat16" else 0.2), "of 255"
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", few(HALVES, "bfloat16"))
 @pytest.mark.parametrize("tiny", ["wan", "cogvideox-2b"], indirect=True)
 def test_a_piece_has_the_same_bits_whoever_decoded_the_one_before(
     tiny: TinyFamily, dtype: str

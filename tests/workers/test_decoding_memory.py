@@ -26,6 +26,7 @@ from jobs.families import FAMILIES
 from jobs.families.decoding_memory import _MOMENTS, Piece, decoding_bytes
 from jobs.families.ltx import decode_reach
 from jobs.families.slicing_memory import sliced_decoding_bytes
+from tests.marks import few
 from tests.workers.tiny import piece_task, tiny_shot
 from tests.workers.tiny_ltx import LATER_VAE
 from workers.families import FAMILIES as WORKERS_FAMILIES
@@ -208,17 +209,18 @@ def _context(family: str, config: dict[str, Any]) -> tuple[int, int]:
 
 
 def spread() -> Iterator[Any]:
-    """One size of the plain cases is quick, for fake tensors take time by the operator; float32 at
-    the other sizes, and long shots of kin, are for a long day."""
+    """One size of the plain cases is quick, for fake tensors take time by the operator."""
     for name in SMALL:
         for size in SIZES:
             for dtype in ("float32", "float16"):
-                quick = size == SIZES[0] and "," not in name
-                kin = "," in name and size == SIZES[2]
-                mark = pytest.mark.long if dtype == "float32" or kin else pytest.mark.slow
+                quick = size == SIZES[0] and "," not in name and dtype == "float16"
                 told = "x".join(map(str, size))
                 yield pytest.param(
-                    name, size, dtype, marks=() if quick else mark, id=f"{name}-{told}-{dtype}"
+                    name,
+                    size,
+                    dtype,
+                    marks=() if quick else pytest.mark.long,
+                    id=f"{name}-{told}-{dtype}",
                 )
 
 
@@ -229,8 +231,8 @@ def test_the_model_predicts_what_is_measured(name: str, size: Size, dtype: str) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("dtype", few(["float32", "bfloat16"], "bfloat16"))
+@pytest.mark.parametrize("name", few(PUBLISHED, "svd, 576x1024", "ltx 0.9.5, 480x704"))
 def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
     case, size = PUBLISHED[name]
     assert predicted_over_measured(case, Piece(*size), dtype) == pytest.approx(1, abs=TOLERANCE)
@@ -238,8 +240,8 @@ def test_published_models_at_their_sizes(name: str, dtype: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ltx", "ltx, causal", "ltx, later", "hunyuan-video"])
-@pytest.mark.parametrize("frames", [3, 21])
-@pytest.mark.parametrize("after", [0, 21])
+@pytest.mark.parametrize("frames", few([3, 21], 3))
+@pytest.mark.parametrize("after", few([0, 21], 21))
 def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int, after: int) -> None:
     piece = Piece(frames, 16, 24, before=61 - frames - after, after=after)
     assert predicted_over_measured(SMALL[name], piece) == pytest.approx(1, abs=TOLERANCE)
@@ -248,16 +250,19 @@ def test_a_piece_is_decoded_with_what_it_depends_on(name: str, frames: int, afte
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, frames, before, after",
-    [
-        *((f"ltx{kind}, 480x704", 21, *around) for kind in ("", " 0.9.5") for around in AROUND),
-        ("wan, 480p", 3, 0, 20),
-        ("wan, 480p", 3, 20, 0),
-        ("wan 2.2, 704x1280", 3, 9, 9),
-    ],
+    few(
+        [
+            *((f"ltx{kind}, 480x704", 21, *around) for kind in ("", " 0.9.5") for around in AROUND),
+            ("wan, 480p", 3, 0, 20),
+            ("wan, 480p", 3, 20, 0),
+            ("wan 2.2, 704x1280", 3, 9, 9),
+        ],
+        ("ltx 0.9.5, 480x704", 21, 20, 20),
+    ),
 )
 @pytest.mark.parametrize(
     "slices, dtype",
-    [(16, "bfloat16"), *(pytest.param(n, "float32", marks=pytest.mark.long) for n in (2, 16))],
+    few([(16, "bfloat16"), (2, "float32"), (16, "float32")], (16, "bfloat16")),
 )
 def test_a_piece_in_slices_with_what_it_depends_on(
     name: str, frames: int, before: int, after: int, slices: int, dtype: str

@@ -19,6 +19,7 @@ from jobs.spec import resolve
 from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
 from orchestrator.tile_memory import kept_bytes
+from tests.marks import few
 from tests.workers.test_conformance import assert_same_bits, finished
 from tests.workers.test_pyramid import ended, run_all, shot_of
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_worker
@@ -52,7 +53,7 @@ class Tiny:
         return tiny_worker(self.folder, family=self.name, accelerations=asked, dtype=dtype)
 
 
-@pytest.fixture(scope="module", params=TAKES_IT)
+@pytest.fixture(scope="module", params=few(TAKES_IT, "wan", "cogvideox-5b", "hunyuan-video"))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     found = tiny_family(request.param, tmp_path_factory.mktemp("tiny"))
     shot = dataclasses.replace(found.shot, latent_frames=8, stage_steps=(4,))
@@ -70,7 +71,7 @@ def test_planning_knows_whose_text_attends_with_the_video(name: str) -> None:
     assert FAMILIES[name].joint_text == (VIDEO_TRANSFORMERS[denoiser].text != "none")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", few(["float32", "bfloat16"], "float32"))
 def test_full_everywhere_is_the_render_without_it(tiny: Tiny, dtype: str) -> None:
     full = tiny.worker(*[(F, F)] * 4, dtype=dtype)
     plain = render_windows(tiny.worker(dtype=dtype), tiny.shot, WINDOWS)

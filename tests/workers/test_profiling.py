@@ -102,7 +102,11 @@ def test_features_of_one_shot_at_a_time_are_held(tmp_path: Path) -> None:
     assert four < 1.2 * one
 
 
-@pytest.mark.parametrize("stop_at", [(0, 1, 1), (1, 0, 0), (1, 1, 1)])
+#: In which shot, stage and step.
+STOPS = [(0, 1, 1), pytest.param((1, 0, 0), marks=pytest.mark.long), (1, 1, 1)]
+
+
+@pytest.mark.parametrize("stop_at", STOPS)
 def test_it_goes_on_after_an_interruption(tmp_path: Path, stop_at: tuple[int, int, int]) -> None:
     """Two shots through two stages: what each has finished in a stage is not computed again."""
     tiny = tiny_family("animatediff", tmp_path)

@@ -19,6 +19,7 @@ from jobs.arrays import Bundle
 from jobs.pyramid import parents as parents_of
 from jobs.units import ShotRender, StepTask, Unit, Window
 from orchestrator.plan import StagePlan
+from tests.marks import few
 from tests.workers.tiny import CHANNELS, FLOW_SHIFT, encode, tiny_shot, tiny_worker
 from workers.bundles import to_tensor
 from workers.noise import frame_noise
@@ -153,7 +154,12 @@ def ended(done: dict[Unit, Bundle], stage: int, window: int = 0) -> torch.Tensor
 
 
 @pytest.mark.parametrize(
-    ("steps", "positions"), [(STEPS, False), (STEPS, True), ((3, 2, 3), False), ((3, 2, 3), True)]
+    ("steps", "positions"),
+    few(
+        [(STEPS, False), (STEPS, True), ((3, 2, 3), False), ((3, 2, 3), True)],
+        (STEPS, False),
+        ((3, 2, 3), True),
+    ),
 )
 @pytest.mark.parametrize("name", ["euler", "unipc", "dpm++"])
 def test_one_window_a_stage_is_the_plain_loop(
