@@ -45,7 +45,7 @@ class Preset:
 #: settings were chosen on other prompts, but ``balanced`` where noise is added on the same ones.
 _DEMO = "the demo model, 30 steps, 3 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 3 prompts"
-_ANIMATEDIFF = "the small AnimateDiff model, 25 steps, 2 prompts"
+_ANIMATEDIFF = "the small AnimateDiff model, 25 steps of DDIM, 2 prompts"
 _SVD = "a small model, 25 steps, 2 images"
 _OTHERS = "a small model, 30 steps, 2 prompts"
 _COARSE = "a small model, coarse colours alone, 30 steps, 2 prompts"
