@@ -187,6 +187,7 @@ def test_the_search_went_where_a_render_with_its_plan_goes() -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.long
 def test_losses_and_progress_are_told() -> None:
     told: list[Progress] = []
     (plan, found), _ = searched(progress=told.append)

@@ -28,10 +28,8 @@ def rehearse(part: str) -> dict:
     return json.loads(done.stdout)
 
 
-UNETS = [pytest.param(part, marks=pytest.mark.long) for part in ("svd", "animatediff")]
-
-
-@pytest.mark.parametrize("part", ["wan", *UNETS])
+@pytest.mark.long
+@pytest.mark.parametrize("part", ["wan", "svd", "animatediff"])
 def test_a_family(part: str) -> None:
     found = rehearse(part)["bfloat16"]
     rows = next(iter(found["rows"].values()))

@@ -322,6 +322,7 @@ def test_the_command_for_a_job_without_a_file_names_its_model(tmp_path: Path) ->
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_only_what_is_of_use_is_told(tmp_path: Path) -> None:
     """In a process of its own, where the libraries are imported anew; the model is the default."""

@@ -17,6 +17,7 @@ from orchestrator.referee import Referee
 from orchestrator.roster import Policy
 from orchestrator.simulator import Simulation
 from orchestrator.tile_memory import checkpoint_bytes, live_bytes
+from tests.marks import few
 from tests.orchestrator.plans import GEOMETRY, frames_for, make_plan
 
 
@@ -262,9 +263,12 @@ class _Watched(Simulation):
         self.most = max(self.most, sum(not self.plan.is_last_step(unit) for unit in kept))
 
 
-@pytest.mark.parametrize("workers", [1, 4, 16])
+@pytest.mark.parametrize("workers", few([1, 4, 16], 4))
 @pytest.mark.parametrize("every", [1, 5, 10])
-@pytest.mark.parametrize("stage_steps", [(12,), (30,), (4, 4, 4), (10, 10, 10)])
+@pytest.mark.parametrize(
+    "stage_steps",
+    [(12,), pytest.param((30,), marks=pytest.mark.long), (4, 4, 4), (10, 10, 10)],
+)
 @pytest.mark.parametrize("frames", [(201, 61), (8,) * 24])
 def test_no_more_checkpoints_are_stored_than_a_plan_says(
     frames: tuple[int, ...], stage_steps: tuple[int, ...], every: int, workers: int

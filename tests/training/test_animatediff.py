@@ -47,6 +47,7 @@ def trainer_of(out: Path, codec: PictureCodec, frames: int, stages: int = 1) -> 
     return animatediff.new_trainer(tiny(frames, stages), codec.vae, out)
 
 
+@pytest.mark.long
 def test_latents_are_normalised_and_decode_to_what_they_were(codec: PictureCodec) -> None:
     cache = LatentCache(codec, capacity=64, pixel_frames=3)
     cache.add(64)
@@ -77,6 +78,7 @@ def test_no_step_of_its_schedule_is_idle() -> None:
     assert {a - b for a, b in itertools.pairwise(times)} == {50}
 
 
+@pytest.mark.long
 def test_pictures_leave_motion_alone(tmp_path: Path, codec: PictureCodec) -> None:
     trainer = trainer_of(tmp_path, codec, frames=1)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

@@ -108,13 +108,9 @@ def test_an_empty_clip_has_the_wrong_count(motion: str) -> None:
 
 @pytest.mark.parametrize(
     ("motion", "tempo"),
-    [
-        *itertools.product(["right", "hide"], ["slow", "quick"]),
-        *(
-            pytest.param(motion, tempo, marks=pytest.mark.long)
-            for motion, tempo in itertools.product(["left", "up", "down"], world.TEMPOS)
-        ),
-    ],
+    few(
+        itertools.product(["left", "right", "up", "down", "hide"], world.TEMPOS), ("hide", "quick")
+    ),
 )
 def test_what_leaves_may_be_missed_as_long_as_the_world_misses_it(motion: str, tempo: str) -> None:
     missed = []

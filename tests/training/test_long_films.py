@@ -108,6 +108,7 @@ def test_summaries_are_of_all_films_and_of_each_half() -> None:
     assert said["all"]["lab"]["spread"]["b"] == pytest.approx(np.mean(spreads))
 
 
+@pytest.mark.long
 def test_a_drift_that_all_films_share_is_told_from_chance() -> None:
     plan = prepare(spec_from_flags({"prompt": "a", "seconds": 4})).plan
     shown = frames(SCENE, 4)
@@ -125,6 +126,7 @@ def test_a_drift_that_all_films_share_is_told_from_chance() -> None:
     assert slope([darker[:, 0]])["interval_95"] is None
 
 
+@pytest.mark.long
 def test_films_show_their_bodies_all_the_time() -> None:
     drawn = draw_films(8, seed=1)
     assert len(drawn) == 8

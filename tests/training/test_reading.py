@@ -18,6 +18,7 @@ def mean(told: dict[str, float]) -> float:
     return sum(told.values()) / len(told)
 
 
+@pytest.mark.long
 def test_a_few_steps_tell_far_more_than_chance() -> None:
     """Chance is about a quarter."""
     tokenizer = new_tokenizer()

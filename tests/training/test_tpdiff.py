@@ -22,6 +22,7 @@ from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
 from jobs.spec_pyramid import TRAINABLE
 from jobs.units import ShotRender
+from tests.marks import few
 from tests.training.test_tpdiff_videos import write_video
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
@@ -137,7 +138,15 @@ def test_an_adapters_base_is_in_the_precision_asked_for(
 
 @pytest.mark.parametrize(
     "more",
-    [["--no-alignment"], ["--no-stage-positions"], ["--coarse", "first"], ["--precision", "bf16"]],
+    few(
+        [
+            ["--no-alignment"],
+            ["--no-stage-positions"],
+            ["--coarse", "first"],
+            ["--precision", "bf16"],
+        ],
+        ["--no-alignment"],
+    ),
 )
 def test_options_change_what_is_learned(
     model: Path, data: Path, tmp_path: Path, plain: Path, more: list[str]
@@ -151,6 +160,7 @@ def test_options_change_what_is_learned(
     )
 
 
+@pytest.mark.long
 def test_checkpointing_computes_again_and_learns_the_same(
     model: Path, data: Path, tmp_path: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +284,7 @@ def test_a_result_trained_on_does_not_touch_what_it_came_from(
     assert (model / "scheduler" / "scheduler_config.json").read_text() == before
 
 
+@pytest.mark.long
 def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Path) -> None:
     videos, _ = scan(data, 0.5)
     geometry = inspect_model(model).geometry

@@ -132,6 +132,7 @@ def test_a_first_stage_is_trained_whole(tmp_path: Path) -> None:
     assert again.films.scenes == trainer.films.scenes
 
 
+@pytest.mark.long
 def test_a_pyramid_is_trained(tmp_path: Path) -> None:
     recipe = replace(TINY, window_latent_frames=4, noise=NoiseRecipe(stages=2))
     trainer = wan.new_trainer(recipe, vae.new_vae().eval(), tmp_path)
@@ -209,6 +210,7 @@ def test_a_run_of_another_kind_is_refused(tmp_path: Path, change: dict) -> None:
         wan.new_trainer(TINY, vae.new_vae(seed=1).eval(), tmp_path).resume()
 
 
+@pytest.mark.long
 def test_a_decoder_is_sharpened_without_a_change_of_the_latents(tmp_path: Path) -> None:
     recipe = vae.VaeRecipe(batch=1, crop_px=32)
     first = vae.train(tmp_path / "first", recipe, 1)

@@ -148,7 +148,6 @@ def test_embeddings_are_the_pipelines(folder: Path) -> None:
             ("euler", "bfloat16"),
         ],
         ("ddim", "float32"),
-        ("sde-dpm++", "float32"),
     ),
 )
 def test_windows_agree_and_order_changes_no_bit(folder: Path, scheduler: str, dtype: str) -> None:
