@@ -304,8 +304,8 @@ PUBLISHED: dict[str, tuple[Case, Size]] = {
     "hunyuan video, 720p": (hunyuan_video(heads=24), (33, 90, 160)),
 }
 
-#: Of these, what ``make test`` has time for: a transformer, a UNet.
-PUBLISHED_FEW = ("wan 1.3B, 480p", "svd, 576x1024")
+#: Of these, what ``make test`` has time for.
+PUBLISHED_FEW = ("wan 1.3B, 480p", "animatediff, 512x512")
 
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.
 BESIDE_TEXT = [

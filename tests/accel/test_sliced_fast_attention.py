@@ -25,6 +25,7 @@ from jobs.units import Unit
 from tests.accel import memory_cases as memory
 from tests.accel.test_slicing import structure
 from tests.accel.test_video_transformers import TINY, Tiny
+from tests.marks import few
 
 F: Strategy = "full"
 W: Strategy = "window"
@@ -180,7 +181,7 @@ def tiles() -> Iterator[Any]:
             yield pytest.param(name, *size, marks=() if quick else pytest.mark.long)
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", few(ROWS, "windows"))
 @pytest.mark.parametrize("name, height, width, slices, dtype", tiles())
 @torch.no_grad()
 def test_a_tile_holds_what_planning_adds_up(

@@ -102,7 +102,7 @@ SLICEABLE = [
 ]
 
 
-@pytest.mark.parametrize("name", SLICEABLE)
+@pytest.mark.parametrize("name", few(SLICEABLE, "motion", "svd's decoder", "wan", "wan's decoder"))
 @torch.no_grad()
 def test_more_slices_need_less_memory(name: str) -> None:
     case = CASES[name]()

@@ -145,7 +145,7 @@ def test_an_adapters_base_is_in_the_precision_asked_for(
             ["--coarse", "first"],
             ["--precision", "bf16"],
         ],
-        ["--no-alignment"],
+        ["--coarse", "first"],
     ),
 )
 def test_options_change_what_is_learned(
