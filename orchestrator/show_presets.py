@@ -133,9 +133,10 @@ def _basis_text(report: Mapping[str, Any]) -> str:
     steps = "-".join(map(str, report["stage_steps"]))
     shots, frames = counted(len(report["pixel_frames"]), "shot"), max(report["pixel_frames"])
     loras = "".join(f" with {name} at {scale:g}" for name, scale in report["loras"])
+    decoded = f", decoded in {report['decoder_dtype']}" if "decoder_dtype" in report else ""
     return (
         f"{report['model']}{loras}, {steps} steps of {width}x{height}, {shots} of up to {frames} "
-        f"frames, {report['dtype']} on {report['device']}"
+        f"frames, {report['dtype']}{decoded} on {report['device']}"
     )
 
 

@@ -320,6 +320,7 @@ def _basis(full: Prepared, device: str) -> dict[str, Any]:
         "loras": [[Path(lora.path).name, lora.scale] for lora in plan.loras],
         "family": plan.geometry.family,
         "dtype": plan.dtype,
+        **({} if plan.decoder_dtype == "float32" else {"decoder_dtype": plan.decoder_dtype}),
         "size": [plan.width_px, plan.height_px],
         "stage_steps": list(plan.shots[0].render.stage_steps),
         "scheduler": plan.shots[0].render.scheduler,

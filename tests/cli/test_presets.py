@@ -100,7 +100,10 @@ def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     (plans / "tried-presets-gone.json").write_text(json.dumps(gone))
     said = desk.run("presets").out
     assert "gone" not in said
-    assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames" in said
+    assert f"here: {desk.model}, 8 steps of 32x32, 1 shot of up to 5 frames, float32 on" in said
+    halved = asked | {"decoder_dtype": "bfloat16"}
+    assert tried(desk, halved)["decoder_dtype"] == "bfloat16"
+    assert path.exists() and ", float32, decoded in bfloat16 on" in desk.run("presets").out
 
 
 @pytest.mark.long
