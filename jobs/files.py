@@ -129,6 +129,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Make all files of a folder, and their names, durable, where others have written them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
 def read_file(path: Path) -> bytes:
     """All bytes of a regular file; never through a link at its name.
 

@@ -275,6 +275,14 @@ def check_pyramid(name: str, config: Config, diffusion: Diffusion) -> None:
             )
 
 
+def most_stage_steps(config: Config, diffusion: Diffusion, stages: int) -> int | None:
+    """Steps that each stage of a pyramid has trained times for, where it goes through those: a
+    stage has its share of them, if not a few more."""
+    if diffusion != "variance":
+        return None
+    return int(config.get("num_train_timesteps", 1000)) // stages - 1
+
+
 def folder_scheduler(config: Config, diffusion: Diffusion) -> str | None:
     """The name of the folder's own scheduler; None if it is not supported."""
     return next((name for name, each in SCHEDULERS[diffusion].items() if _is(each, config)), None)

@@ -16,7 +16,7 @@ from jobs.families.family import encoding_bytes, rendering_bytes
 from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
-from jobs.model_scheduler import check_pyramid, choose_scheduler
+from jobs.model_scheduler import check_pyramid, choose_scheduler, most_stage_steps
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import RepeatedNoise, ShotRender
@@ -62,11 +62,27 @@ def prepare(spec: JobSpec) -> Prepared:
     except BadJob as refusal:
         raise bad_job([Problem(("scheduler",), str(refusal))], spec._places) from None
     job = with_fitted_accelerations(spec, job, model, scheduler)
-    problems = [*_family_problems(spec, model), *_window_problems(job, model)]
+    problems = [
+        *_stage_problems(job, model),
+        *_family_problems(spec, model),
+        *_window_problems(job, model),
+    ]
     if problems:
         raise bad_job(problems, spec._places)
     plan = make_plan(job, model, loras, find_images(spec))
     return Prepared(spec=spec, model=model, plan=plan)
+
+
+def _stage_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
+    steps, family = job.stage_steps, model.family
+    most = most_stage_steps(model.configs["scheduler"], family.diffusion, len(steps))
+    if len(steps) == 1 or most is None or max(steps) <= most:
+        return []
+    said = (
+        f"{max(steps)} of the {sum(steps)} steps are of one stage, of a pyramid of {len(steps)}; "
+        f"this model has trained times for {most} in each: use fewer"
+    )
+    return [Problem(("steps",), said)]
 
 
 def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:

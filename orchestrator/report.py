@@ -40,6 +40,12 @@ from workers.fidelity import compare
 from workers.seams import SeamMeter
 from workers.video import iter_frames, read_film, why_no_film
 
+#: How many shots a report shows in pictures, so that its page opens, and how large a frame is: in
+#: the film at a glance, and beside a reference.
+MOST_ROWS = 60
+GLANCE_PX = 240
+BESIDE_PX = 720
+
 #: A shot shorter than this has no slope of its colours: a small change would read as a large one.
 LEAST_SLOPE_S = 60.0
 
@@ -175,7 +181,8 @@ def _median(seams: list[dict[str, Any]]) -> float | None:
 
 
 def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter, Image | None]:
-    """Reads the film once, for all who want to see its frames."""
+    """Reads the film once, for all who want to see its frames; the picture has some of many shots,
+    evenly spread."""
     colours = ColourMeter()
 
     def watched(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -184,7 +191,8 @@ def _watch(film: Path, rows: list[Row], meters: list[Any]) -> tuple[ColourMeter,
                 meter.add(frame)
             yield frame
 
-    sheet = sheet_of(watched(iter_frames(film)), rows)
+    shown = rows[:: -(-len(rows) // MOST_ROWS)]
+    sheet = sheet_of(watched(iter_frames(film)), shown, most_px=GLANCE_PX)
     return colours, sheet
 
 
@@ -243,19 +251,17 @@ def _fidelity(
 
 
 def _worst(film: Path, reference: Path, shots: Sequence[dict[str, Any]]) -> Image | None:
-    """Of every shot that differs its farthest frame, and the one least alike: beside the
-    reference's."""
+    """Of every shot that differs, or of those that do most, its farthest frame, and the one least
+    alike: beside the reference's."""
+    differ = [n for n, shot in enumerate(shots) if shot["equal_frames"] < shot["frames"]]
+    differ.sort(key=lambda n: shots[n]["worst_psnr_db"])
     captions: dict[int, str] = {}
-    for number, shot in enumerate(shots, 1):
-        if shot["equal_frames"] == shot["frames"]:
-            continue
+    for number in sorted(differ[: MOST_ROWS // 2]):
+        shot = shots[number]
         psnr, ssim = shot["worst_psnr_frame"], shot["worst_ssim_frame"]
-        captions[ssim] = f"shot {number}, frame {ssim}: SSIM {shot['worst_ssim']:.3f}"
-        captions[psnr] = f"shot {number}, frame {psnr}: {shot['worst_psnr_db']:.1f} dB"
-    pairs: list[np.ndarray] = []
+        captions[ssim] = f"shot {number + 1}, frame {ssim}: SSIM {shot['worst_ssim']:.3f}"
+        captions[psnr] = f"shot {number + 1}, frame {psnr}: {shot['worst_psnr_db']:.1f} dB"
     both = zip(iter_frames(film), iter_frames(reference), strict=True)
-    for number, pair in enumerate(both):
-        if number in captions:
-            pairs += pair
+    pairs = (frame for number, pair in enumerate(both) if number in captions for frame in pair)
     rows = [Row(captions[at], 2 * n, 2 * n + 2) for n, at in enumerate(sorted(captions))]
-    return sheet_of(pairs, rows, columns=2)
+    return sheet_of(pairs, rows, columns=2, most_px=BESIDE_PX)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL.Image import Image
 
 from orchestrator.engagement import LETTERS
-from orchestrator.report import Pictures
+from orchestrator.report import MOST_ROWS, Pictures
 from orchestrator.sizes import gb
 from workers.parts import whole_or_absent
 from workers.seams import PLAIN_SEAM
@@ -35,6 +35,8 @@ td:first-child, th:first-child { text-align: left } tr:nth-child(odd) td { backg
 <h1>{{ title }}</h1>
 <p>{{ report.film }}: {{ "%.1f" | format(report.pixel_frames / report.fps) }} s,
 {{ report.pixel_frames }} frames.</p>
+{% if sheet and report.job and report.shots | length > most_rows %}
+<p>Some of its {{ report.shots | length }} shots, evenly spread:</p>{% endif %}
 {% if sheet %}<img src="{{ sheet }}" alt="frames of each shot">{% endif %}
 {% if report.accelerations %}
 <h2>Accelerations</h2>
@@ -54,7 +56,8 @@ PSNR {{ "%.1f" | format(report.fidelity.psnr_db) }} dB, SSIM
 <td>{{ said.worst_psnr_frame }}</td><td>{{ "%.3f" | format(said.ssim) }}</td>
 <td>{{ "%.3f" | format(said.worst_ssim) }}</td><td>{{ said.worst_ssim_frame }}</td></tr>{% endfor %}
 </table>
-{% if worst %}<p>The worst frames of each shot: the film's, then the reference's.</p>
+{% if worst %}<p>The worst frames of each shot, or of those that differ most: the film's, then the
+reference's.</p>
 <img src="{{ worst }}" alt="worst frames beside the reference">{% endif %}
 {% endif %}
 {% if report.seam_median is not none %}
@@ -151,6 +154,7 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
         parts="window" if report["job"] else "second",
         slopes=any(shot["colours"]["mean_per_minute"] for shot in report["shots"]),
         sheet=_as_source(pictures.sheet),
+        most_rows=MOST_ROWS,
         worst=_as_source(pictures.worst),
         borders=_as_source(pictures.borders),
         seams=_seam_chart(report) if report["seam_median"] is not None else None,

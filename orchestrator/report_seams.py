@@ -92,16 +92,12 @@ def border_pictures(film: Path, worst: Sequence[dict[str, Any]]) -> Image.Image 
         for n, at in enumerate(worst)
     ]
     wanted = [frame for at in worst for frame in (at["frame"] - 1, at["frame"])]
-    return sheet_of(_small(iter_frames(film), wanted), rows, columns=2)
+    frames = _in_order(iter_frames(film), wanted)
+    return sheet_of(frames, rows, columns=2, most_px=WIDTH_PX)
 
 
-def _small(frames: Iterable[np.ndarray], wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """The wanted frames in their order, no wider than a page shows them. None after is read."""
-    kept: dict[int, np.ndarray] = {}
+def _in_order(frames: Iterable[np.ndarray], wanted: Sequence[int]) -> Iterator[np.ndarray]:
+    """The wanted frames, a few, in their order. None after is read."""
     asked = set(wanted)
-    for number, frame in enumerate(islice(frames, max(asked) + 1)):
-        if number in asked:
-            picture = Image.fromarray(frame)
-            picture.thumbnail((WIDTH_PX, WIDTH_PX))
-            kept[number] = np.asarray(picture)
+    kept = {n: frame for n, frame in enumerate(islice(frames, max(asked) + 1)) if n in asked}
     return (kept[number] for number in wanted)

@@ -33,9 +33,14 @@ def contact_sheet(film: Path, rows: Sequence[Row], out: Path, *, columns: int = 
 
 
 def sheet_of(
-    frames: Iterable[np.ndarray], rows: Sequence[Row], *, columns: int = 8
+    frames: Iterable[np.ndarray],
+    rows: Sequence[Row],
+    *,
+    columns: int = 8,
+    most_px: int | None = None,
 ) -> Image.Image | None:
-    """The picture itself, of frames that are uint8 [H, W, 3]; None if there are none."""
+    """The picture itself, of frames that are uint8 [H, W, 3], each side of at most ``most_px``;
+    None if there are none."""
     wanted = {
         row.start + (2 * i + 1) * (row.stop - row.start) // (2 * columns): (number, i)
         for number, row in enumerate(rows)
@@ -45,13 +50,21 @@ def sheet_of(
     for index, frame in enumerate(frames):
         if index not in wanted:
             continue
-        height, width, _ = frame.shape
+        picture = _no_larger(frame, most_px)
+        width, height = picture.size
         if sheet is None:
             sheet = _blank(rows, columns, width, height)
         number, column = wanted[index]
         left = _MARGIN_PX + column * (width + _MARGIN_PX)
-        sheet.paste(Image.fromarray(frame), (left, _top(number, height) + _TEXT_PX))
+        sheet.paste(picture, (left, _top(number, height) + _TEXT_PX))
     return sheet
+
+
+def _no_larger(frame: np.ndarray, most_px: int | None) -> Image.Image:
+    picture = Image.fromarray(frame)
+    if most_px is not None:
+        picture.thumbnail((most_px, most_px))
+    return picture
 
 
 def _top(number: int, height: int) -> int:

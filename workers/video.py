@@ -342,8 +342,16 @@ def read_film(path: Path) -> FilmFacts:
 
 
 def iter_frames(path: Path) -> Iterator[np.ndarray]:
-    """The film's frames in order, RGB uint8 [H, W, 3]. Raises DamagedRecord."""
-    for frame in _decoded(path):
+    """The film's frames in order, RGB uint8 [H, W, 3]. Raises DamagedRecord, and BadJob for a film
+    whose frames have several sizes."""
+    size = None
+    for number, frame in enumerate(_decoded(path)):
+        now = f"{frame.width}x{frame.height}"
+        if now != (size := size or now):
+            raise BadJob(
+                f"{path} changes its size from {size} to {now} at frame {number}; convert it to "
+                "one size first"
+            )
         if frame.format.is_rgb:
             yield frame.to_ndarray(format="rgb24")
         else:

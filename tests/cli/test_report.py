@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import wave
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,6 +77,22 @@ def test_a_picture_is_no_film(desk: Desk, name: str) -> None:
 
 def test_a_film_may_have_one_frame(desk: Desk) -> None:
     assert desk.run("report", write_film(desk, "one.mp4", frames=1), "--json").code == 0
+
+
+def test_a_film_that_changes_its_size(desk: Desk) -> None:
+    """Recordings of calls do, where the connection does."""
+    with av.open(str(desk.folder / "call.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=12)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        for n in range(24):
+            still = io.BytesIO()
+            Image.new("RGB", (32 if n < 20 else 48, 32), "red").save(still, "JPEG")
+            packet = av.Packet(still.getvalue())
+            packet.stream, packet.pts, packet.dts = stream, n, n
+            packet.time_base = Fraction(1, 12)
+            container.mux(packet)
+    said = refusal(desk.run("report", "call.avi"), 2)
+    assert "changes its size from 32x32 to 48x32 at frame 20; convert it to one size" in said
 
 
 def test_other_files_are_no_films(desk: Desk) -> None:

@@ -16,11 +16,12 @@ from jobs.journal import Journal
 from jobs.units import Unit
 from orchestrator.borders import borders
 from orchestrator.engagement import engagement
-from orchestrator.report import report_file, report_job
+from orchestrator.report import _watch, report_file, report_job
 from orchestrator.report_page import page, tiles_figure
-from orchestrator.report_seams import _small, border_pictures
+from orchestrator.report_seams import _in_order, border_pictures
 from tests.orchestrator.plans import make_plan
 from tests.orchestrator.test_verify import Finished, finished
+from workers.contact_sheet import Row
 from workers.video import encode_segment
 
 pytestmark = pytest.mark.slow
@@ -119,7 +120,7 @@ def test_every_shots_worst_frames_are_shown_beside_the_references(tmp_path: Path
 def test_no_frame_is_decoded_that_no_picture_shows(tmp_path: Path) -> None:
     assert border_pictures(tmp_path / "nowhere.mp4", []) is None
     frames = (np.full((4, 4, 3), number, np.uint8) for number in range(9))
-    assert [int(frame[0, 0, 0]) for frame in _small(frames, [4, 5, 1, 2])] == [4, 5, 1, 2]
+    assert [int(frame[0, 0, 0]) for frame in _in_order(frames, [4, 5, 1, 2])] == [4, 5, 1, 2]
     assert int(next(frames)[0, 0, 0]) == 6
 
 
@@ -201,6 +202,22 @@ def test_cuts_of_any_film_are_told_and_not_counted(tmp_path: Path) -> None:
     assert "a.mp4, shot 2" in told and "/ min" not in told and "From a shot's first second" in told
     said, _ = report_file(film, None, [20 / 12])
     assert [cut["frame"] for cut in said["changes"]["cuts"]] == [45], "a border that is known"
+
+
+def test_pictures_of_a_long_film_fit_a_page(tmp_path: Path) -> None:
+    """Many shots, of frames larger than a page shows them, all unlike the reference's."""
+    levels = np.repeat(np.tile([60, 180], 16), 10).astype(np.uint8)
+    film = np.broadcast_to(levels[:, None, None, None], (320, 16, 740, 3))
+    paths = [written(tmp_path / name, film + more) for name, more in (("a.mp4", 0), ("b.mp4", 9))]
+    said, pictures = report_file(paths[0], paths[1])
+    assert len(said["shots"]) == 32
+    assert pictures.worst is not None
+    assert pictures.worst.size == (6 + 2 * 726, 6 + 30 * (16 + 16 + 6))
+    _, sheet = _watch(paths[0], [Row("a", 5 * n, 5 * n + 5) for n in range(64)], [])
+    assert sheet is not None and sheet.size == (6 + 8 * 246, 6 + 32 * (5 + 16 + 6))
+    many = said | {"job": "a", "shots": said["shots"] * 2, "fidelity": None}
+    told = page(many, pictures)
+    assert "Some of its 64 shots, evenly spread" in told
 
 
 def test_a_flash_is_no_cut(tmp_path: Path) -> None:

@@ -236,6 +236,9 @@ def test_videos_too_short_for_whole_windows_are_counted(
         (["--sample-steps", "9"], "--sample-steps would change nothing: --sample-every 0"),
         (["--sample-prompt", " ", "--sample-every", "1"], "--sample-prompt is empty"),
         (["--sample-steps", "1", "--sample-every", "1"], "is too few for 2 stages"),
+        (["--seed", "-1"], "--seed must be 0 to 4294967295, not -1"),
+        (["--out", __file__], "test_tpdiff.py is a file; give a folder"),
+        (["--pixel-frames", "5", "--stages", "4", "--fps", "6"], "lasts 2.00 s, and a clip 2.83 s"),
         (["--precision", "fp16"], "--precision fp16 needs a GPU, and there is none"),
     ],
 )

@@ -1,6 +1,7 @@
 """Folders of captioned videos: what is found, what is refused, and what is cut from them."""
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -171,9 +172,44 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadJob, match="is no folder"):
         scan(tmp_path / "missing", 1.0)
     write_video(tmp_path / "a.mp4")
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4"}')
-    with pytest.raises(BadJob, match="line 1: each line must be"):
-        scan(tmp_path, 1.0)
+    for line in ('{"text": "a sea"}', '["a.mp4", "a sea"]', "{"):
+        (tmp_path / "metadata.jsonl").write_text(line)
+        with pytest.raises(BadJob, match="line 1: each line must be"):
+            scan(tmp_path, 1.0)
+
+
+def test_a_line_without_a_caption(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", caption="a sea")
+    write_video(tmp_path / "b.mp4", caption=None)
+    rows = [{"file_name": "a.mp4"}, {"file_name": "b.mp4", "text": None}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (good,), (bad,) = scan(tmp_path, 1.0)
+    assert (good.path.name, good.caption) == ("a.mp4", "a sea"), "of the file beside it"
+    assert str(bad).endswith("b.mp4: has no caption: neither b.txt nor a line in metadata.jsonl")
+
+
+@pytest.mark.parametrize(("ending", "codec"), [(".mkv", "ffv1"), (".mov", "libx264")])
+@pytest.mark.parametrize("first", [0, 300])
+def test_a_clock_that_begins_late_and_rounds(
+    tmp_path: Path, ending: str, codec: str, first: int
+) -> None:
+    """As recorded streams have it; Matroska's times are whole thousandths of a second."""
+    path = tmp_path / f"a{ending}"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=12)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for n in range(24):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 16 + 8 * n, np.uint8))
+            frame.pts, frame.time_base = first + n, Fraction(1, 12)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    path.with_suffix(".txt").write_text("a sea")
+    (video,), _ = scan(tmp_path, 1.0)
+    assert video.seconds == pytest.approx(2.0, abs=0.01)
+    for start in (0, 7):
+        clip = read_clip(video, start / 12, 12, fps=12, size=(64, 48))
+        want = 16 + 8 * np.arange(start, start + 12)
+        assert clip.mean(axis=(1, 2, 3)) == pytest.approx(want, abs=2)
 
 
 @pytest.mark.parametrize("start", [0, 5, 17])

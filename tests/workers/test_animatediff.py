@@ -260,6 +260,7 @@ def test_a_job_is_planned_from_its_configs(folder: Path) -> None:
         ({"flow_shift": 3.0}, "flow_shift: animatediff models have no flow shift"),
         ({"text_tokens": 77}, f"text_tokens: .* always has {TEXT_TOKENS}"),
         ({"scheduler": "cogvideox-dpm"}, "scheduler: .*valid: auto, ddim, dpm"),
+        ({"pyramid": 3, "steps": 999}, "steps: .*trained times for 332 in each: use fewer"),
         ({"scheduler": "euler", "pyramid": 2}, "euler has no pyramid.*: ddim, dpm.*, unipc"),
         ({"window_latent_frames": 17}, "17 is more than this model has positions for; at most 16"),
         (

@@ -23,7 +23,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 
 from accel.pyramid import FlowPath, VariancePath, lay_stages
 from jobs.errors import BadJob
-from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid
+from jobs.model_scheduler import SCHEDULERS, VALID, check_pyramid, most_stage_steps
 from jobs.spec import SchedulerName
 from tests.workers.tiny_svd import SCHEDULER as SVD_SCHEDULER
 from workers.schedulers import KINDS, RangeStepper, build, read_scheduler_config
@@ -303,6 +303,21 @@ def test_a_stage_of_flow_matching_ends_where_it_should(name: str, stage: int) ->
 def test_more_steps_than_trained_times_are_refused() -> None:
     with pytest.raises(BadJob, match="400 steps are more than the trained times"):
         RangeStepper("dpm++", DDIM_CONFIG, (400, 1, 1), 0, diffusion="variance")
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4])
+@pytest.mark.parametrize("shape", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_as_many_steps_as_planning_allows_have_times_of_their_own(shape: str, stages: int) -> None:
+    config = DDIM_CONFIG | {"beta_schedule": shape}
+    most = most_stage_steps(config, "variance", stages)
+    assert most is not None
+    for stage in range(stages):
+        steps = [1] * stages
+        steps[stage] = most
+        stepper = RangeStepper("ddim", config, tuple(steps), stage, diffusion="variance")
+        assert len(stepper.timesteps.unique()) == most
+    with pytest.raises(BadJob, match="more than the trained times"):
+        RangeStepper("ddim", config, (most + 3, *[1] * (stages - 1)), 0, diffusion="variance")
 
 
 def test_a_job_can_name_every_scheduler() -> None:

@@ -14,7 +14,6 @@ the same --out to go on. A render of the result uses its pyramid.
 from __future__ import annotations
 
 import argparse
-import re
 import signal
 import sys
 import threading
@@ -23,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, set_seed
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,39 +41,46 @@ from rich.progress import (
     track,
 )
 
+from accel.pyramid import lay_stages
 from jobs.errors import EXIT_INTERRUPTED, BadJob, LongtakeError
-from jobs.pyramid import MOST_STAGES
 from training.tpdiff import result
-from training.tpdiff.batches import frames_in, whole_windows_s
+from training.tpdiff.batches import frames_in, shortest_s, whole_windows_s
+from training.tpdiff.options import LORA_RATE, check_options, parser
 from training.tpdiff.settings import Settings
 from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainees import load_trainee
 from training.tpdiff.trainer import Interrupted, Trainer
 from training.tpdiff.videos import Bad, Track, Video, scan
 
+#: Ways of accelerate's that leave no process with all weights.
+SPLITS_WEIGHTS = (
+    DistributedType.FSDP,
+    DistributedType.DEEPSPEED,
+    DistributedType.MEGATRON_LM,
+)
+
 #: What a frozen base is loaded in, by ``--precision``.
 BASE_DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 Found = TypeVar("Found")
 
-#: Of an adapter, which starts from nothing: ten times that of weights that know their model.
-LORA_RATE = 10 * Settings().rate
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line. Ends with one clear line on a mistake."""
-    options = _parser().parse_args(arguments)
+    options = parser(__doc__).parse_args(arguments)
     try:
         run(options)
     except LongtakeError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # a full disk, a folder that went away
+        sys.exit(f"error: {error}; what was saved last is kept")
     except (KeyboardInterrupt, Interrupted):
         print("stopped; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 
 def run(options: argparse.Namespace) -> None:
-    _check_options(options)
+    check_options(options)
     accelerator = _accelerator(options.precision, options.accumulate)
     # Standard error is for people, and one process speaks for all.
     console = Console(stderr=True, quiet=not accelerator.is_main_process, highlight=False)
@@ -113,6 +123,12 @@ def _accelerator(precision: str, accumulate: int) -> Accelerator:
         precision == "fp16" and accelerator.device.type == "cpu"
     ):  # accelerate would train in float32
         raise BadJob("--precision fp16 needs a GPU, and there is none; say bf16, or no")
+    kind = accelerator.distributed_type
+    if kind in SPLITS_WEIGHTS:  # the main process alone could not write them
+        raise BadJob(
+            f"accelerate is set to {kind.value}, which splits weights over devices; here each has "
+            "all of them: accelerate launch --multi_gpu -m training.tpdiff ..."
+        )
     return accelerator
 
 
@@ -203,44 +219,6 @@ def _settings(options: argparse.Namespace, trainee: Trainee) -> Settings:
     return settings
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    """Numbers that cannot be, before anything loads. Raises BadJob."""
-    least = {"steps": 1, "batch": 1, "accumulate": 1, "fps": 1, "pixel_frames": 1, "lora_rank": 0,
-             "warmup_steps": 0, "save_every": 1, "sample_every": 0, "sample_steps": 1}  # fmt: skip
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise BadJob(f"--{name.replace('_', '-')} must be {low} or more, not {value}")
-    for name in ("dropped_captions", "starts"):
-        if not 0 <= (getattr(options, name) or 0) <= 1:
-            raise BadJob(f"--{name.replace('_', '-')} is a share: 0 to 1")
-    if options.rate is not None and not options.rate > 0:
-        raise BadJob(f"--rate must be more than 0, not {options.rate}")
-    if not all(prompt.strip() for prompt in options.sample_prompts):
-        raise BadJob("--sample-prompt is empty; say what the picture shows")
-    _check_effect(options)
-
-
-def _check_effect(options: argparse.Namespace) -> None:
-    """Options that would change nothing beside the others. Raises BadJob."""
-    pictures = "--sample-every 0 draws no pictures; say how often, such as --sample-every 500"
-    plain = "--stages 1 is no pyramid; say more stages"
-    idle = {
-        "--merge": options.merge and not options.lora_rank,
-        "--coarse": options.coarse != Settings().coarse and options.stages == 1,
-        "--step-shares": options.step_shares is not None and options.stages == 1,
-        "--no-stage-positions": not options.stage_positions and options.stages == 1,
-        "--sample-prompt": options.sample_prompts and not options.sample_every,
-        "--sample-steps": options.sample_steps is not None and not options.sample_every,
-    }
-    why = {"--merge": "all weights are trained, and written whole; say --lora-rank"}
-    why |= dict.fromkeys(("--coarse", "--step-shares", "--no-stage-positions"), plain)
-    why |= dict.fromkeys(("--sample-prompt", "--sample-steps"), pictures)
-    for name, is_idle in idle.items():
-        if is_idle:
-            raise BadJob(f"{name} would change nothing: {why[name]}, or remove it")
-
-
 def _check(settings: Settings, multiple: int, scale: int) -> None:
     if any(side % multiple for side in settings.size):
         said = "x".join(map(str, settings.size))
@@ -274,7 +252,8 @@ def _videos(
     show: Track,
 ) -> list[Video]:
     """The videos to train on; bad ones are named, and skipped only if the person said so."""
-    least_s = settings.pixel_frames / settings.fps
+    stages = lay_stages(trainee.path, settings.stages, settings.coarse)
+    least_s = shortest_s(settings, trainee.info.geometry, stages)
     look = partial(scan, options.data, least_s, show, trainee.too_long)
     good, bad = _by_main(accelerator, look)
     if bad and options.bad_data == "refuse":
@@ -320,75 +299,6 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.description}"), *columns, TextColumn("{task.fields[loss]}"),
         console=console, disable=console.quiet,
     )  # fmt: skip
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training.tpdiff",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # fmt: off
-    add, base = parser.add_argument, Settings()
-    add("--model", required=True, help="a diffusers folder, a Hugging Face id, or demo")
-    add("--data", type=Path, required=True,
-        help="a folder of videos and captions: of sea.mp4 in sea.txt, or in metadata.jsonl")
-    add("--out", type=Path, required=True, help="where state, pictures and the result go")
-    add("--bad-data", choices=("refuse", "skip"), default="refuse",
-        help="videos that cannot be trained on, and those found damaged later (refuse)")
-    add("--stages", type=int, choices=range(1, MOST_STAGES + 1), default=base.stages,
-        help=f"of the pyramid, each of twice the frame rate of the one before ({base.stages})")
-    add("--step-shares", type=_shares, help="of a render's steps, such as 2-1-1; even if not said")
-    add("--no-alignment", dest="alignment", action="store_false",
-        help="clips get any noise of their batch, not the one that is nearest on the whole")
-    add("--coarse", choices=("mean", "first"), default=base.coarse,
-        help=f"what a coarse stage's frames show of those that they stand for ({base.coarse})")
-    add("--no-stage-positions", dest="stage_positions", action="store_false",
-        help="rotary positions count a stage's own frames, not those of the clip")
-    add("--pixel-frames", type=int, help="of a clip; as the model's window if not said")
-    add("--fps", type=int, help="frames a second that clips are read at; as the model's")
-    add("--size", type=_size, help="such as 832x480; as the model's")
-    add("--starts", type=float, help=f"share of windows that start a shot ({base.starts})")
-    add("--steps", type=int, default=base.steps, help=f"of the optimiser ({base.steps})")
-    add("--batch", type=int, default=base.batch,
-        help=f"clips at a time on each device ({base.batch}); alignment needs several")
-    add("--accumulate", type=int, default=base.accumulate,
-        help=f"such batches for a step ({base.accumulate})")
-    add("--rate", type=float,
-        help=f"of learning ({base.rate:g}; of an adapter {LORA_RATE:g})")
-    add("--warmup-steps", type=int, default=base.warmup_steps,
-        help=f"until the rate is reached ({base.warmup_steps})")
-    add("--dropped-captions", type=float, default=base.dropped_captions,
-        help=f"share of clips that are shown without theirs ({base.dropped_captions})")
-    add("--lora-rank", type=int, default=base.lora_rank,
-        help=f"of an adapter; 0: all weights are trained ({base.lora_rank})")
-    add("--merge", action="store_true", help="write a whole model with the adapter in it as well")
-    add("--precision", choices=("no", "fp16", "bf16"), default=base.precision,
-        help=f"to compute in; no: float32 ({base.precision})")
-    add("--checkpointing", action="store_true", help="less memory for more time")
-    add("--save-every", type=int, default=base.save_every,
-        help=f"steps; the last state is kept ({base.save_every})")
-    add("--sample-every", type=int, default=base.sample_every,
-        help=f"steps; 0: no pictures ({base.sample_every})")
-    add("--sample-steps", type=int, help=f"of a picture's render ({base.sample_steps})")
-    add("--sample-prompt", dest="sample_prompts", action="append", default=[], metavar="PROMPT",
-        help="what a picture shows, again for more; the first captions if not said")
-    add("--seed", type=int, default=base.seed, help=f"of clips and noise ({base.seed})")
-    # fmt: on
-    return parser
-
-
-def _shares(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"[0-9]{1,3}(-[0-9]{1,3})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shares; write them such as 2-1-1")
-    return tuple(int(share) for share in text.split("-"))
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text.lower()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it such as 832x480")
-    width, height = text.lower().split("x")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -132,3 +132,11 @@ def whole_windows_s(
     frames = geometry.latent_frames(settings.pixel_frames)
     every = (pixels_of(stage, frames, geometry, starts=starts) for stage in stages)
     return [pixels / settings.fps for pixels in every]
+
+
+def shortest_s(settings: Settings, geometry: ModelGeometry, stages: Sequence[Stage]) -> float:
+    """Seconds that a video must last to be trained on: for a clip, and for one frame of each stage,
+    wherever its window begins; a coarse one may stand for more than the clip has."""
+    starts = geometry.first_alone and settings.starts >= 1
+    one = (pixels_of(stage, 1, geometry, starts=starts) for stage in stages)
+    return max(settings.pixel_frames, *one) / settings.fps

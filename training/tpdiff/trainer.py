@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from accel.pyramid import lay_stages
 from jobs.errors import BadJob
+from jobs.files import replace_file, sync_files, sync_folder
 from jobs.pyramid import split_steps
 from training.stages import draw_pair, draw_times, noisy
 from training.tpdiff.batches import MicroBatch, MicroBatches, refuse
@@ -122,10 +123,10 @@ class Trainer:
         # A state is whole when all processes have written theirs.
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            new = self.out / f"{SETTINGS}.new"
+            sync_files(state)
             said = {"step": self.step, "settings": asdict(self.settings), "origin": self.origin}
-            new.write_text(json.dumps(said))
-            new.replace(self.out / SETTINGS)
+            replace_file(self.out / SETTINGS, json.dumps(said))
+            sync_folder(self.out)
             for other in state.parent.iterdir():
                 if other != state:
                     shutil.rmtree(other)

@@ -23,6 +23,10 @@ Check = Callable[[str], str]
 VIDEO_ENDINGS = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".gif")
 METADATA = "metadata.jsonl"
 
+#: Containers round a frame's time, to a thousandth of a second in Matroska and WebM; a frame that
+#: comes so much late is still in time. Of 120 frames a second it is a quarter of one.
+LATE_S = 0.002
+
 #: Goes through items, and shows how far it is in what it is told they are.
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 
@@ -38,6 +42,7 @@ class Video:
     path: Path
     caption: str
     seconds: float
+    first_s: float = 0.0  # when its first frame is shown, by its own clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +96,8 @@ def _not_there(path: Path, line: int) -> Bad:
     return Bad(path, f"is no video there, but line {line} of {METADATA} names it")
 
 
-def _metadata(folder: Path) -> dict[str, tuple[int, str]]:
-    """Of each file that it names its line, counted from 1, and caption."""
+def _metadata(folder: Path) -> dict[str, tuple[int, str | None]]:
+    """Of each file that it names its line, counted from 1, and caption, if it has one."""
     path = folder / METADATA
     if not path.is_file():
         return {}
@@ -102,7 +107,8 @@ def _metadata(folder: Path) -> dict[str, tuple[int, str]]:
         try:
             row = json.loads(line.decode("utf-8-sig"))
             name = PurePosixPath(str(row["file_name"])).as_posix()
-            told[name] = (number, row["text"].strip())
+            text = row.get("text")
+            told[name] = (number, text.strip() if isinstance(text, str) else None)
         except UnicodeDecodeError as error:
             wrong = f"byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             raise BadJob(f"{path}, line {number}: {wrong}") from None
@@ -125,18 +131,20 @@ def _look(path: Path, caption: str | None, least_s: float, check_caption: Check)
     if wrong := check_caption(caption):
         return Bad(path, f"its caption {wrong}")
     try:
-        seconds = _seconds(path)
+        first_s, seconds = _span(path)
     except (av.FFmpegError, OSError, ValueError) as error:
         return Bad(path, f"cannot be read: {error}")
     if seconds < least_s:
         return Bad(path, f"lasts {seconds:.2f} s, and a clip {least_s:.2f} s")
-    return Video(path, caption, seconds)
+    return Video(path, caption, seconds, first_s)
 
 
-def _seconds(path: Path) -> float:
-    """How long a video's frames last, by the time of its last packet: those are what is there,
-    where a header may promise more. Only the first frame is decoded: decoding all takes minutes an
-    hour of film. Raises av.FFmpegError, OSError or ValueError if it cannot be read."""
+def _span(path: Path) -> tuple[float, float]:
+    """When a video's first frame is shown, by its own clock, and how long its frames last, by the
+    times of its packets: those are what is there, where a header may promise more. Only the first
+    frame is decoded: decoding all takes minutes an hour of film. Raises av.FFmpegError, OSError or
+    ValueError if it cannot be read."""
+    first: float | None = None
     last, seen = 0.0, False
     with av.open(str(path)) as container:
         if not container.streams.video:
@@ -145,26 +153,33 @@ def _seconds(path: Path) -> float:
         step = 1 / float(stream.average_rate or 24)
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                raise ValueError(f"it is torn after {last:.2f} s")
+                raise ValueError(f"it is torn after {last - (first or 0.0):.2f} s")
             if not seen:
                 seen = bool(packet.decode())
             if packet.size and not packet.is_discard:  # the last one is empty
-                time = packet.dts if packet.pts is None else packet.pts
-                last = last + step if time is None else max(last, float(time * packet.time_base))
-    if not seen:
+                time_s = _shown_from(packet, 0.0 if first is None else last + step)
+                # Frames that are shown first may come later.
+                first = time_s if first is None else min(first, time_s)
+                last = max(last, time_s)
+    if not seen or first is None:
         raise ValueError("it has no frames")
-    return last + step
+    return first, last - first + step
+
+
+def _shown_from(packet: av.Packet, otherwise: float) -> float:
+    time = packet.dts if packet.pts is None else packet.pts
+    return otherwise if time is None else float(time * packet.time_base)
 
 
 def read_clip(
     video: Video, start_s: float, pixel_frames: int, fps: float, size: tuple[int, int]
 ) -> np.ndarray:
-    """Frames FHWC, RGB uint8, at ``fps`` from ``start_s`` on: of the video's own frames the one
-    that is shown at each time, scaled to cover ``size`` (width, height) and cut to its middle.
-    Raises Damaged where it cannot be read."""
+    """Frames FHWC, RGB uint8, at ``fps``, from ``start_s`` after the first frame on: of the video's
+    own frames the one that is shown at each time, scaled to cover ``size`` (width, height) and cut
+    to its middle. Raises Damaged where it cannot be read."""
     times = [start_s + n / fps for n in range(pixel_frames)]
     try:
-        frames = _shown_at(times, _pictures(video.path, start_s), size)
+        frames = _shown_at(times, _pictures(video, start_s), size)
     except (av.FFmpegError, OSError, ValueError) as error:
         raise Damaged(
             video.path,
@@ -180,7 +195,9 @@ def _shown_at(
     shown: np.ndarray | None = None
     for time_s, picture in pictures:
         # A frame is shown until the next one comes.
-        while len(frames) < len(times) and shown is not None and times[len(frames)] < time_s - 1e-4:
+        while (
+            len(frames) < len(times) and shown is not None and times[len(frames)] < time_s - LATE_S
+        ):
             frames.append(shown)
         if len(frames) == len(times):
             break
@@ -190,17 +207,18 @@ def _shown_at(
     return frames + [shown] * (len(times) - len(frames))
 
 
-def _pictures(path: Path, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Time and picture of each frame, from the last key frame before ``start_s`` on."""
-    with av.open(str(path)) as container:
+def _pictures(video: Video, start_s: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Seconds after the first frame, and picture, of each frame, from the last key frame before
+    ``start_s`` on."""
+    with av.open(str(video.path)) as container:
         if not container.streams.video:
             raise ValueError("it has no picture")
         stream = container.streams.video[0]
         if start_s > 0 and stream.time_base is not None:
-            container.seek(int(start_s / stream.time_base), stream=stream)
+            container.seek(int((video.first_s + start_s) / stream.time_base), stream=stream)
         rate = float(stream.average_rate or 24)
         for number, frame in enumerate(container.decode(stream)):
-            yield (number / rate if frame.time is None else float(frame.time)), frame
+            yield (number / rate if frame.time is None else frame.time - video.first_s), frame
 
 
 def _cover(picture: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
