@@ -225,7 +225,11 @@ def _memory(folder: JobFolder, plan: Plan) -> dict[str, Any]:
         told = [row["peak_bytes"] for row in inspect_job.log_rows(log) if "peak_bytes" in row]
         if told:
             peaks[log.stem] = max(told)
-    planned = {"model_bytes": plan.model_bytes, "tile_bytes": plan.tile_bytes}
+    planned = {
+        "encoding_bytes": plan.encoding_bytes,
+        "model_bytes": plan.model_bytes,
+        "tile_bytes": plan.tile_bytes,
+    }
     return {"planned": planned, "workers": peaks}
 
 

@@ -126,12 +126,14 @@ colour is that of what more of them did.</p>
 {% if report.memory.workers %}
 <h2>Memory</h2>
 <p>Planned for each worker: {{ report.memory.planned.model_bytes | gb }} for weights,
-{{ report.memory.planned.tile_bytes | gb }} for the window that it works on. On a GPU,
-'held' counts only these two. On a processor it counts all that the process took once it had
+{{ report.memory.planned.tile_bytes | gb }} for the window that it works on;
+{% if report.memory.planned.encoding_bytes %}before that,
+{{ report.memory.planned.encoding_bytes | gb }} for one that reads the prompts. {% endif %}On a GPU,
+'held' counts only these. On a processor it counts all that the process took once it had
 started, with what libraries need while they work: often more than was planned.</p>
 <table><tr><th>worker</th><th>held at most</th><th>planned</th></tr>
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
-<td>{{ peak | gb }}</td><td>{{ planned | gb }}</td></tr>{% endfor %}
+<td>{{ peak | gb }}</td><td>{{ planned[worker] | gb }}</td></tr>{% endfor %}
 </table>
 {% endif %}
 </body></html>
@@ -162,8 +164,17 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
         colours=_colour_chart(report),
         fidelity=_fidelity_chart(report) if report["fidelity"] else None,
         tiles=_drawn(tiles_figure(report["tiles"])) if report["tiles"] else None,
-        planned=sum(report["memory"].get("planned", {}).values()),
+        planned={
+            worker: _planned(report, worker) for worker in report["memory"].get("workers", ())
+        },
     )
+
+
+def _planned(report: Mapping[str, Any], worker: str) -> int:
+    """Bytes that a worker was to hold at most: encoders only where it has read prompts."""
+    planned, did = report["memory"]["planned"], report["time"]["workers"].get(worker, {})
+    rendering = planned["model_bytes"] + planned["tile_bytes"]
+    return int(max(rendering, planned["encoding_bytes"] if "encode" in did else 0))
 
 
 def _db(value: float | None) -> str:

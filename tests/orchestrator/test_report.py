@@ -126,19 +126,21 @@ def test_no_frame_is_decoded_that_no_picture_shows(tmp_path: Path) -> None:
 
 def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
     job = finished(tmp_path)
-    plan = replace(job.plan, model_bytes=2**27, tile_bytes=2**26)
+    plan = replace(job.plan, model_bytes=2**27, tile_bytes=2**26, encoding_bytes=2**28)
     job = Finished(tmp_path / "planned", plan, job.frames)
     assert "<h2>Memory</h2>" not in page(*report_job(job.folder, None))
     for worker, peak in (("w1", 900), ("w1", 2**27), ("w2", 2**26)):
         log(job, worker, kind="step", shot=0, elapsed_s=1.0, peak_bytes=peak)
+    log(job, "w1", kind="encode", shot=0, elapsed_s=1.0, peak_bytes=800)
     log(job, "w0", kind="step", shot=0, elapsed_s=1.0)  # by a version that did not measure it
     said, pictures = report_job(job.folder, None)
-    planned = {"model_bytes": 2**27, "tile_bytes": 2**26}
+    planned = {"encoding_bytes": 2**28, "model_bytes": 2**27, "tile_bytes": 2**26}
     assert said["memory"] == {"planned": planned, "workers": {"w1": 2**27, "w2": 2**26}}
     told = page(said, pictures)
     assert "Planned for each worker: 0.134 GB for weights,\n0.0671 GB for the window" in told
-    for worker, held in (("w1", "0.134"), ("w2", "0.0671")):
-        assert f"<td>{worker}</td>\n<td>{held} GB</td><td>0.201 GB</td>" in told
+    assert "0.268 GB for one that reads the prompts" in told
+    for worker, held, most in (("w1", "0.134", "0.268"), ("w2", "0.0671", "0.201")):
+        assert f"<td>{worker}</td>\n<td>{held} GB</td><td>{most} GB</td>" in told
 
 
 def test_any_film_has_a_report(tmp_path: Path) -> None:
