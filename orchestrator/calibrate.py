@@ -14,14 +14,18 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jobs.accelerations import Rehash, Slicing
 from jobs.attention_plan import STRATEGIES, AttentionPlan, strategy_shares
 from jobs.calibration import usual_folder
-from jobs.errors import BadJob
+from jobs.errors import BadJob, CannotRunHere
 from jobs.rehash_profile import Similarity, key_steps
 from jobs.units import ShotRender
+from orchestrator.placement import fits
 from orchestrator.plan import ShotPlan
-from orchestrator.prepare import Prepared
+from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import clock
+from orchestrator.room import check_room, told_to_make_it_smaller
+from orchestrator.sizes import gb
 from workers.parts import whole_or_absent
 
 
@@ -43,10 +47,11 @@ def calibrate(
         if at.layer == at.layers - 1:
             say(f"{where}: loss {at.loss:.4f}{pace.left(number)}")
 
-    found = find_plans(
-        given.family, prepared.plan.model_identity, given.shots, delta=delta, folder=folder,
-        window_latent_frames=given.window_latent_frames, progress=told,
-    )  # fmt: skip
+    with told_to_make_it_smaller("the calibration", given.device):
+        found = find_plans(
+            given.family, prepared.plan.model_identity, given.shots, delta=delta, folder=folder,
+            window_latent_frames=given.window_latent_frames, slicing=given.slicing, progress=told,
+        )  # fmt: skip
     plans = [plan for plan, _ in found]
     report = {"folder": str(folder), "layers": plans[0].layers} | _holds_for(prepared)
     each = [
@@ -67,6 +72,7 @@ def find_key_steps(
     ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
     is kept: the same call goes on after an interruption. Raises BadJob."""
     given, folder = _given(prepared, "rehash", device), folder or usual_folder()
+    _check_host_memory(prepared)
     from workers.profiling import find_profiles
 
     stage_steps = given.shots[0].stage_steps
@@ -81,10 +87,11 @@ def find_key_steps(
         pace.begin(number, where)
         say(where + pace.left(number))
 
-    found = find_profiles(
-        given.family, prepared.plan.model_identity, given.shots, folder=folder,
-        window_latent_frames=given.window_latent_frames, progress=told,
-    )  # fmt: skip
+    with told_to_make_it_smaller("the calibration", given.device):
+        found = find_profiles(
+            given.family, prepared.plan.model_identity, given.shots, folder=folder,
+            window_latent_frames=given.window_latent_frames, slicing=given.slicing, progress=told,
+        )  # fmt: skip
     keys = [list(key_steps(similarity, threshold)) for similarity in found]
     report = {"folder": str(folder), "threshold": threshold} | _holds_for(prepared)
     return report | {"key_steps": keys}, found
@@ -136,13 +143,18 @@ class _Given:
     family: Any
     shots: list[ShotRender]
     window_latent_frames: int
+    slicing: Slicing | None
+    device: str
 
 
 def _given(prepared: Prepared, technique: str, device: str) -> _Given:
-    """The job's longest shots: what is found holds for shorter windows, too."""
+    """The job's longest shots: what is found holds for shorter windows, too. Of those the ones that
+    the first has a calibration in common with, which is the one that planning looks for. Raises
+    BadJob, CannotRunHere."""
     from workers.quiet import quiet_libraries
 
     quiet_libraries()  # first: all else of ``workers`` here imports the models
+    from workers.calibration import shot_keys
     from workers.devices import device_of
     from workers.families import open_family
     from workers.machine import choose_kernels
@@ -155,10 +167,12 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
             f"{known.name} models do not take {technique} yet. For them can be found: "
             f"{found or 'nothing'}"
         )
+    device = device_of(device)
+    check_room(plan, device, "a calibration")
     window = max(shot.stages[-1].windows[0].stop for shot in plan.shots)
     longest = max(_window_lengths(shot) for shot in plan.shots)
     family = open_family(
-        known.name, str(prepared.model.folder), plan.dtype, device_of(device),
+        known.name, str(prepared.model.folder), plan.dtype, device,
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
     # What is found on a first window's noise holds for any.
@@ -167,7 +181,25 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
         for shot in plan.shots
         if _window_lengths(shot) == longest
     ]
-    return _Given(family, shots, window)
+    keys = [shot_keys(family, plan.model_identity, shot, window) for shot in shots]
+    alike = [shot for shot, key in zip(shots, keys, strict=True) if key == keys[0]]
+    return _Given(family, alike, window, plan.accelerations.slicing, device)
+
+
+def _check_host_memory(prepared: Prepared) -> None:
+    """A profile holds what rehash keeps of every step at once. Raises CannotRunHere."""
+    from workers.machine import free_bytes
+
+    asked = prepared.spec.accelerations.model_copy(update={"rehash": Rehash(every=2)})
+    kept = prepare(prepared.spec.model_copy(update={"accelerations": asked})).plan.kept_bytes
+    steps = max(prepared.plan.shots[0].render.stage_steps)
+    free, needed = free_bytes("cpu"), steps * kept
+    if not fits(free, needed):
+        raise CannotRunHere(
+            f"a profile holds the features of {steps} steps at once, about {gb(needed)} of this "
+            f"machine's memory, which has {gb(free)} free; make the film smaller (--size, or "
+            "window_latent_frames in a job file), or calibrate where there is more memory"
+        )
 
 
 def _window_lengths(shot: ShotPlan) -> list[int]:
@@ -247,6 +279,9 @@ def as_text(report: dict[str, Any]) -> str:
             f"{columns} tokens (frames, rows, columns)"
         )
         lines += [f"  {name}: {share:.0%}" for name, share in stage["shares"].items()]
+    if all(stage["shares"].get("full") == 1.0 for stage in stages):
+        nothing = "nothing can be left out at this delta: try a larger --delta, or more steps"
+        return "\n".join([*lines, nothing])
     where = "" if usual else f"plans: {report['folder']}"
     use = f"use it: accelerations: {{fast_attention: {{{where}}}}} {holds}"
     return "\n".join([*lines, use])

@@ -47,6 +47,7 @@ from orchestrator.cli_options import (
 )
 from orchestrator.export import check_file
 from orchestrator.prepare import Prepared, prepare
+from orchestrator.room import lossless
 from orchestrator.sample_job import sample_job
 
 
@@ -134,7 +135,6 @@ def calibrate_command(
     can leave out; with it: which steps `rehash` can reuse. It is tried on the job's shots, or on a
     shot for each --prompt, and holds for films of that size and number of steps. Interrupted, the
     same command goes on."""
-    from jobs.accelerations import Accelerations
     from jobs.calibration import found_in, usual_folder
     from orchestrator.calibrate import as_text, calibrate, draw, draw_similarity, find_key_steps
 
@@ -150,7 +150,7 @@ def calibrate_command(
     if spec.pyramid_first_stage == "whole":
         said = "what is calibrated is calibrated on windows; say pyramid_first_stage: windows"
         raise bad_job([Problem(("pyramid_first_stage",), said)], spec._places)
-    plain = {"accelerations": Accelerations(), "preset": "exact"}
+    plain = {"accelerations": lossless(spec), "preset": "exact"}
     prepared = prepare(spec.model_copy(update=plain))
     folder = plans or _own_folder(spec, rehash is not None) or usual_folder()
     say, before = partial(print, file=sys.stderr), found_in(folder)

@@ -22,19 +22,18 @@ from PIL.Image import Image
 from jobs.accelerations import Accelerations
 from jobs.arrays import Bundle
 from jobs.calibration import usual_folder
-from jobs.errors import BadJob, CannotRunHere, UnitError
+from jobs.errors import BadJob, UnitError
 from jobs.files import replace_file
 from jobs.presets import PRESETS
 from jobs.spec import JobSpec, Output, Shot
 from jobs.units import Unit
 from orchestrator.engagement import proofs
 from orchestrator.here import frames_of, in_order, render_units, worker_setup
-from orchestrator.placement import fits
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import clock
+from orchestrator.room import check_room, lossless
 from orchestrator.sample_job import window_pixel_frames
-from orchestrator.sizes import gb
 
 #: More shots say little more, and take longer.
 MOST_SHOTS = 4
@@ -67,11 +66,11 @@ def try_presets(
 
     quiet_libraries()
     device = device_of(device)
-    whole = prepare(spec.model_copy(update=_settings("exact", _lossless(spec))))
+    whole = prepare(spec.model_copy(update=_settings("exact", lossless(spec))))
     for said in whole.plan.warnings:
         say(f"warning: {said}")
     jobs, refused = _prepared(_windows_of(spec, whole))
-    _check_memory(jobs["exact"].plan, device)
+    check_room(jobs["exact"].plan, device, "the full render")
     trial, full, rows = _Trial(jobs, device, say, stills), jobs["exact"], list[dict[str, Any]]()
 
     def report() -> dict[str, Any]:
@@ -174,33 +173,15 @@ def _prepared(spec: JobSpec) -> tuple[dict[str, Prepared], dict[str, str]]:
 
 def _variants(spec: JobSpec) -> Iterator[tuple[str, JobSpec]]:
     """The job with each preset, and as it is where it asks for something else."""
-    lossless = _lossless(spec)
+    own = lossless(spec)
     for name in PRESETS:
-        yield name, spec.model_copy(update=_settings(name, lossless))
-    if spec.accelerations != lossless:
+        yield name, spec.model_copy(update=_settings(name, own))
+    if spec.accelerations != own:
         yield OWN, spec
 
 
 def _settings(preset: str, own: Accelerations) -> dict[str, Any]:
     return {"preset": preset, "accelerations": own}
-
-
-def _lossless(spec: JobSpec) -> Accelerations:
-    """What a job asks for so that it fits: that stays."""
-    return Accelerations(slicing=spec.accelerations.slicing)
-
-
-def _check_memory(plan: Plan, device: str) -> None:
-    """Before a weight loads. Raises CannotRunHere with what is missing."""
-    from workers.machine import free_bytes
-
-    free, needed = free_bytes(device), plan.peak_bytes
-    if not fits(free, needed):
-        raise CannotRunHere(
-            f"the full render needs about {gb(needed)}, {device} has {gb(free)} free: "
-            f"{gb(needed - free)} short; make it smaller (--size), cut it into slices "
-            "(accelerations: slicing in a job file), or try it where there is more memory"
-        )
 
 
 def _encoded(full: Prepared, device: str) -> dict[Unit, Bundle]:

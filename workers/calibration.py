@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,16 @@ import torch
 
 from accel.attention_search import Found, Progress, Search, SearchFile, search
 from accel.handle import Branch
+from accel.slicing import apply as apply_slicing
 from accel.video_transformers import video_transformer
 from accel.windowed import window_of
+from jobs.accelerations import Slicing
 from jobs.attention_plan import AttentionPlan, Extent, save
 from jobs.calibration import CalibrationKey, calibration_keys
 from jobs.errors import BadJob
 from jobs.pyramid import parents, window_frames
-from jobs.units import ShotRender
+from jobs.units import ShotRender, Unit
+from workers.blame import check_finite
 from workers.families.family import ModelFamily, stepper_of
 from workers.schedulers import build
 from workers.stepping import StageSteps
@@ -50,7 +53,10 @@ class CalibrationSample:
         return self._at.predict(self._step, self.latents, self._embeddings, branch)
 
     def advance(self, prediction: torch.Tensor) -> None:
-        """Let the scheduler take the step, and go on to the next stage after a stage's last."""
+        """Let the scheduler take the step, and go on to the next stage after a stage's last. Raises
+        UnitError for a prediction that is no number: nothing can be found by it."""
+        unit = Unit("step", 0, stage=self._at.stage, step=self._step)
+        check_finite(prediction, "the model's prediction", unit, self._family.dtype)
         frames = (0, self._frames[self._at.stage])
         self.latents, self._history = self._at.settle(
             self._step, frames, prediction, self.latents, self._history
@@ -137,6 +143,19 @@ def prompts_of(shots: Sequence[ShotRender]) -> list[list[Any]]:
     return [[shot.prompt, shot.negative_prompt, shot.seed, *shot.guidance] for shot in shots]
 
 
+@contextmanager
+def sliced(family: ModelFamily, slicing: Slicing | None) -> Iterator[None]:
+    """Its denoiser in slices meanwhile: the same numbers in less memory."""
+    if slicing is None:
+        yield
+        return
+    handle = apply_slicing(family.denoiser, slicing)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def find_plans(
     family: ModelFamily,
     model: str,
@@ -146,32 +165,34 @@ def find_plans(
     folder: Path,
     window_latent_frames: int | None = None,
     share: float = 1 / 8,
+    slicing: Slicing | None = None,
     progress: Callable[[int, Progress], None] = lambda stage, progress: None,
 ) -> list[tuple[AttentionPlan, Found]]:
     """Search a plan for each stage of ``shots``, on the first window of each, and save it in
     ``folder``. A stage goes on from what the one before it made by its plan.
 
     ``window_latent_frames``: how long windows are; None: as long as the stage. ``share``: of the
-    tokens that a window of attention holds. Every finished step is on file there: the same call
-    goes on after an interruption. Raises BadJob for shots that no single plan is for.
+    tokens that a window of attention holds. ``slicing`` changes nothing that is found. Every
+    finished step is on file there: the same call goes on after an interruption. Raises BadJob for
+    shots that no single plan is for, UnitError for a model whose predictions are no numbers.
     """
     keys = common_keys(family, model, shots, window_latent_frames)
     samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
     prompts = prompts_of(shots)
     every: list[tuple[AttentionPlan, Found]] = []
-    for key in keys:
-        window = window_of(token_grid(family, samples[0]), share)
-        settings = Search(steps=key.steps, window=window, delta=delta, guided=key.guided)
-        before = [plan.rows for plan, _ in every]
-        how = {
-            "key": asdict(key), "settings": asdict(settings), "prompts": prompts, "before": before,
-        }  # fmt: skip
-        digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
-        file = SearchFile(folder / f"search-{digest[:24]}.json", how)
-        plan, found = search(
-            family.denoiser, samples, settings,
-            found=file.read(), finished=file.write, progress=partial(progress, key.stage),
-        )  # fmt: skip
-        save(folder, key, plan, {"delta": delta, "prompts": prompts, "losses": found.losses})
-        every.append((plan, found))
+    with sliced(family, slicing):
+        for key in keys:
+            window = window_of(token_grid(family, samples[0]), share)
+            settings = Search(steps=key.steps, window=window, delta=delta, guided=key.guided)
+            before = [plan.rows for plan, _ in every]
+            how = {"key": asdict(key), "settings": asdict(settings), "prompts": prompts,
+                   "before": before}  # fmt: skip
+            digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
+            file = SearchFile(folder / f"search-{digest[:24]}.json", how)
+            plan, found = search(
+                family.denoiser, samples, settings,
+                found=file.read(), finished=file.write, progress=partial(progress, key.stage),
+            )  # fmt: skip
+            save(folder, key, plan, {"delta": delta, "prompts": prompts, "losses": found.losses})
+            every.append((plan, found))
     return every

@@ -11,7 +11,8 @@ import binascii
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 
 from accel import rehash
 from accel.handle import TileStep
-from jobs.accelerations import Rehash
+from jobs.accelerations import Rehash, Slicing
 from jobs.arrays import decode_bundle, encode_bundle
 from jobs.calibration import CalibrationKey
 from jobs.errors import BadJob, DamagedRecord
@@ -30,7 +31,7 @@ from jobs.files import replace_file
 from jobs.rehash_profile import Similarity, save
 from jobs.units import ShotRender, Unit
 from workers.bundles import to_bundle, to_tensor
-from workers.calibration import CalibrationSample, common_keys, prompts_of
+from workers.calibration import CalibrationSample, common_keys, prompts_of, sliced
 from workers.families.family import ModelFamily
 
 FORMAT = 1
@@ -46,21 +47,24 @@ def find_profiles(
     *,
     folder: Path,
     window_latent_frames: int | None = None,
+    slicing: Slicing | None = None,
     progress: Callable[[int, int, int], None] = lambda stage, sample, step: None,
 ) -> list[Similarity]:
     """How alike the features are that Step Rehash would reuse, [steps, steps] for each stage: the
     mean over the first windows of ``shots`` and their guidance branches. Saved in ``folder``, and
     what each shot has shown in each stage as well: the same call goes on after an interruption.
-    ``progress`` is told the stage, the number of the shot and the step that is done.
+    ``slicing`` changes nothing that is found. ``progress`` is told the stage, the number of the
+    shot and the step that is done.
 
-    Raises BadJob for shots that no single profile is for, CannotRunHere."""
+    Raises BadJob for shots that no single profile is for, UnitError for a model whose predictions
+    are no numbers, CannotRunHere."""
     keys = common_keys(family, model, shots, window_latent_frames)
     files = {
         (key.stage, number): PartFile.of(folder, keys, key.stage, shot)
         for key in keys
         for number, shot in enumerate(shots)
     }
-    _find_missing(family, keys, shots, files, window_latent_frames, progress)
+    _find_missing(family, keys, shots, files, window_latent_frames, slicing, progress)
     found = list[Similarity]()
     for key in keys:
         parts = [files[key.stage, number].read() for number in range(len(shots))]
@@ -77,6 +81,7 @@ def _find_missing(
     shots: Sequence[ShotRender],
     files: _Files,
     window: int | None,
+    slicing: Slicing | None,
     progress: Callable[[int, int, int], None],
 ) -> None:
     """Send the shots through the stages that are not on file, a stage after the other. Where all
@@ -87,8 +92,7 @@ def _find_missing(
     if not samples:
         return
     all_steps = tuple(tuple(range(key.steps)) for key in keys)
-    handle = rehash.apply(family.denoiser, Rehash(key_steps=all_steps))
-    try:
+    with sliced(family, slicing), _rehashed(family, Rehash(key_steps=all_steps)) as handle:
         for key in keys:
             for number, sample in samples.items():
                 file = files[key.stage, number]
@@ -97,6 +101,13 @@ def _find_missing(
                     file.write(_through_stage(sample, key, handle, told))
                 elif (part := file.read()) is not None and key.stage + 1 < len(keys):
                     sample.go_on(key.stage + 1, part.latents)
+
+
+@contextmanager
+def _rehashed(family: ModelFamily, config: Rehash) -> Iterator[rehash.RehashHandle]:
+    handle = rehash.apply(family.denoiser, config)
+    try:
+        yield handle
     finally:
         handle.remove()
 
