@@ -40,6 +40,7 @@ BENCHMARKS = (
     (long_films, "--films 6 --model demo-pyramid --first-stage whole"),
     (long_films, "--films 6 --model demo-pyramid --repeated-noise 1"),
     (long_films, "--films 6 --repeated-noise 1 --seconds 20"),
+    (long_films, "--films 6 --model demo-pyramid --pyramid-steps 3 4 7 --seconds 20"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (

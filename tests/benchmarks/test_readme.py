@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+
+import pytest
 
 from benchmarks.common import RESULTS
 
@@ -52,3 +55,49 @@ def test_the_readme_has_the_figures_of_the_page() -> None:
             stale[what] = missing
     assert len(told) == len(SOURCES)
     assert stale == {}
+
+
+#: Columns of the page's table on long films, and the newest results that each is from.
+FILMS = {
+    0: "long_films_cpu_2026-11-22",
+    1: "long_films_demo-pyramid_cpu_2026-11-29",
+    2: "long_films_demo-pyramid_whole_cpu_2026-11-29",
+    3: "long_films_demo-pyramid_repeated_1_cpu_2026-11-29",
+}
+
+
+def test_long_films_stand_in_their_own_columns() -> None:
+    page = rows((ROOT / "docs/figures.md").read_text(encoding="utf-8"))
+    told = {name: cells.split("|") for name, cells in page}
+    steady, colour = (
+        next(cells for name, cells in told.items() if name.startswith(begins))
+        for begins in ("seconds in which the film looks", "seconds with the right colour")
+    )
+    for column, name in FILMS.items():
+        found = [
+            each["rendered"]["all"]
+            for each in json.loads((RESULTS / f"{name}.json").read_text())["lengths"]
+        ]
+        assert [int(n) for n in numbers(colour[column])] == [
+            round(100 * each["right"]["colour"]) for each in found
+        ], name
+        assert [int(n) for n in numbers(steady[column])] == [
+            round(100 * each["steady"]) for each in found
+        ], name
+
+
+@pytest.mark.parametrize(
+    ("begins", "column"),
+    [("with the pyramid, windows", 1), ("with the pyramid's first", 2), ("whose noise", 3)],
+)
+def test_the_readme_has_long_films_from_their_own_columns(begins: str, column: int) -> None:
+    page = rows((ROOT / "docs/figures.md").read_text(encoding="utf-8"))
+    readme = rows((ROOT / "README.md").read_text(encoding="utf-8"))
+    steady, seams = (
+        next(cells.split("|") for name, cells in page if name.startswith(each)) for each in LONG
+    )
+    (said,) = (cells for name, cells in readme if name.startswith(f"two minutes {begins}"))
+    # Of two minutes, the last of three lengths; of borders the share, before the worst one.
+    want = [numbers(steady[column])[2], numbers(steady[0])[2]]
+    want += [numbers(seams[column])[2], numbers(seams[0])[2]]
+    assert numbers(said) == want

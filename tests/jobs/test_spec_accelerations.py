@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.accelerations import Accelerations, Adaptive, Rehash
+from jobs.accelerations import USUAL_THRESHOLDS, Accelerations, Adaptive, Rehash
 from jobs.presets import PRESETS
 from jobs.spec import resolve
 from tests.jobs.test_spec import DEFAULTS, GEOMETRY, job, refusal, solved
@@ -90,6 +90,15 @@ def test_all_accelerations_go_together():
     }  # fmt: skip
     on = solved(job(steps=12, accelerations=asked)).accelerations
     assert all(getattr(on, name) is not None for name in type(on).model_fields)
+
+
+@pytest.mark.parametrize("form", USUAL_THRESHOLDS)
+def test_each_form_has_its_own_usual_threshold(form):
+    asked = {"adaptive": {"form": form}}
+    on = solved(job(steps=12, accelerations=asked)).accelerations.adaptive
+    assert on.threshold == USUAL_THRESHOLDS[form] == Adaptive(form=form).threshold
+    assert Adaptive(form=form, threshold=0.7).threshold == 0.7
+    assert Adaptive().threshold == USUAL_THRESHOLDS["tensor"]
 
 
 def test_plans_of_attention_do_not_stand_in_a_job():

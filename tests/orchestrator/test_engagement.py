@@ -55,7 +55,7 @@ def test_what_was_asked_for_tells_what_it_did() -> None:
     assert told(ASKED, adaptive__skipped=3, adaptive__computed=7) == ([said], "")
     lines, wrong = told(ASKED, adaptive__computed=7)
     assert lines == [] and wrong.startswith("adaptive did nothing: skipped the model in 0 of 7")
-    assert "a higher threshold than 0.01 skips more" in wrong
+    assert "a higher threshold than 0.1 skips more" in wrong
     rehash = Accelerations(rehash=Rehash(every=2))
     said = "rehash: reused features in 4 of 10 passes of the model"
     assert told(rehash, rehash__key=6, rehash__reused=4) == ([said], "")
