@@ -51,11 +51,12 @@ def quality(
 
 
 def untrained(model: str, drawn: list[tuple[Scene, str]], stages: list[int]) -> dict[str, Any]:
-    """Quality as the model was trained, and with pyramids of other numbers of stages."""
+    """Quality as the model was trained, and with pyramids of other numbers of stages; one: none."""
+    asked = {str(count): count if count > 1 else "off" for count in stages}
     return {
         "prompts": len(drawn),
         "as_trained": quality(model, drawn),
-        "with_stages": {str(count): quality(model, drawn, count) for count in stages},
+        "with_stages": {told: quality(model, drawn, pyramid) for told, pyramid in asked.items()},
     }
 
 
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", help="a model folder")
     parser.add_argument("--jumps", metavar="MODEL", help="a model that knows a pyramid")
     parser.add_argument("--untrained", metavar="MODEL", help="a model with or without a pyramid")
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], help="of --untrained")
+    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], help="of --untrained; 1: none")
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
     parser.add_argument("--repeats", type=int, default=3)
