@@ -181,7 +181,9 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", help="a model folder")
     parser.add_argument("--jumps", metavar="MODEL", help="a model that knows a pyramid")
     parser.add_argument("--untrained", metavar="MODEL", help="a model with or without a pyramid")
-    parser.add_argument("--stages", type=int, nargs="+", default=[2, 4], help="of --untrained; 1: none")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", default=[2, 4], help="of --untrained; 1: none"
+    )
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--seconds", type=float, default=20.0, help="of the shot that is timed")
     parser.add_argument("--repeats", type=int, default=3)

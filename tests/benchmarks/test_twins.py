@@ -2,6 +2,7 @@
 
 import json
 from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -9,14 +10,37 @@ from benchmarks.common import RESULTS
 from benchmarks.twins import MEASURES
 from jobs.spec_pyramid import UNTRAINED
 
+#: The models that ship, by family and stages that their weights were trained for.
+MODELS = {
+    ("wan", 1): "demo",
+    ("wan", 3): "demo-pyramid",
+    ("animatediff", 1): "demo-animatediff",
+    ("animatediff", 3): "demo-animatediff-pyramid",
+}
 
-@pytest.mark.parametrize("family", sorted({family for family, _, _ in UNTRAINED}))
-def test_the_warning_of_an_untrained_pyramid_says_what_was_measured(family: str) -> None:
-    """By the newest results: of the plain twin with a pyramid that it does not know, and without,
-    in windows that start a shot."""
+
+def measured(family: str, trained: int, stages: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest result of weights with so many stages, and as they were trained, in windows that
+    start a shot."""
+    model = MODELS[family, trained]
+    for path in sorted(RESULTS.glob(f"twins_untrained_{model}_*.json"), reverse=True):
+        found = json.loads(path.read_text())
+        if str(stages) in found["with_stages"]:
+            both = found["with_stages"][str(stages)], found["as_trained"]
+            return both[0]["starts"]["all"], both[1]["starts"]["all"]
+    assert trained == 1
     found = json.loads(max(RESULTS.glob(f"twins_{family}_*.json")).read_text())
-    said = UNTRAINED[family, 1, found["stages"]]
-    whole = (found["untrained"], found["quality"]["plain"])
+    assert found["stages"] == stages
+    return found["untrained"]["starts"]["all"], found["quality"]["plain"]["starts"]["all"]
+
+
+@pytest.mark.parametrize(("family", "trained", "stages"), sorted(UNTRAINED))
+def test_the_warning_of_an_untrained_pyramid_says_what_was_measured(
+    family: str, trained: int, stages: int
+) -> None:
+    said = UNTRAINED[family, trained, stages]
     names = MEASURES if said.what == "properties" else ("motion",)
-    shares = [mean(each["starts"]["all"][name]["share"] for name in names) for each in whole]
+    shares = [
+        mean(each[name]["share"] for name in names) for each in measured(family, trained, stages)
+    ]
     assert [said.right, said.instead_of] == pytest.approx([100 * s for s in shares], abs=0.6)
