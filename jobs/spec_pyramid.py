@@ -71,6 +71,9 @@ UNTRAINED: dict[tuple[str, int, int], Untrained] = {
     ("wan", 1, 2): Untrained(42, 58, "motions", "the demo model", "some broken motion"),
     ("wan", 1, 3): Untrained(34, 58, "motions", "the demo model", "broken motion"),
     ("wan", 1, 4): Untrained(22, 58, "motions", "the demo model", "broken motion"),
+    ("wan", 3, 1): Untrained(55, 68, "motions", "demo-pyramid", "worse motion"),
+    ("wan", 3, 2): Untrained(58, 68, "motions", "demo-pyramid", "worse motion"),
+    ("wan", 3, 4): Untrained(60, 68, "motions", "demo-pyramid", "worse motion"),
     ("animatediff", 1, 3): Untrained(
         72, 72, "properties", "demo-animatediff, which hardly knows motion,", "little loss"
     ),
