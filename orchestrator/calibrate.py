@@ -191,7 +191,10 @@ def _check_host_memory(prepared: Prepared) -> None:
     from workers.machine import free_bytes
 
     asked = prepared.spec.accelerations.model_copy(update={"rehash": Rehash(every=2)})
-    kept = prepare(prepared.spec.model_copy(update={"accelerations": asked})).plan.kept_bytes
+    try:
+        kept = prepare(prepared.spec.model_copy(update={"accelerations": asked})).plan.kept_bytes
+    except BadJob:  # the steps are so few that nothing would be reused
+        return
     steps = max(prepared.plan.shots[0].render.stage_steps)
     free, needed = free_bytes("cpu"), steps * kept
     if not fits(free, needed):

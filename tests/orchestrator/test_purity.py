@@ -41,7 +41,7 @@ LAYERS = {
 }
 AROUND_THE_DRIVER = {
     "actors", "driver", "session", "render", "verify", "report", "report_page", "report_seams",
-    "export", "calibrate", "films", "here", "try_presets", "cli_models",
+    "export", "calibrate", "films", "here", "room", "try_presets", "cli_models",
 }  # fmt: skip
 
 #: What decides: these have no clock, no files and no random numbers either.
