@@ -133,10 +133,15 @@ def _look(path: Path, caption: str | None, least_s: float, check_caption: Check)
     try:
         first_s, seconds = _span(path)
     except (av.FFmpegError, OSError, ValueError) as error:
-        return Bad(path, f"cannot be read: {error}")
+        return Bad(path, f"cannot be read: {_said(error)}")
     if seconds < least_s:
         return Bad(path, f"lasts {seconds:.2f} s, and a clip {least_s:.2f} s")
     return Video(path, caption, seconds, first_s)
+
+
+def _said(error: Exception) -> str:
+    """Without a number that says nothing, and the path once more."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _span(path: Path) -> tuple[float, float]:
@@ -183,7 +188,7 @@ def read_clip(
     except (av.FFmpegError, OSError, ValueError) as error:
         raise Damaged(
             video.path,
-            f"{video.path} cannot be read at {start_s:.2f} s: {error}",
+            f"{video.path} cannot be read at {start_s:.2f} s: {_said(error)}",
         ) from None
     return np.stack(frames)
 
