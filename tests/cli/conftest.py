@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from orchestrator import cli
 from orchestrator.prepare import plan_to_json, prepare
 from tests.ray.harness import Ran
 from tests.workers.tiny import write_tiny_wan
+from tests.workers.tiny_animatediff import write_tiny_animatediff
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +114,21 @@ def stored(desk: Desk) -> str:
     store = Store.open(desk.store)
     store.create_job("kite-1", prepared.spec.canonical(), plan_to_json(prepared.plan))
     return "kite-1"
+
+
+#: Of a film in ``rehash_job``.
+STEPS = 5
+
+
+@pytest.fixture
+def rehash_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """Of a model that takes rehash, in ``film.yaml`` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGTAKE_PLANS", str(tmp_path / "plans"))
+    asked = {
+        "version": 1, "model": str(write_tiny_animatediff(tmp_path / "model")), "prompt": "kite",
+        "seconds": 1, "size": [32, 32], "steps": STEPS,
+        "accelerations": {"rehash": {"threshold": 0.5}},
+    }  # fmt: skip
+    Path("film.yaml").write_text(json.dumps(asked))
+    return asked

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from accel.slicing import SlicingHandle
-from jobs.accelerations import Accelerations, Rehash, Slicing
+from jobs.accelerations import Accelerations, Rehash
 from jobs.calibration import CalibrationKey
 from jobs.errors import CannotRunHere
 from jobs.model_scheduler import choose_scheduler
@@ -26,14 +24,13 @@ from orchestrator.calibrate import similarity_figure
 from orchestrator.calibrated import command_for, job_keys
 from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from orchestrator.sample_job import sample_job
-from tests.cli.conftest import Desk, Ran, refusal
+from tests.cli.conftest import STEPS, Desk, Ran, refusal
 from tests.ray.harness import longtake as console
-from tests.workers.tiny_animatediff import write_tiny_animatediff
 from tests.workers.tiny_cogvideox import write_tiny_cogvideox
 from tests.workers.tiny_families import tiny_family
 from tests.workers.tiny_hunyuan_video import write_tiny_hunyuan_video
 from tests.workers.tiny_ltx import write_tiny_ltx
-from workers import calibration, profiling
+from workers import profiling
 from workers.devices import device_of
 
 
@@ -121,23 +118,6 @@ def test_jobs_of_every_family_find_their_plans(
     assert plan["rows"] == [["full"] * 2, ["share_steps"] * 2]
 
 
-STEPS = 5
-
-
-@pytest.fixture
-def rehash_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """Of a model that takes rehash, in ``film.yaml`` of the working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LONGTAKE_PLANS", str(tmp_path / "plans"))
-    asked = {
-        "version": 1, "model": str(write_tiny_animatediff(tmp_path / "model")), "prompt": "kite",
-        "seconds": 1, "size": [32, 32], "steps": STEPS,
-        "accelerations": {"rehash": {"threshold": 0.5}},
-    }  # fmt: skip
-    Path("film.yaml").write_text(json.dumps(asked))
-    return asked
-
-
 def test_a_profile_is_made_and_found_by_jobs(
     rehash_job: dict, longtake: Callable[..., Ran]
 ) -> None:
@@ -205,75 +185,6 @@ def test_an_interrupted_profile_goes_on_and_is_drawn(
     again = longtake(*asked)
     assert again.json() == ran.json() and again.err == "", "no step was run again"
     assert profile.is_file()
-
-
-def test_a_calibration_is_cut_as_its_films_are(
-    rehash_job: dict, longtake: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or it would not fit where they do; what it finds is the same."""
-    cut: list[int] = []
-    attach = calibration.apply_slicing
-
-    def watched(model: torch.nn.Module, config: Slicing) -> SlicingHandle:
-        cut.append(config.slices or 0)
-        return attach(model, config)
-
-    monkeypatch.setattr(calibration, "apply_slicing", watched)
-    found = []
-    for more in ({}, {"slicing": {"slices": 4}}):
-        asked = {"rehash": {"threshold": 0.5, "profiles": f"p{len(found)}"}} | more
-        Path("film.yaml").write_text(json.dumps(rehash_job | {"accelerations": asked}))
-        ran = longtake("calibrate", "film.yaml", "--rehash", "0.5")
-        assert ran.code == 0, ran.err
-        (file,) = Path(f"p{len(found)}").glob("rehash-profile-*.json")
-        found.append(np.array(json.loads(file.read_text())["similarity"]))
-    assert cut == [4] and np.allclose(*found, atol=1e-5)
-
-
-def test_a_calibration_that_has_no_room_is_refused(
-    rehash_job: dict, longtake: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def out_of_memory(*args: object, **more: object) -> None:
-        raise torch.cuda.OutOfMemoryError("no room")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("workers.profiling.find_profiles", out_of_memory)
-        said = refusal(longtake("calibrate", "film.yaml", "--rehash", "0.5"), 6)
-        assert "the calibration ran out of memory on" in said and "make it smaller" in said
-    needed = prepare(load_spec(Path("film.yaml"), {"accelerations": {}})).plan.peak_bytes
-    monkeypatch.setattr("workers.machine.free_bytes", lambda device: 1000)
-    said = refusal(longtake("calibrate", "film.yaml", "--rehash", "0.5"), 6)
-    assert "a calibration needs about" in said and "slicing in a job file" in said
-    monkeypatch.setattr("orchestrator.calibrate.fits", lambda free, asked: asked < needed // 1000)
-    monkeypatch.setattr("workers.machine.free_bytes", lambda device: 2 * needed)
-    said = refusal(longtake("calibrate", "film.yaml", "--rehash", "0.5"), 6)
-    assert f"holds the features of {STEPS} steps at once, about" in said
-
-
-def test_a_model_that_gives_no_numbers_is_not_calibrated(
-    rehash_job: dict, longtake: Callable[..., Ran]
-) -> None:
-    (file,) = Path(rehash_job["model"], "unet").glob("*.safetensors")
-    weights = load_file(file)
-    weights["conv_out.bias"] *= float("nan")
-    save_file(weights, file)
-    said = refusal(longtake("calibrate", "film.yaml", "--rehash", "0.5"), 3)
-    assert "the model's prediction became NaN or infinite in float32" in said
-    assert not list(Path("plans").glob("rehash-*"))
-
-
-def test_shots_with_another_guidance_are_left_out(
-    rehash_job: dict, longtake: Callable[..., Ran]
-) -> None:
-    """Planning looks for what the first of the longest shots needs."""
-    shots = [{"prompt": f"kite {n}", "seconds": 1, "guidance": g} for n, g in enumerate((5, 1, 6))]
-    film = {name: value for name, value in rehash_job.items() if name not in ("prompt", "seconds")}
-    Path("film.yaml").write_text(json.dumps(film | {"shots": shots}))
-    ran = longtake("calibrate", "film.yaml", "--rehash", "0.0")
-    assert ran.code == 0, ran.err
-    assert "shot 2 of 2" in ran.err, "the guided ones"
-    ran = longtake("plan", "film.yaml", "--json")
-    assert ran.code == 0 or "nothing to reuse" in ran.err, ran.err
 
 
 def test_who_interrupts_a_calibration_is_told_that_it_goes_on(
