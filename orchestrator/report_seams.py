@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.errors import BadJob
-from workers.contact_sheet import Row, sheet_of
+from workers.contact_sheet import Row, no_larger, sheet_of
 from workers.seams import PLAIN_SEAM, SeamMeter
 from workers.video import iter_frames
 
@@ -92,12 +92,12 @@ def border_pictures(film: Path, worst: Sequence[dict[str, Any]]) -> Image.Image 
         for n, at in enumerate(worst)
     ]
     wanted = [frame for at in worst for frame in (at["frame"] - 1, at["frame"])]
-    frames = _in_order(iter_frames(film), wanted)
-    return sheet_of(frames, rows, columns=2, most_px=WIDTH_PX)
+    return sheet_of(_in_order(iter_frames(film), wanted), rows, columns=2)
 
 
 def _in_order(frames: Iterable[np.ndarray], wanted: Sequence[int]) -> Iterator[np.ndarray]:
-    """The wanted frames, a few, in their order. None after is read."""
+    """The wanted frames in their order, no larger than a page shows them. None after is read."""
     asked = set(wanted)
-    kept = {n: frame for n, frame in enumerate(islice(frames, max(asked) + 1)) if n in asked}
+    until_last = enumerate(islice(frames, max(asked) + 1))
+    kept = {n: np.asarray(no_larger(frame, WIDTH_PX)) for n, frame in until_last if n in asked}
     return (kept[number] for number in wanted)

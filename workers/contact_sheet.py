@@ -50,7 +50,7 @@ def sheet_of(
     for index, frame in enumerate(frames):
         if index not in wanted:
             continue
-        picture = _no_larger(frame, most_px)
+        picture = no_larger(frame, most_px)
         width, height = picture.size
         if sheet is None:
             sheet = _blank(rows, columns, width, height)
@@ -60,7 +60,8 @@ def sheet_of(
     return sheet
 
 
-def _no_larger(frame: np.ndarray, most_px: int | None) -> Image.Image:
+def no_larger(frame: np.ndarray, most_px: int | None) -> Image.Image:
+    """A frame as a picture, each side of at most ``most_px``."""
     picture = Image.fromarray(frame)
     if most_px is not None:
         picture.thumbnail((most_px, most_px))
