@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 MAX_FILM_S = 24 * 3600
 MAX_SIZE_PX = 8192
 
+#: What a job or a shot may say to some models and not to others.
+_SOME_TAKE = (
+    "image",
+    "prompt",
+    "negative",
+    "flow_shift",
+    "text_tokens",
+    "window_latent_frames",
+    "overlap_latent_frames",
+    "repeated_noise",
+    "loras",
+)
+
 
 def as_written(value: float) -> Fraction:
     """The decimal that a person wrote, exactly: 0.35 is 35/100, not the binary float near it."""
@@ -84,8 +97,11 @@ def image_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
             said = f"missing; {geometry.family} models start each shot from an image: give its path"
             problems.append(Problem((*place, "image"), said))
         if not geometry.from_image and shot.image is not None:
-            said = f"{geometry.family} models start from text alone; remove it, or name a model"
-            problems.append(Problem((*place, "image"), f"{said} that starts from an image"))
+            said = (
+                f"{geometry.family} models start from text alone; remove it, or name a model that "
+                f"starts from an image. {_taken(geometry)}"
+            )
+            problems.append(Problem((*place, "image"), said))
             if shot.prompt is None:
                 said = "missing; say what the shot shows, for example prompt: a red kite"
                 problems.append(Problem((*place, "prompt"), said))
@@ -93,16 +109,24 @@ def image_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
 
 
 def refused_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
-    """What the job or a shot says that this model has no use for."""
+    """What the job or a shot says that this model has no use for, but for what it has anyway."""
     parts: list[tuple[Path, JobSpec | Shot]] = [((), spec)]
     parts += [(("shots", index), shot) for index, shot in enumerate(spec.shots)]
     return [
-        Problem((*place, name), f"{why}; remove it")
+        Problem((*place, name), f"{why}; remove it. {_taken(geometry)}")
         for place, part in parts
         for name, why in geometry.refused
         if name in (fields := type(part).model_fields)
-        and getattr(part, name) != fields[name].default
+        and getattr(part, name) not in (fields[name].default, getattr(geometry, name, None))
     ]
+
+
+def _taken(geometry: ModelGeometry) -> str:
+    refused = {name for name, _ in geometry.refused}
+    if not geometry.from_image:
+        refused.add("image")
+    taken = [name for name in _SOME_TAKE if name not in refused]
+    return f"Of what some models take, this one takes {', '.join(taken)}"
 
 
 def single_window_problems(

@@ -64,7 +64,6 @@ def prepare(spec: JobSpec) -> Prepared:
     job = with_fitted_accelerations(spec, job, model, scheduler)
     problems = [
         *_stage_problems(job, model),
-        *_family_problems(spec, model),
         *_window_problems(job, model),
     ]
     if problems:
@@ -98,19 +97,6 @@ def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
     if problems:
         raise bad_job(problems, spec._places)
     return tuple(found)
-
-
-def _family_problems(spec: JobSpec, model: ModelInfo) -> list[Problem]:
-    """What was asked for that this family has no use for."""
-    family, tokens = model.family, model.geometry.text_tokens
-    problems = []
-    if spec.flow_shift is not None and family.diffusion != "flow":
-        said = f"{family.name} models have no flow shift; remove it"
-        problems.append(Problem(("flow_shift",), said))
-    if family.fixed_text and spec.text_tokens not in (None, tokens):
-        said = f"the text encoder of this model always has {tokens}; remove it"
-        problems.append(Problem(("text_tokens",), said))
-    return problems
 
 
 def _window_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:

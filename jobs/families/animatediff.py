@@ -11,6 +11,8 @@ from jobs.families.family import (
     Diffusion,
     ModelDefaults,
     Shapes,
+    always_text_tokens,
+    no_flow_shift,
     require,
 )
 from jobs.geometry import ModelGeometry
@@ -40,7 +42,6 @@ class AnimateDiff:
         ("vocab.json", "merges.txt"),
     )
     diffusion: Diffusion = "variance"
-    fixed_text = True
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
     joint_text = False
@@ -91,6 +92,10 @@ class AnimateDiff:
             experts=1,
             text_tokens=text["max_position_embeddings"],
             text_dim=text["hidden_size"],
+            refused=(
+                no_flow_shift(self.name),
+                always_text_tokens(text["max_position_embeddings"]),
+            ),
         )
 
     def _check_fit(self, unet: Config, vae: Config, text: Config) -> None:

@@ -6,7 +6,15 @@ import math
 from collections.abc import Mapping
 
 from jobs.errors import CannotRunHere
-from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes, require
+from jobs.families.family import (
+    Config,
+    Diffusion,
+    ModelDefaults,
+    Shapes,
+    always_text_tokens,
+    no_flow_shift,
+    require,
+)
 from jobs.geometry import ModelGeometry
 
 #: CogVideoX's pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -46,7 +54,6 @@ class CogVideoX:
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "snr_shifted"
-    fixed_text = True
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     joint_text = True
@@ -92,6 +99,10 @@ class CogVideoX:
             text_tokens=transformer["max_text_seq_length"],
             text_dim=transformer["text_embed_dim"],
             decode_batch_latent_frames=DECODE_BATCH_LATENT_FRAMES,
+            refused=(
+                no_flow_shift(self.name),
+                always_text_tokens(transformer["max_text_seq_length"]),
+            ),
         )
 
     def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:

@@ -51,7 +51,6 @@ class FamilyFacts(Protocol):
     components: tuple[str, ...]  # those with weights
     tokenizer_files: tuple[tuple[str, ...], ...]  # all of one row must be there
     diffusion: Diffusion
-    fixed_text: bool  # whether prompts are always padded to as many tokens as the encoder takes
     accelerations: tuple[str, ...]  # the names of those that its denoiser takes
     batches_branches: bool  # whether both guidance branches go through the denoiser at once
     joint_text: bool  # whether its self-attention is of the text's tokens, too
@@ -74,6 +73,16 @@ class FamilyFacts(Protocol):
     def longest_window(self, configs: Mapping[str, Config], stride: int) -> int:
         """The most latent frames that a window can have whose frames stand ``stride`` apart."""
         ...
+
+
+def no_flow_shift(family: str) -> tuple[str, str]:
+    """Of a family whose schedule is not shifted, or by no number of the job's."""
+    return "flow_shift", f"{family} models have no flow shift"
+
+
+def always_text_tokens(tokens: int) -> tuple[str, str]:
+    """Of a family whose prompts are always padded to as many tokens as the encoder takes."""
+    return "text_tokens", f"the text encoder of this model always has {tokens}"
 
 
 def require(config: Config, file: str, names: Sequence[str], lists: Sequence[str] = ()) -> None:

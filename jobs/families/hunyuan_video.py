@@ -43,7 +43,6 @@ class HunyuanVideo:
         ("vocab.json", "merges.txt"),
     )
     diffusion: Diffusion = "flow"
-    fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
     joint_text = True

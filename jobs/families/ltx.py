@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.errors import CannotRunHere
-from jobs.families.family import Config, Diffusion, ModelDefaults, Shapes, require
+from jobs.families.family import (
+    Config,
+    Diffusion,
+    ModelDefaults,
+    Shapes,
+    no_flow_shift,
+    require,
+)
 from jobs.geometry import ModelGeometry
 
 #: LTX-Video's pipeline refuses a width or height that is not a multiple of this, in pixels.
@@ -46,7 +53,6 @@ class LTX:
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow_by_size"
-    fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = True
     joint_text = False
@@ -99,6 +105,7 @@ class LTX:
             text_dim=transformer["caption_channels"],
             decode_ahead_latent_frames=after,
             time_in_seconds=True,
+            refused=(no_flow_shift(self.name),),
         )
 
     def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:

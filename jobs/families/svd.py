@@ -11,6 +11,7 @@ from jobs.families.family import (
     Diffusion,
     ModelDefaults,
     Shapes,
+    no_flow_shift,
     require,
 )
 from jobs.geometry import ModelGeometry
@@ -46,7 +47,6 @@ class SVD:
     components: tuple[str, ...] = ("unet", "vae", "image_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = ()
     diffusion: Diffusion = "edm"
-    fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash")
     batches_branches = True
     joint_text = False
@@ -96,6 +96,7 @@ class SVD:
             refused=(
                 *((name, _NO_TEXT) for name in _TEXT),
                 *((name, _ONE_WINDOW) for name in _LAYOUT),
+                no_flow_shift(self.name),
                 ("loras", "adapters of this family's models are not built yet"),
             ),
         )

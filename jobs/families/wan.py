@@ -21,7 +21,6 @@ class Wan:
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
     tokenizer_files: tuple[tuple[str, ...], ...] = (("tokenizer.json",), ("spiece.model",))
     diffusion: Diffusion = "flow"
-    fixed_text = False
     accelerations: tuple[str, ...] = ("slicing", "adaptive", "rehash", "fast_attention")
     batches_branches = False
     joint_text = False

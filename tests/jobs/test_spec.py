@@ -255,7 +255,11 @@ FROM_IMAGE = replace(
     overlap_latent_frames=0,
     from_image=True,
     single_window=True,
-    refused=(("prompt", "it reads no text"), ("loras", "none are built")),
+    refused=(
+        ("prompt", "it reads no text"),
+        ("text_tokens", "it always has 512"),
+        ("loras", "none are built"),
+    ),
 )
 
 
@@ -274,6 +278,7 @@ def test_a_model_that_starts_from_an_image_needs_one_and_no_prompt():
 def test_a_model_that_starts_from_text_takes_no_image():
     both = refusal(solved, image_job())
     assert "image: wan models start from text alone; remove it" in both
+    assert "takes prompt, negative, flow_shift, " in both, "what it can do instead"
     assert "prompt: missing; say what the shot shows" in both
     assert "prompt" not in refusal(solved, image_job(prompt="a kite")).partition(":")[0]
 
@@ -281,7 +286,12 @@ def test_a_model_that_starts_from_text_takes_no_image():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"prompt": "a kite"}, "prompt: it reads no text; remove it"),
+        (
+            {"prompt": "a kite"},
+            "prompt: it reads no text; remove it. Of what some models take, this one takes image, "
+            "negative, flow_shift, window_latent_frames, overlap_latent_frames, repeated_noise",
+        ),
+        ({"text_tokens": 77}, "text_tokens: it always has 512; remove it"),
         ({"loras": [{"path": "a"}]}, "loras: none are built; remove it"),
         ({"pyramid": 2}, "pyramid: this model makes each shot as one window"),
         ({"pixel_frames": 15}, "pixel_frames: 15 frames are too many: this model makes at most 14"),
@@ -295,6 +305,10 @@ def test_what_a_model_of_one_window_has_no_use_for(fields, says):
 
     assert says in refusal(both)
     assert refusal(both).count("\n") == 0, "one mistake, one line"
+
+
+def test_what_a_model_has_anyway_may_be_said():
+    assert resolve(image_job(text_tokens=512), FROM_IMAGE, DEFAULTS).text_tokens == 512
 
 
 def test_a_missing_prompt_or_length_says_so():
