@@ -13,9 +13,10 @@ from pathlib import Path
 
 from jobs.errors import BadJob, CannotRunHere
 from jobs.families.family import ModelDefaults
-from jobs.model_folder import SIDECAR, ModelInfo, read_defaults, read_header
+from jobs.model_folder import SIDECAR, ModelInfo, read_defaults
 from jobs.model_hashes import hash_files
 from jobs.spec_lora import Lora
+from jobs.weight_headers import read_header
 
 #: What diffusers calls an adapter's file.
 LORA_FILE = "pytorch_lora_weights.safetensors"
