@@ -5,6 +5,7 @@ A point does nothing unless the environment names it:
     LONGTAKE_FAULT=result.mid_write:kill:3     at its third passage in this process
     LONGTAKE_FAULT=journal.before_write:enospc,data.mid_write:eio
     LONGTAKE_FAULT=worker.before_unit:hang     stays there for ever
+    LONGTAKE_FAULT=worker.before_unit:nomem    as if no memory were left
     LONGTAKE_FAULT_ON=shot 1 window 2 step 3   only passages with this unit count
     LONGTAKE_FAULT_ONCE=/some/file             fires only while this file does not exist
 
@@ -47,7 +48,7 @@ WORKER_POINTS = ("worker.before_unit", "worker.before_hand_over")
 
 _VALID = (*FAULT_POINTS, *FILM_POINTS, *WORKER_POINTS)
 _ERRNOS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}
-_ACTIONS = ("kill", "hang", *_ERRNOS)
+_ACTIONS = ("kill", "hang", "nomem", *_ERRNOS)
 
 #: How often each point was passed, by process and by what the environment asked for.
 _passages: Counter[tuple[int, str, str]] = Counter()
@@ -58,8 +59,8 @@ def fault_point(name: str, on: str = "") -> None:
 
     ``on`` names what is worked on.
 
-    Raises OSError for an injected I/O error, and ValueError for a fault that cannot be: a test
-    that injects nothing would prove nothing.
+    Raises OSError or MemoryError where that is injected, and ValueError for a fault that cannot be:
+    a test that injects nothing would prove nothing.
     """
     wanted = os.environ.get("LONGTAKE_FAULT")
     if not wanted:
@@ -102,5 +103,7 @@ def _fire(name: str, action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     while action == "hang":
         time.sleep(3600)
+    if action == "nomem":
+        raise MemoryError(f"injected at {name}")
     number = _ERRNOS[action]
     raise OSError(number, f"{os.strerror(number)} (injected at {name})")

@@ -188,3 +188,4 @@ class TaskReport:
     remembers: bool = False  # MUCH_MEMORY or more of the output is for its tile's next step alone
     stays: bool = False  # and that is not with the output, but on the worker's shelf
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
+    deeper: int | None = None  # memory ran out: the worker goes on in so many slices

@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from jobs.units import Stayed, Unit
 from orchestrator import actors
 from orchestrator.cluster import ClusterLost, install_root
-from orchestrator.engagement import engagement, is_told
+from orchestrator.engagement import deepened, engagement, is_told
 from orchestrator.events import (
     Command,
     DeleteResult,
@@ -314,6 +314,9 @@ class Driver:
             self._outputs[key] = replace(self._outputs[key], memory=None, stays_with=command.worker)
         if is_told(command.unit, facts.engaged, self._session.plan):
             self._note(engagement(command.unit, facts.engaged))
+        deeper = facts.deeper and deepened(command.unit, command.worker, facts.deeper)
+        if deeper:
+            self._note({"type": "deeper", "unit": str(command.unit), "message": deeper})
         return UnitFinished(
             at_s=time.monotonic(),
             unit=command.unit,
@@ -322,6 +325,7 @@ class Driver:
             elapsed_s=facts.elapsed_s,
             remembers=facts.remembers,
             stays=facts.stays,
+            deeper=deeper or "",
         )
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:

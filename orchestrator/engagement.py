@@ -31,6 +31,16 @@ def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
     return record | place
 
 
+def deepened(unit: Unit, worker: str, slices: int) -> str:
+    """What a person is told of a worker that goes on in more slices than the job asks for."""
+    what = "pieces" if unit.kind == "decode" else "steps"
+    return (
+        f"{worker} ran out of memory at {unit}, and computes {what} in {slices} slices from now "
+        f"on: the same but for rounding. `slicing: {{slices: {slices}}}` under `accelerations:` in "
+        "a job file does that from the start"
+    )
+
+
 def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """What was counted in a job, over all its units. What was counted as nothing is there, too."""
     last = {record["key"]: record["counts"] for record in records if record["type"] == "engaged"}

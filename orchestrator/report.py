@@ -100,7 +100,7 @@ def report_job(folder: JobFolder, reference: Path | None) -> tuple[dict[str, Any
         "changes": None,
         "shots": shots,
         "time": _times(folder),
-        "memory": _memory(folder, plan),
+        "memory": _memory(folder, plan, records),
         "accelerations": inspect_job.engagement_lines(plan, records),
         "tiles": tile_steps(records),
     }
@@ -217,9 +217,9 @@ def _times(folder: JobFolder) -> dict[str, Any]:
     return {"workers": json.loads(json.dumps(by_worker)), "parts": dict(by_part)}
 
 
-def _memory(folder: JobFolder, plan: Plan) -> dict[str, Any]:
+def _memory(folder: JobFolder, plan: Plan, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What planning said a worker needs, and the most that each has held beside its libraries, by
-    the workers' own logs."""
+    the workers' own logs; who ran out of it."""
     peaks: dict[str, int] = {}
     for log in sorted(folder.logs.glob("*.jsonl")):
         told = [row["peak_bytes"] for row in inspect_job.log_rows(log) if "peak_bytes" in row]
@@ -230,7 +230,8 @@ def _memory(folder: JobFolder, plan: Plan) -> dict[str, Any]:
         "model_bytes": plan.model_bytes,
         "tile_bytes": plan.tile_bytes,
     }
-    return {"planned": planned, "workers": peaks}
+    deeper = [str(record["message"]) for record in records if record["type"] == "deeper"]
+    return {"planned": planned, "workers": peaks, "ran_out": deeper}
 
 
 def _fidelity(

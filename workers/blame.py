@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 
 from jobs.errors import BadJob, CannotRunHere, UnitError
-from jobs.families.slicing_memory import DECODERS, MOST_SLICES
 from jobs.units import Unit
 from workers import machine
 from workers.decoding import NotFinite
+from workers.depth import Depth
 from workers.setup import WorkerSetup
 
 
 @contextmanager
-def blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
+def blame(unit: Unit, setup: WorkerSetup, depth: Depth) -> Iterator[None]:
     """Turn whatever goes wrong in a unit into a UnitError that says whose fault it is."""
     try:
         yield
@@ -35,7 +35,7 @@ def blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
                 "out_of_memory",
                 f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
                 f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
-                f"{_less_memory(unit, setup, autoencoder)} ({error})",
+                f"{_less_memory(unit, setup, depth)} ({error})",
             ) from error
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UnitError(
@@ -45,19 +45,14 @@ def blame(unit: Unit, setup: WorkerSetup, autoencoder: str) -> Iterator[None]:
         ) from error
 
 
-def _less_memory(unit: Unit, setup: WorkerSetup, autoencoder: str) -> str:
-    """What a job can ask for, so that a unit which ran out needs less. ``autoencoder`` is the class
-    of the model's."""
-    fixes, asked = "plan smaller windows or a smaller size", setup.accelerations
+def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth) -> str:
+    """What a job can ask for, so that a unit which ran out needs less."""
+    fixes = "plan smaller windows or a smaller size"
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
         fixes += ", or decoder_dtype: float16 or bfloat16"
-    is_cut = unit.kind == "step" or (unit.kind == "decode" and autoencoder in DECODERS)
-    if not is_cut:
+    if (deeper := depth.deeper(unit.kind)) is None:
         return fixes
-    now = (asked.slicing and asked.slicing.slices) or 4
-    if now >= MOST_SLICES:
-        return fixes
-    return f"{fixes}, or accelerations: {{slicing: {{slices: {min(2 * now, MOST_SLICES)}}}}}"
+    return f"{fixes}, or accelerations: {{slicing: {{slices: {deeper.slices}}}}}"
 
 
 def check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:

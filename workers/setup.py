@@ -25,3 +25,4 @@ class WorkerSetup:
     accelerations: Accelerations = field(default_factory=Accelerations)
     log_dir: str | None = None  # where the worker's own account of its work goes
     deterministic: bool = True
+    deepens: bool = False  # takes more slices where memory runs out, which is another class

@@ -9,9 +9,8 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,14 +19,16 @@ from accel import adaptive, compose, slicing
 from accel.handle import TileStep
 from jobs.accelerations import LOOKS_BACK, Adaptive
 from jobs.arrays import Bundle
-from jobs.errors import UnitError
+from jobs.errors import CannotRunHere, UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
 from jobs.units import DecodeTask, EncodeTask, Stayed, StepTask, Task, TaskReport, Unit
 from workers import machine
+from workers.account import Account
 from workers.blame import blame, check_finite
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL, remembers
+from workers.depth import Depth
 from workers.families import open_family
 from workers.families.family import stepper_of
 from workers.schedulers import RangeStepper
@@ -65,10 +66,7 @@ class Worker:
         self._decoder: slicing.SlicingHandle | None = None
         self.shelf = Shelf(setup.device)
         machine.configure(setup)
-        self._bare_bytes = machine.held_bytes(setup.device)  # libraries, before any weight
-        self._peak_bytes = 0  # beside them
-        self._held_bytes = 0  # the most so far, with them and what waited on the shelf
-        self._on_cpu = torch.device(setup.device).type == "cpu"
+        self._account = Account(setup)  # before any weight
         self._family = open_family(
             setup.family,
             setup.model,
@@ -77,6 +75,7 @@ class Worker:
             [(lora.path, lora.scale) for lora in setup.loras],
             setup.decoder_dtype,
         )
+        self._depth = Depth(setup.accelerations.slicing, self._family.vae_kind.__name__)
         self._numerics = machine.numerics_class(setup)
         self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()
 
@@ -104,23 +103,60 @@ class Worker:
         ``stayed``: what the accelerations left with the tile is on this worker's shelf, not with
         the inputs. ``may_stay``: much that they leave goes there, not into the output.
         """
-        begun, errand = time.perf_counter(), _Errand(stayed=stayed, may_stay=may_stay)
-        with blame(task.unit, self.setup, self._family.vae_kind.__name__):
+        deeper = None
+        while True:
+            try:
+                report, output = self._run(task, inputs, _Errand(stayed=stayed, may_stay=may_stay))
+                return replace(report, deeper=deeper), output
+            except UnitError as error:
+                if error.kind != "out_of_memory" or not self._goes_deeper(task.unit.kind):
+                    raise
+            machine.release(self.setup.device)  # the error is gone, and with it what it held
+            deeper = self._depth.slices(task.unit.kind)
+
+    def _goes_deeper(self, kind: str) -> bool:
+        """Memory ran out: units of this kind have more slices from now on, if that can be."""
+        slicing = self._depth.deeper(kind)
+        if not self.setup.deepens or slicing is None:
+            return False
+        before, handle = self._depth.of(kind), self._applied if kind == "step" else self._decoder
+        self._depth.take(kind, slicing)
+        if handle is not None:
+            handle.remove()
+        if kind == "decode":
+            self._decoder = None
+            return True
+        self._applied = None
+        try:
+            self._attach()
+        except CannotRunHere:  # what else is attached does not go with slices
+            self._depth.take(kind, before)
+            return False
+        return True
+
+    def _run(
+        self, task: Task, inputs: Sequence[Bundle], errand: _Errand
+    ) -> tuple[TaskReport, Bundle]:
+        """Once, in as many slices as now."""
+        begun, kind = time.perf_counter(), task.unit.kind
+        with blame(task.unit, self.setup, self._depth):
             fault_point("worker.before_unit", str(task.unit))
-            errand.waiting_bytes = self.shelf.make_room(stayed)
+            errand.waiting_bytes = self.shelf.make_room(errand.stayed)
             output = self._dispatch(task, inputs, errand)
             machine.synchronise(self.setup.device)
             self._leave(task, errand)
             elapsed_s = time.perf_counter() - begun
         with suppress(OSError):  # no room for a log line is no reason to lose the unit
-            self._log(task, elapsed_s, errand)
+            self._account.note(
+                task, elapsed_s, stays=errand.stays, waiting_bytes=errand.waiting_bytes
+            )
         report = TaskReport(
             unit=task.unit,
             attempt=task.attempt,
             worker=self.setup.worker,
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
-            numerics=self._numerics.digest(),
+            numerics=replace(self._numerics, slices=self._depth.slices(kind)).digest(),
             remembers=errand.stays or remembers(output),
             stays=errand.stays,
             engaged=dict(errand.engaged),
@@ -299,7 +335,7 @@ class Worker:
     def _sliced_decoder(self, unit: Unit, engaged: Counter[str]) -> Iterator[None]:
         """Slicing is for decoders that take all their frames at once, too. Counts the groups that
         were cut as ``slicing.decoder``."""
-        sliced = self.setup.accelerations.slicing
+        sliced = self._depth.of(unit.kind)
         if sliced is None or type(self._family.vae).__name__ not in slicing.MODELS:
             yield
             return
@@ -312,8 +348,10 @@ class Worker:
 
     def _attach(self) -> compose.Applied:
         if self._applied is None:
+            sliced = {"slicing": self._depth.of("step")}
             self._applied = compose.apply(
-                self._family.denoiser, compose.attached(self.setup.accelerations)
+                self._family.denoiser,
+                compose.attached(self.setup.accelerations.model_copy(update=sliced)),
             )
         return self._applied
 
@@ -336,35 +374,6 @@ class Worker:
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
         return self._steppers[key]
-
-    def _log(self, task: Task, elapsed_s: float, errand: _Errand) -> None:
-        """This worker's own account of what it computed, whatever becomes of the result."""
-        if self.setup.log_dir is None:
-            return
-        unit = task.unit
-        held_bytes = machine.peak_bytes(self.setup.device)
-        if held_bytes > self._held_bytes:  # in this unit: what waited beside it is no part of it
-            self._held_bytes = held_bytes
-            waiting_bytes = errand.waiting_bytes if self._on_cpu else 0
-            peak_bytes = held_bytes - self._bare_bytes - waiting_bytes
-            self._peak_bytes = max(self._peak_bytes, peak_bytes)
-        line = {
-            "unit": str(unit),
-            "kind": unit.kind,
-            "shot": unit.shot,
-            "stage": unit.stage,
-            "index": unit.index,
-            "step": unit.step,
-            "attempt": task.attempt,
-            "elapsed_s": elapsed_s,
-            "peak_bytes": self._peak_bytes,
-            "stays": errand.stays,
-            "at_s": time.time(),
-        }
-        folder = Path(self.setup.log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / f"{self.setup.worker}.jsonl", "a") as log:  # closed, hence flushed
-            log.write(json.dumps(line) + "\n")
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:

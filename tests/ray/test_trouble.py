@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from tests.ray.harness import (
     wait_for_units,
 )
 from tests.ray.trouble import check_film, check_refused, render, resume
+from workers.video import iter_frames
 
 
 @pytest.mark.long
@@ -74,6 +76,31 @@ def test_a_unit_on_which_workers_hang(
     assert ran.code == 0, ran.err
     assert (tmp_path / "fired").exists()
     check_film(store, good)
+
+
+def test_memory_that_runs_out_costs_a_retry_in_slices(
+    film_yaml: Path, good: dict[str, Any], tmp_path: Path
+) -> None:
+    """The film is made, and the person hears of it: at once, of verify and in the report."""
+    store, out = tmp_path / "store", tmp_path / "film.mp4"
+    ran = render(
+        film_yaml, tmp_path,
+        LONGTAKE_FAULT="worker.before_unit:nomem",
+        LONGTAKE_FAULT_ON="shot 1 window 2 step 3",
+        LONGTAKE_FAULT_ONCE=str(tmp_path / "fired"),
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    told = "ran out of memory at shot 1 window 2 step 3, and computes steps in 8 slices from now on"
+    assert f"warning: w1 {told}" in ran.err
+    (job,) = job_ids(store)
+    checked = longtake("verify", job, "--store", store, "--json")
+    assert checked.code == 0, checked.err
+    assert len(checked.json()["numerics_parts"]) == 2, "which parts are in slices"
+    assert told in checked.json()["ran_out"][0]
+    report = longtake("report", job, "--store", store, "--json")
+    assert report.json()["memory"]["ran_out"] == checked.json()["ran_out"], report.err
+    whole = np.stack(list(iter_frames(Path(good["out"])))).astype(int)
+    assert np.abs(np.stack(list(iter_frames(out))) - whole).max() <= 2, "the same but for rounding"
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny
 from workers.blame import blame
 from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
+from workers.depth import Depth
 from workers.families import FAMILIES, wan
 from workers.setup import WorkerSetup
 from workers.video import iter_frames
@@ -246,8 +247,8 @@ def test_blame_is_told_apart(tiny_wan: Path, monkeypatch, error: Exception, kind
     [
         ("step", "wan", {}, 8),
         ("step", "wan", {"slicing": Slicing(slices=6)}, 12),
-        ("step", "wan", {"slicing": Slicing(slices=600)}, 1024),
-        ("step", "wan", {"slicing": Slicing(slices=1024)}, None),
+        ("step", "wan", {"slicing": Slicing(slices=40)}, 64),
+        ("step", "wan", {"slicing": Slicing(slices=64)}, None),
         ("step", "wan", {"fast_attention": FastAttention()}, 8),
         ("decode", "svd", {}, 8),
         ("decode", "cogvideox", {}, 8),
@@ -263,8 +264,8 @@ def test_what_runs_out_of_memory_says_what_needs_less(
 ) -> None:
     """Nothing that a job would be refused for, or that would change nothing."""
     setup = WorkerSetup(worker="w", model="m", family=family, accelerations=Accelerations(**asked))
-    autoencoder = FAMILIES[family].vae_kind.__name__
-    with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, autoencoder):
+    depth = Depth(setup.accelerations.slicing, FAMILIES[family].vae_kind.__name__)
+    with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, depth):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
     slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}" if slices else ""
     half = ", or decoder_dtype: float16 or bfloat16" if kind == "decode" else ""

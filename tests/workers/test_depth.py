@@ -1,0 +1,212 @@
+"""Memory that runs out costs a retry in more slices, not the film."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+
+from jobs.accelerations import Accelerations, Adaptive, Rehash, Slicing
+from jobs.arrays import Bundle
+from jobs.errors import UnitError
+from jobs.units import DecodeTask, StepTask, TaskReport, Window
+from orchestrator.here import frames_of
+from tests.workers.tiny import encode, piece_task, run_step, step_task
+from tests.workers.tiny_families import TinyFamily, tiny_family
+from workers.bundles import to_bundle
+from workers.depth import DEEPEST, Depth
+from workers.setup import WorkerSetup
+from workers.worker import Worker
+
+#: A piece of this many latent pixels a side takes 170 MB whole, 70 in 8 slices.
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def svd(tmp_path_factory: pytest.TempPathFactory) -> TinyFamily:
+    """Its decoder takes all frames of a clip at once."""
+    return tiny_family("svd", tmp_path_factory.mktemp("svd"))
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> TinyFamily:
+    return tiny_family("wan", tmp_path_factory.mktemp("wan"))
+
+
+def worker_of(tiny: TinyFamily, *, deepens: bool = False, **asked: object) -> Worker:
+    asked_for = Accelerations(**asked)
+    setup = WorkerSetup(worker="w", model=str(tiny.folder), family=tiny.name)
+    return Worker(dataclasses.replace(setup, accelerations=asked_for, deepens=deepens))
+
+
+def a_piece(tiny: TinyFamily, side: int = SIDE) -> tuple[DecodeTask, list[Bundle]]:
+    shot = dataclasses.replace(tiny.shot, latent_height=side, latent_width=side)
+    frames, window = shot.latent_frames, Window(0, 0, shot.latent_frames)
+    task = dataclasses.replace(piece_task(shot, 0, frames), windows=(window,), owned=((0, frames),))
+    drawn = torch.randn(1, 4, frames, side, side, generator=torch.manual_seed(1))
+    return task, [to_bundle({"latents": drawn})]
+
+
+@contextmanager
+def little_memory(more_mb: int) -> Iterator[None]:
+    """This process may take so much more than it has, by the kernel's own limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has_bytes = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (has_bytes + more_mb * 10**6, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def runs_out(patch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """At the next units of this process, tried again or not."""
+    patch.setattr("jobs.faults._passages", Counter())
+    patch.setenv(
+        "LONGTAKE_FAULT", ",".join(f"worker.before_unit:nomem:{n + 1}" for n in range(times))
+    )
+
+
+def test_a_piece_that_does_not_fit_is_decoded_in_slices(svd: TinyFamily) -> None:
+    task, latents = a_piece(svd)
+    whole, thin = (worker_of(svd, **each).run(task, latents) for each in ({}, SLICED))
+    worker = worker_of(svd, deepens=True)
+    with little_memory(110):
+        report, piece = worker.run(task, latents)
+        again, _ = worker.run(task, latents)
+    assert (report.deeper, again.deeper) == (8, None), "told once"
+    assert report.engaged == again.engaged == thin[0].engaged != {}
+    assert report.numerics == thin[0].numerics != whole[0].numerics
+    assert np.array_equal(frames_of(piece), frames_of(thin[1]))
+    far = np.abs(frames_of(piece).astype(int) - frames_of(whole[1])).max()
+    assert far <= 1, "the same but for rounding"
+
+
+def test_a_piece_may_have_to_be_cut_more_than_once(
+    svd: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, latents = a_piece(svd, side=16)
+    thinner = worker_of(svd, slicing=Slicing(slices=4))
+    known, expected = thinner.run(task, latents)
+    worker = worker_of(svd, slicing=Slicing(slices=2), deepens=True)
+    worker.run(task, latents)
+    runs_out(monkeypatch)
+    report, piece = worker.run(task, latents)
+    assert (report.deeper, report.engaged) == (4, known.engaged)
+    assert np.array_equal(frames_of(piece), frames_of(expected))
+
+
+def test_a_class_that_is_pinned_stays_whole(svd: TinyFamily) -> None:
+    task, latents = a_piece(svd)
+    worker = worker_of(svd)
+    with little_memory(110), pytest.raises(UnitError, match=r"slicing: \{slices: 8\}") as caught:
+        worker.run(task, latents)
+    assert caught.value.kind == "out_of_memory"
+    assert worker.run(task, latents)[0].engaged == {}, "nothing stays behind"
+
+
+SLICED = {"slicing": Slicing(slices=8)}
+REHASHED = {"rehash": Rehash(every=2, first=1)}
+SKIPPING = {"adaptive": Adaptive(form="spectral", threshold=0.5, first=1, forecast=True)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [("wan", {}), ("wan", SKIPPING), ("animatediff", {}), ("animatediff", REHASHED)],
+)
+def test_a_step_that_does_not_fit_goes_on_in_slices(
+    kind: str, asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From what the step before left, whatever accelerations had kept with the tile."""
+    tiny = tiny_family(kind, tmp_path)
+    first, then = worker_of(tiny, **asked, deepens=True), worker_of(tiny, **asked, **SLICED)
+    text, done = encode(first, tiny.shot), {}
+    windows = [Window(0, 0, tiny.shot.latent_frames)]
+
+    def step(number: int) -> StepTask:
+        return step_task(tiny.shot, windows, 0, number)
+
+    done[0, 0] = run_step(first, step(0), text, done)
+    runs_out(monkeypatch)
+    report, output = first.run(step(1), [text, done[0, 0]])
+    monkeypatch.delenv("LONGTAKE_FAULT")
+    known, expected = then.run(step(1), [text, done[0, 0]])
+    assert (report.deeper, known.deeper) == (8, None)
+    assert (report.numerics, report.engaged) == (known.numerics, known.engaged)
+    for name, array in expected.arrays.items():
+        assert np.array_equal(output.arrays[name], array), name
+
+
+def test_what_runs_out_at_every_depth_is_an_error(
+    wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs_out(monkeypatch, times=5)  # whole, and in 8, 16, 32 and 64 slices
+    worker, window = worker_of(wan, deepens=True), Window(0, 0, wan.shot.latent_frames)
+    with pytest.raises(UnitError, match="smaller size \\(") as caught:
+        worker.run(step_task(wan.shot, [window], 0, 0), [])
+    assert caught.value.kind == "out_of_memory", "nothing more to advise than what was tried"
+
+
+def without_fine_attention(svd: TinyFamily, parent: Path) -> TinyFamily:
+    folder = Path(shutil.copytree(svd.folder, parent / "coarse"))
+    config = dict(UNetSpatioTemporalConditionModel.load_config(folder / "unet"))
+    for name in ("down_block_types", "up_block_types"):
+        config[name] = config[name][::-1]
+    UNetSpatioTemporalConditionModel.from_config(config).save_pretrained(folder / "unet")
+    return dataclasses.replace(svd, folder=folder)
+
+
+def test_slices_that_cannot_attach_leave_all_as_it_was(
+    svd: TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rehash on a UNet whose finest block has no attention does not go with slices."""
+    svd = without_fine_attention(svd, tmp_path)
+    worker = worker_of(svd, **REHASHED, deepens=True)
+    shot, window = svd.shot, Window(0, 0, svd.shot.latent_frames)
+    before = encoded_step(worker, svd, window)
+    runs_out(monkeypatch)
+    with pytest.raises(UnitError) as caught:
+        worker.run(step_task(shot, [window], 0, 0), [])
+    assert caught.value.kind == "out_of_memory"
+    monkeypatch.delenv("LONGTAKE_FAULT")
+    after = encoded_step(worker, svd, window)
+    assert before[0].numerics == after[0].numerics
+    assert before[0].engaged == after[0].engaged
+
+
+def encoded_step(worker: Worker, tiny: TinyFamily, window: Window) -> tuple[TaskReport, Bundle]:
+    return worker.run(step_task(tiny.shot, [window], 0, 0), [encode(worker, tiny.shot)])
+
+
+@pytest.mark.parametrize(
+    ("asked", "autoencoder", "kind", "slices"),
+    [
+        (None, "AutoencoderKLWan", "step", [8, 16, 32, 64]),
+        (None, "AutoencoderKLWan", "decode", [8, 16, 32, 64]),
+        (None, "AutoencoderKL", "decode", []),  # a frame at a time as it is
+        (None, "AutoencoderKLWan", "encode", []),
+        (Slicing(slices=5), "AutoencoderKLWan", "step", [10, 20, 40, 64]),
+        (Slicing(slices=DEEPEST + 1), "AutoencoderKLWan", "step", []),
+    ],
+)
+def test_each_time_there_are_twice_as_many(
+    asked: Slicing | None, autoencoder: str, kind: str, slices: list[int]
+) -> None:
+    depth, taken = Depth(asked, autoencoder), []
+    others = [each for each in ("encode", "step", "decode") if each != kind]
+    before = [depth.slices(each) for each in others]
+    while (deeper := depth.deeper(kind)) is not None:
+        depth.take(kind, deeper)
+        taken.append(depth.slices(kind))
+    assert taken == slices
+    assert [depth.slices(each) for each in others] == before, "each kind goes its own way"
