@@ -199,7 +199,8 @@ class Results:
         if record.numerics == mine.numerics and record.sha256 != mine.sha256:
             self.disagreements.append(
                 f"result {mine.recipe}: {record.writer} and {mine.writer} disagree, though both "
-                f"have numerics {mine.numerics}; kept the first. One of them computes wrongly"
+                f"have numerics {mine.numerics}; kept the first. One of them computes wrongly, or "
+                "began with what another class had computed"
             )
         return record
 

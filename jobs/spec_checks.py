@@ -112,12 +112,16 @@ def refused_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
     """What the job or a shot says that this model has no use for, but for what it has anyway."""
     parts: list[tuple[Path, JobSpec | Shot]] = [((), spec)]
     parts += [(("shots", index), shot) for index, shot in enumerate(spec.shots)]
-    return [
-        Problem((*place, name), f"{why}; remove it. {_taken(geometry)}")
+    refused = [
+        ((*place, name), f"{why}; remove it")
         for place, part in parts
         for name, why in geometry.refused
         if name in (fields := type(part).model_fields)
         and getattr(part, name) not in (fields[name].default, getattr(geometry, name, None))
+    ]
+    return [
+        Problem(place, f"{said}. {_taken(geometry)}" if number == len(refused) else said)
+        for number, (place, said) in enumerate(refused, 1)
     ]
 
 

@@ -314,9 +314,10 @@ class Driver:
             self._outputs[key] = replace(self._outputs[key], memory=None, stays_with=command.worker)
         if is_told(command.unit, facts.engaged, self._session.plan):
             self._note(engagement(command.unit, facts.engaged))
-        deeper = facts.deeper and deepened(command.unit, command.worker, facts.deeper)
-        if deeper:
-            self._note({"type": "deeper", "unit": str(command.unit), "message": deeper})
+        deeper = ""
+        if facts.deeper is not None:
+            deeper = deepened(command.unit, command.worker, facts.deeper, facts.numerics)
+            self._note({"type": "ran_out", "unit": str(command.unit), "message": deeper})
         return UnitFinished(
             at_s=time.monotonic(),
             unit=command.unit,
@@ -325,7 +326,7 @@ class Driver:
             elapsed_s=facts.elapsed_s,
             remembers=facts.remembers,
             stays=facts.stays,
-            deeper=deeper or "",
+            deeper=deeper,
         )
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:

@@ -14,9 +14,10 @@ from orchestrator.plan import Plan
 
 
 def is_told(unit: Unit, counts: Mapping[str, int], plan: Plan) -> bool:
-    """Whether the journal has a record of a unit: of whatever was counted, and in an accelerated
-    job of every step that predicts, for there nothing is an answer, too."""
-    return bool(counts) or (plan.accelerations != Accelerations() and _predicts(unit, plan))
+    """Whether the journal of an accelerated job has a record of a unit: of whatever was counted,
+    and of every step that predicts, for there nothing is an answer, too."""
+    is_accelerated = plan.accelerations != Accelerations()  # else in slices, for want of memory
+    return is_accelerated and (bool(counts) or _predicts(unit, plan))
 
 
 def _predicts(unit: Unit, plan: Plan) -> bool:
@@ -31,13 +32,13 @@ def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
     return record | place
 
 
-def deepened(unit: Unit, worker: str, slices: int) -> str:
+def deepened(unit: Unit, worker: str, slices: int, numerics: str) -> str:
     """What a person is told of a worker that goes on in more slices than the job asks for."""
     what = "pieces" if unit.kind == "decode" else "steps"
     return (
         f"{worker} ran out of memory at {unit}, and computes {what} in {slices} slices from now "
-        f"on: the same but for rounding. `slicing: {{slices: {slices}}}` under `accelerations:` in "
-        "a job file does that from the start"
+        f"on (numerics class {numerics}): the same but for rounding. `slicing: {{slices: "
+        f"{slices}}}` under `accelerations:` in a job file does that from the start"
     )
 
 

@@ -230,7 +230,7 @@ def _memory(folder: JobFolder, plan: Plan, records: Iterable[dict[str, Any]]) ->
         "model_bytes": plan.model_bytes,
         "tile_bytes": plan.tile_bytes,
     }
-    deeper = [str(record["message"]) for record in records if record["type"] == "deeper"]
+    deeper = [str(record["message"]) for record in records if record["type"] == "ran_out"]
     return {"planned": planned, "workers": peaks, "ran_out": deeper}
 
 

@@ -29,6 +29,9 @@ EXIT_CODES = {
 #: Characters of a line of a table, where a part of it can be shortened.
 TABLE_WIDTH = 100
 
+#: Of the parts of a film that were computed alike, so many are named.
+MOST_PARTS = 12
+
 
 def next_command(verb: str, job: str, store: Path | str) -> str:
     """A command to run next, as it must be typed."""
@@ -170,7 +173,8 @@ def verify_text(report: dict[str, Any]) -> str:
         f"{', '.join(report['numerics']) or 'unknown'}",
     ]
     for digest, parts in report["numerics_parts"].items():
-        lines.append(f"  numerics class {digest}: {', '.join(parts)}")
+        more = f" and {len(parts) - MOST_PARTS} more" if len(parts) > MOST_PARTS else ""
+        lines.append(f"  numerics class {digest}: {', '.join(parts[:MOST_PARTS])}{more}")
     if report["seams"]:
         worst = max(report["seams"], key=lambda seam: seam["ratio"])
         lines.append(

@@ -3,7 +3,6 @@ own model and on this machine. What was found is kept, and listed by ``longtake 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
@@ -212,11 +211,10 @@ def _warm_up(plan: Plan, worker: Any, given: Given) -> None:
 
 
 def _worker(job: Prepared, device: str) -> Any:
-    from workers.families.loading import empty_cache
+    from workers.families.loading import release
     from workers.worker import Worker
 
-    gc.collect()  # a model holds itself in cycles: without this, the last one would still be there
-    empty_cache(device)
+    release(device)  # the last model would still be there
     folder = str(job.model.folder)
     return Worker(worker_setup(job.plan, "here", model=folder, device=device))
 

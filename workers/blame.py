@@ -33,9 +33,9 @@ def blame(unit: Unit, setup: WorkerSetup, depth: Depth) -> Iterator[None]:
         if machine.ran_out_of_memory(error):
             raise UnitError(
                 "out_of_memory",
-                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory with "
-                f"{machine.free_bytes(setup.device) / 2**30:.1f} GiB free; "
-                f"{_less_memory(unit, setup, depth)} ({error})",
+                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory "
+                f"{_even_so(unit, depth)}with {machine.free_bytes(setup.device) / 2**30:.1f} GiB "
+                f"free; {_less_memory(unit, setup, depth)} ({error})",
             ) from error
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UnitError(
@@ -43,6 +43,10 @@ def blame(unit: Unit, setup: WorkerSetup, depth: Depth) -> Iterator[None]:
             f"{unit}: {type(error).__name__}: {error} "
             f"(at {Path(where.filename).name}:{where.lineno} in {where.name}: {where.line})",
         ) from error
+
+
+def _even_so(unit: Unit, depth: Depth) -> str:
+    return f"even in {depth.slices(unit.kind)} slices " if depth.is_deeper(unit.kind) else ""
 
 
 def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth) -> str:

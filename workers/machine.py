@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.metadata
 import os
 import platform
@@ -162,13 +161,6 @@ def ran_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and _RAN_OUT.search(str(error)) is not None
-
-
-def release(device: str) -> None:
-    """Give back what torch keeps of memory that nothing uses, for pieces of other sizes."""
-    gc.collect()
-    if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def host_name() -> str:

@@ -17,9 +17,9 @@ import torch
 
 from accel import adaptive, compose, slicing
 from accel.handle import TileStep
-from jobs.accelerations import LOOKS_BACK, Adaptive
+from jobs.accelerations import LOOKS_BACK, Adaptive, Slicing
 from jobs.arrays import Bundle
-from jobs.errors import CannotRunHere, UnitError
+from jobs.errors import UnitError
 from jobs.faults import fault_point
 from jobs.numerics import WorkerProfile
 from jobs.units import DecodeTask, EncodeTask, Stayed, StepTask, Task, TaskReport, Unit
@@ -31,6 +31,7 @@ from workers.carrying import ACCEL, remembers
 from workers.depth import Depth
 from workers.families import open_family
 from workers.families.family import stepper_of
+from workers.families.loading import release
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.shelf import Shelf
@@ -103,42 +104,39 @@ class Worker:
         ``stayed``: what the accelerations left with the tile is on this worker's shelf, not with
         the inputs. ``may_stay``: much that they leave goes there, not into the output.
         """
-        deeper = None
-        while True:
-            try:
-                report, output = self._run(task, inputs, _Errand(stayed=stayed, may_stay=may_stay))
-                return replace(report, deeper=deeper), output
-            except UnitError as error:
-                if error.kind != "out_of_memory" or not self._goes_deeper(task.unit.kind):
-                    raise
-            machine.release(self.setup.device)  # the error is gone, and with it what it held
-            deeper = self._depth.slices(task.unit.kind)
+        attempt = partial(self._run, task, inputs, stayed, may_stay)
+        try:
+            return attempt()
+        except UnitError as error:
+            if error.kind != "out_of_memory" or not self._may_go_deeper(task):
+                raise
+            ran_out = str(error)
+        return self._depth.retry(task.unit.kind, attempt, self._take_depth, ran_out)
 
-    def _goes_deeper(self, kind: str) -> bool:
-        """Memory ran out: units of this kind have more slices from now on, if that can be."""
-        slicing = self._depth.deeper(kind)
-        if not self.setup.deepens or slicing is None:
-            return False
-        before, handle = self._depth.of(kind), self._applied if kind == "step" else self._decoder
+    def _may_go_deeper(self, task: Task) -> bool:
+        """Not for a step that only settles the one before: it calls no model."""
+        settles = isinstance(task, StepTask) and not _predicts(task)
+        can_be_cut = self._depth.deeper(task.unit.kind) is not None
+        return self.setup.deepens and can_be_cut and not settles
+
+    def _take_depth(self, kind: str, slicing: Slicing | None) -> None:
         self._depth.take(kind, slicing)
+        handle = self._applied if kind == "step" else self._decoder
         if handle is not None:
             handle.remove()
-        if kind == "decode":
+        if kind == "step":
+            self._applied = None
+        else:
             self._decoder = None
-            return True
-        self._applied = None
-        try:
-            self._attach()
-        except CannotRunHere:  # what else is attached does not go with slices
-            self._depth.take(kind, before)
-            return False
-        return True
+            self._family.drop_lanes()  # a piece is of one class from its warm-up on
+        release(self.setup.device)
 
     def _run(
-        self, task: Task, inputs: Sequence[Bundle], errand: _Errand
+        self, task: Task, inputs: Sequence[Bundle], stayed: Stayed | None, may_stay: bool
     ) -> tuple[TaskReport, Bundle]:
         """Once, in as many slices as now."""
         begun, kind = time.perf_counter(), task.unit.kind
+        errand = _Errand(stayed=stayed, may_stay=may_stay)
         with blame(task.unit, self.setup, self._depth):
             fault_point("worker.before_unit", str(task.unit))
             errand.waiting_bytes = self.shelf.make_room(errand.stayed)
@@ -177,8 +175,8 @@ class Worker:
         return to_bundle(embeddings)
 
     def _step(self, task: StepTask, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
-        unit, shot = task.unit, task.shot
-        predicts = unit.step < shot.stage_steps[unit.stage]
+        unit = task.unit
+        predicts = _predicts(task)
         before = inputs[1:] if predicts else inputs
         _check_inputs(task, before)
         stage = self._stage(task)
@@ -374,6 +372,11 @@ class Worker:
             while len(self._steppers) > STEPPERS_KEPT:
                 self._steppers.popitem(last=False)
         return self._steppers[key]
+
+
+def _predicts(task: StepTask) -> bool:
+    """Each stage's last step settles the one before, and is done."""
+    return task.unit.step < task.shot.stage_steps[task.unit.stage]
 
 
 def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:

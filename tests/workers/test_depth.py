@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import resource
 import shutil
@@ -19,9 +20,9 @@ from diffusers import UNetSpatioTemporalConditionModel
 from jobs.accelerations import Accelerations, Adaptive, Rehash, Slicing
 from jobs.arrays import Bundle
 from jobs.errors import UnitError
-from jobs.units import DecodeTask, StepTask, TaskReport, Window
+from jobs.units import DecodeTask, TaskReport, Window
 from orchestrator.here import frames_of
-from tests.workers.tiny import encode, piece_task, run_step, step_task
+from tests.workers.tiny import encode, piece_task, step_task
 from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers.bundles import to_bundle
 from workers.depth import DEEPEST, Depth
@@ -60,6 +61,7 @@ def a_piece(tiny: TinyFamily, side: int = SIDE) -> tuple[DecodeTask, list[Bundle
 @contextmanager
 def little_memory(more_mb: int) -> Iterator[None]:
     """This process may take so much more than it has, by the kernel's own limit."""
+    ctypes.CDLL(None).malloc_trim(0)  # what it has and does not use would not count
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     has_bytes = psutil.Process().memory_info().vms
     resource.setrlimit(resource.RLIMIT_AS, (has_bytes + more_mb * 10**6, hard))
@@ -83,9 +85,8 @@ def test_a_piece_that_does_not_fit_is_decoded_in_slices(svd: TinyFamily) -> None
     worker = worker_of(svd, deepens=True)
     with little_memory(110):
         report, piece = worker.run(task, latents)
-        again, _ = worker.run(task, latents)
-    assert (report.deeper, again.deeper) == (8, None), "told once"
-    assert report.engaged == again.engaged == thin[0].engaged != {}
+    assert report.deeper == 8
+    assert report.engaged == thin[0].engaged != {}
     assert report.numerics == thin[0].numerics != whole[0].numerics
     assert np.array_equal(frames_of(piece), frames_of(thin[1]))
     far = np.abs(frames_of(piece).astype(int) - frames_of(whole[1])).max()
@@ -120,41 +121,96 @@ REHASHED = {"rehash": Rehash(every=2, first=1)}
 SKIPPING = {"adaptive": Adaptive(form="spectral", threshold=0.5, first=1, forecast=True)}
 
 
+@contextmanager
+def short_of_memory(worker: Worker, times: int = 1) -> Iterator[None]:
+    """Midway through the model, at its next passes."""
+    left = iter(range(times))
+
+    def hook(*_: object) -> None:
+        if next(left, None) is not None:
+            raise MemoryError
+
+    last = [each for each in worker._family.denoiser.modules() if not list(each.children())][-1]
+    handle = last.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "asked"),
     [("wan", {}), ("wan", SKIPPING), ("animatediff", {}), ("animatediff", REHASHED)],
 )
 def test_a_step_that_does_not_fit_goes_on_in_slices(
-    kind: str, asked: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, asked: dict, times: int, tmp_path: Path
 ) -> None:
-    """From what the step before left, whatever accelerations had kept with the tile."""
-    tiny = tiny_family(kind, tmp_path)
-    first, then = worker_of(tiny, **asked, deepens=True), worker_of(tiny, **asked, **SLICED)
-    text, done = encode(first, tiny.shot), {}
-    windows = [Window(0, 0, tiny.shot.latent_frames)]
+    """From what the step before left, whatever accelerations had kept with the tile; those after it
+    are in as many."""
+    tiny, slices = tiny_family(kind, tmp_path), 4 * 2**times
+    worker = worker_of(tiny, **asked, deepens=True)
+    known = worker_of(tiny, **asked, slicing=Slicing(slices=slices))
+    text, windows = encode(worker, tiny.shot), [Window(0, 0, tiny.shot.latent_frames)]
+    first, deeper = worker.run(step_task(tiny.shot, windows, 0, 0), [text])[1], []
+    ours, theirs = first, first
+    with short_of_memory(worker, times):
+        for number in (1, 2, 3):
+            task = step_task(tiny.shot, windows, 0, number)
+            (report, ours), (told, theirs) = (
+                each.run(task, [text, before]) for each, before in ((worker, ours), (known, theirs))
+            )
+            deeper.append(report.deeper)
+            if any(deeper):
+                assert (report.numerics, report.engaged) == (told.numerics, told.engaged)
+            for name, array in theirs.arrays.items():
+                assert np.array_equal(ours.arrays[name], array), (number, name)
+    assert [each for each in deeper if each is not None] == [slices], "told once"
 
-    def step(number: int) -> StepTask:
-        return step_task(tiny.shot, windows, 0, number)
 
-    done[0, 0] = run_step(first, step(0), text, done)
-    runs_out(monkeypatch)
-    report, output = first.run(step(1), [text, done[0, 0]])
-    monkeypatch.delenv("LONGTAKE_FAULT")
-    known, expected = then.run(step(1), [text, done[0, 0]])
-    assert (report.deeper, known.deeper) == (8, None)
-    assert (report.numerics, report.engaged) == (known.numerics, known.engaged)
-    for name, array in expected.arrays.items():
-        assert np.array_equal(output.arrays[name], array), name
-
-
-def test_what_runs_out_at_every_depth_is_an_error(
+def test_what_runs_out_at_every_depth_is_an_error_and_leaves_all_as_it_was(
     wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs_out(monkeypatch, times=5)  # whole, and in 8, 16, 32 and 64 slices
     worker, window = worker_of(wan, deepens=True), Window(0, 0, wan.shot.latent_frames)
-    with pytest.raises(UnitError, match="smaller size \\(") as caught:
-        worker.run(step_task(wan.shot, [window], 0, 0), [])
-    assert caught.value.kind == "out_of_memory", "nothing more to advise than what was tried"
+    before = first_step(worker, wan, window)
+    runs_out(monkeypatch, times=5)  # whole, and in 8, 16, 32 and 64 slices
+    said = r"ran out of memory even in 64 slices .* a smaller size \(injected"
+    with pytest.raises(UnitError, match=said) as caught:
+        first_step(worker, wan, window)
+    assert caught.value.kind == "out_of_memory"
+    assert first_step(worker, wan, window).numerics == before.numerics
+
+
+def test_a_step_that_calls_no_model_is_not_cut(
+    wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, windows = worker_of(wan, deepens=True), [Window(0, 0, wan.shot.latent_frames)]
+    last = step_task(wan.shot, windows, 0, wan.shot.steps)
+    runs_out(monkeypatch, times=1)
+    with pytest.raises(UnitError) as caught:
+        worker.run(last, [])
+    assert caught.value.kind == "out_of_memory"
+
+
+@pytest.mark.parametrize("kind", ["cluster", "not_finite", "worker"])
+def test_a_retry_that_fails_otherwise_says_so_and_leaves_all_as_it_was(
+    wan: TinyFamily, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, window = worker_of(wan, deepens=True), Window(0, 0, wan.shot.latent_frames)
+    before, ran = (
+        first_step(worker, wan, window),
+        iter([MemoryError(), UnitError(kind, "so it is")]),
+    )
+
+    def fail(*_: object) -> None:
+        raise next(ran)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "_dispatch", fail)
+        with pytest.raises(UnitError, match="so it is") as caught:
+            first_step(worker, wan, window)
+    assert caught.value.kind == kind
+    assert first_step(worker, wan, window).numerics == before.numerics
 
 
 def without_fine_attention(svd: TinyFamily, parent: Path) -> TinyFamily:
@@ -169,23 +225,39 @@ def without_fine_attention(svd: TinyFamily, parent: Path) -> TinyFamily:
 def test_slices_that_cannot_attach_leave_all_as_it_was(
     svd: TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rehash on a UNet whose finest block has no attention does not go with slices."""
-    svd = without_fine_attention(svd, tmp_path)
-    worker = worker_of(svd, **REHASHED, deepens=True)
-    shot, window = svd.shot, Window(0, 0, svd.shot.latent_frames)
-    before = encoded_step(worker, svd, window)
-    runs_out(monkeypatch)
-    with pytest.raises(UnitError) as caught:
-        worker.run(step_task(shot, [window], 0, 0), [])
-    assert caught.value.kind == "out_of_memory"
-    monkeypatch.delenv("LONGTAKE_FAULT")
-    after = encoded_step(worker, svd, window)
-    assert before[0].numerics == after[0].numerics
-    assert before[0].engaged == after[0].engaged
+    """Rehash on a UNet whose finest block has no attention does not go with slices, and they are
+    not advised again."""
+    tiny, window = without_fine_attention(svd, tmp_path), Window(0, 0, svd.shot.latent_frames)
+    worker = worker_of(tiny, **REHASHED, deepens=True)
+    before = first_step(worker, tiny, window)
+    for advice in (True, False):
+        runs_out(monkeypatch)
+        with pytest.raises(UnitError) as caught:
+            first_step(worker, tiny, window)
+        assert caught.value.kind == "out_of_memory"
+        assert ("slicing" in str(caught.value)) == advice
+    after = first_step(worker, tiny, window)
+    assert (before.numerics, before.engaged) == (after.numerics, after.engaged)
 
 
-def encoded_step(worker: Worker, tiny: TinyFamily, window: Window) -> tuple[TaskReport, Bundle]:
-    return worker.run(step_task(tiny.shot, [window], 0, 0), [encode(worker, tiny.shot)])
+def first_step(worker: Worker, tiny: TinyFamily, window: Window) -> TaskReport:
+    text = worker._family.encode(tiny.shot)
+    return worker.run(step_task(tiny.shot, [window], 0, 0), [to_bundle(text)])[0]
+
+
+def test_another_shots_context_is_of_no_use_to_a_decoder_in_more_slices(
+    wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next piece warms up anew, and so is all of the class that it says."""
+    worker, lanes = worker_of(wan, deepens=True), []
+    task, latents = a_piece(wan, side=16)
+    task = dataclasses.replace(task, shot=dataclasses.replace(task.shot, latent_frames=9))
+    for shot in (0, 1):
+        first = dataclasses.replace(task, unit=dataclasses.replace(task.unit, shot=shot))
+        report, _ = worker.run(first, latents)
+        lanes.append((report.deeper, list(worker._family._lanes._lanes)))
+        runs_out(monkeypatch)
+    assert lanes == [(None, [0]), (8, [1])]
 
 
 @pytest.mark.parametrize(

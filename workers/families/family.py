@@ -53,6 +53,10 @@ class ModelFamily(Protocol):
         """Bytes of the weights that are held now."""
         ...
 
+    def drop_lanes(self) -> None:
+        """The next piece of each shot warms up anew."""
+        ...
+
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
         """What `predict` needs of the shot's prompts or image, by names of the family's own: such
         as ``cond`` and, with guidance, ``uncond``, each [1, text_tokens, text_dim]."""

@@ -123,6 +123,10 @@ class FolderModel(ABC):
             self._text = None
             empty_cache(self._device)
 
+    def drop_lanes(self) -> None:
+        """The next piece of each shot warms up anew."""
+        self._lanes = LaneKeeper()
+
     def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
         return load_part(cls, self._folder, part, self._device, **dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,12 @@ def load_part(cls: Any, folder: Path, part: str, device: torch.device, **dtype: 
     )
     check_loaded(f"{folder}/{part}", model, info)
     return model.to(device).eval().requires_grad_(False)
+
+
+def release(device: torch.device | str) -> None:
+    """Let go of what only holds itself, too: models do, in cycles."""
+    gc.collect()
+    empty_cache(device)
 
 
 def empty_cache(device: torch.device | str) -> None:
