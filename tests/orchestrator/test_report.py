@@ -133,10 +133,16 @@ def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
         log(job, worker, kind="step", shot=0, elapsed_s=1.0, peak_bytes=peak)
     log(job, "w1", kind="encode", shot=0, elapsed_s=1.0, peak_bytes=800)
     log(job, "w0", kind="step", shot=0, elapsed_s=1.0)  # by a version that did not measure it
+    journal = Journal.open(job.folder, "driver-2")
+    journal.begin_epoch()
+    journal.append([{"type": "ran_out", "unit": "shot 1 window 1", "message": "w1 ran out of it"}])
     said, pictures = report_job(job.folder, None)
     planned = {"encoding_bytes": 2**28, "model_bytes": 2**27, "tile_bytes": 2**26}
-    assert said["memory"] == {"planned": planned, "workers": {"w1": 2**27, "w2": 2**26}}
+    peaks = {"w1": 2**27, "w2": 2**26}
+    memory = {"planned": planned, "workers": peaks, "ran_out": ["w1 ran out of it"]}
+    assert said["memory"] == memory
     told = page(said, pictures)
+    assert "<p>w1 ran out of it</p>" in told
     assert "Planned for each worker: 0.134 GB for weights,\n0.0671 GB for the window" in told
     assert "0.268 GB for one that reads the prompts" in told
     for worker, held, most in (("w1", "0.134", "0.268"), ("w2", "0.0671", "0.201")):
