@@ -75,11 +75,10 @@ class Depth:
                 blamed, said = error.kind, str(error)
             if blamed == "out_of_memory":
                 ran_out = said
-                continue
-            take(kind, before)
-            if blamed != "bad_job":
+            elif blamed == "bad_job":  # the model, or what else is attached, takes no slices
+                self._asked_alone.add(kind)
+            else:
+                take(kind, before)
                 raise UnitError(blamed, said)
-            # The model, or what else is attached, does not go with slices.
-            self._asked_alone.add(kind)
         take(kind, before)
         raise UnitError("out_of_memory", ran_out)
