@@ -5,7 +5,7 @@ A point does nothing unless the environment names it:
     LONGTAKE_FAULT=result.mid_write:kill:3     at its third passage in this process
     LONGTAKE_FAULT=journal.before_write:enospc,data.mid_write:eio
     LONGTAKE_FAULT=worker.before_unit:hang     stays there for ever
-    LONGTAKE_FAULT=worker.before_unit:nomem    as if no memory were left
+    LONGTAKE_FAULT=worker.before_model:nomem   as if no memory were left
     LONGTAKE_FAULT_ON=shot 1 window 2 step 3   only passages with this unit count
     LONGTAKE_FAULT_ONCE=/some/file             fires only while this file does not exist
 
@@ -44,7 +44,7 @@ FAULT_POINTS = (
 FILM_POINTS = ("film.before_publish", "film.after_publish")
 
 #: Points of a worker; each is passed with the unit's name.
-WORKER_POINTS = ("worker.before_unit", "worker.before_hand_over")
+WORKER_POINTS = ("worker.before_unit", "worker.before_model", "worker.before_hand_over")
 
 _VALID = (*FAULT_POINTS, *FILM_POINTS, *WORKER_POINTS)
 _ERRNOS = {"enospc": errno.ENOSPC, "eio": errno.EIO, "erofs": errno.EROFS}

@@ -91,6 +91,7 @@ def guidance_problems(spec: JobSpec, experts: int) -> list[Problem]:
 
 def image_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
     problems = []
+    given = [index for index, shot in enumerate(spec.shots) if shot.image is not None]
     for index, shot in enumerate(spec.shots):
         place: Path = ("shots", index)
         if geometry.from_image and shot.image is None:
@@ -99,8 +100,9 @@ def image_problems(spec: JobSpec, geometry: ModelGeometry) -> list[Problem]:
         if not geometry.from_image and shot.image is not None:
             said = (
                 f"{geometry.family} models start from text alone; remove it, or name a model that "
-                f"starts from an image. {_taken(geometry)}"
+                "starts from an image"
             )
+            said += f". {_taken(geometry)}" if index == given[-1] else ""
             problems.append(Problem((*place, "image"), said))
             if shot.prompt is None:
                 said = "missing; say what the shot shows, for example prompt: a red kite"
@@ -130,7 +132,7 @@ def _taken(geometry: ModelGeometry) -> str:
     if not geometry.from_image:
         refused.add("image")
     taken = [name for name in _SOME_TAKE if name not in refused]
-    return f"Of what some models take, this one takes {', '.join(taken)}"
+    return f"Of the settings that only some models have, this one has {', '.join(taken)}"
 
 
 def single_window_problems(

@@ -312,11 +312,13 @@ class Driver:
         self._numerics[key] = (facts.numerics, self._writer(command.worker))
         if facts.stays:
             self._outputs[key] = replace(self._outputs[key], memory=None, stays_with=command.worker)
-        if is_told(command.unit, facts.engaged, self._session.plan):
+        plan = self._session.plan
+        if is_told(command.unit, facts.engaged, plan):
             self._note(engagement(command.unit, facts.engaged))
         deeper = ""
         if facts.deeper is not None:
-            deeper = deepened(command.unit, command.worker, facts.deeper, facts.numerics)
+            writer, asked = self._writer(command.worker), plan.accelerations
+            deeper = deepened(command.unit, writer, facts.deeper, facts.numerics, asked)
             self._note({"type": "ran_out", "unit": str(command.unit), "message": deeper})
         return UnitFinished(
             at_s=time.monotonic(),

@@ -32,13 +32,17 @@ def engagement(unit: Unit, counts: Mapping[str, int]) -> dict[str, Any]:
     return record | place
 
 
-def deepened(unit: Unit, worker: str, slices: int, numerics: str) -> str:
-    """What a person is told of a worker that goes on in more slices than the job asks for."""
-    what = "pieces" if unit.kind == "decode" else "steps"
+def deepened(unit: Unit, worker: str, slices: int, numerics: str, asked: Accelerations) -> str:
+    """What a person is told, and finds later, of a worker that went on in more slices than the job
+    ``asked`` for."""
+    what = "decoded pieces" if unit.kind == "decode" else "computed steps"
+    rounding = "the same but for rounding"
+    if unit.kind == "step" and asked.adaptive is not None:
+        rounding += ", which may change what adaptive skips"
     return (
-        f"{worker} ran out of memory at {unit}, and computes {what} in {slices} slices from now "
-        f"on (numerics class {numerics}): the same but for rounding. `slicing: {{slices: "
-        f"{slices}}}` under `accelerations:` in a job file does that from the start"
+        f"{worker} ran out of memory at {unit}, and {what} in {slices} slices from there on "
+        f"(numerics class {numerics}): {rounding}. In a job file, accelerations: {{slicing: "
+        f"{{slices: {slices}}}}} does so from the start"
     )
 
 

@@ -135,8 +135,8 @@ started, with what libraries need while they work: often more than was planned.<
 {% for worker, peak in report.memory.workers.items() %}<tr><td>{{ worker }}</td>
 <td>{{ peak | gb }}</td><td>{{ planned[worker] | gb }}</td></tr>{% endfor %}
 </table>
-{% for said in report.memory.ran_out %}<p>{{ said }}</p>{% endfor %}
 {% endif %}
+{% for said in report.memory.ran_out %}<p>{{ said }}</p>{% endfor %}
 </body></html>
 """
 

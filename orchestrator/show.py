@@ -174,7 +174,7 @@ def verify_text(report: dict[str, Any]) -> str:
     ]
     for digest, parts in report["numerics_parts"].items():
         more = f" and {len(parts) - MOST_PARTS} more" if len(parts) > MOST_PARTS else ""
-        lines.append(f"  numerics class {digest}: {', '.join(parts[:MOST_PARTS])}{more}")
+        lines.append(f"  numerics class {digest} finished {', '.join(parts[:MOST_PARTS])}{more}")
     if report["seams"]:
         worst = max(report["seams"], key=lambda seam: seam["ratio"])
         lines.append(

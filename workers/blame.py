@@ -13,7 +13,7 @@ from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.units import Unit
 from workers import machine
 from workers.decoding import NotFinite
-from workers.depth import Depth
+from workers.depth import Depth, InModel, TooLarge
 from workers.setup import WorkerSetup
 
 
@@ -29,14 +29,11 @@ def blame(unit: Unit, setup: WorkerSetup, depth: Depth) -> Iterator[None]:
         raise _not_finite(unit, what, field, setup.decoder_dtype) from None
     except (BadJob, CannotRunHere) as error:
         raise UnitError("bad_job", f"{unit}: {error}") from error
+    except InModel as error:
+        raise TooLarge("out_of_memory", _ran_out(unit, setup, depth, error)) from error
     except Exception as error:
         if machine.ran_out_of_memory(error):
-            raise UnitError(
-                "out_of_memory",
-                f"{unit}: {setup.device} of worker {setup.worker} ran out of memory "
-                f"{_even_so(unit, depth)}with {machine.free_bytes(setup.device) / 2**30:.1f} GiB "
-                f"free; {_less_memory(unit, setup, depth)} ({error})",
-            ) from error
+            raise UnitError("out_of_memory", _ran_out(unit, setup, depth, error)) from error
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UnitError(
             "worker",
@@ -45,18 +42,30 @@ def blame(unit: Unit, setup: WorkerSetup, depth: Depth) -> Iterator[None]:
         ) from error
 
 
-def _even_so(unit: Unit, depth: Depth) -> str:
-    return f"even in {depth.slices(unit.kind)} slices " if depth.is_deeper(unit.kind) else ""
+def _ran_out(unit: Unit, setup: WorkerSetup, depth: Depth, error: Exception) -> str:
+    in_model = isinstance(error, InModel)
+    even_so = f"even in {depth.slices(unit.kind)} slices " if depth.is_deeper(unit.kind) else ""
+    return (
+        f"{unit}: {setup.device} of worker {setup.worker} ran out of memory "
+        f"{even_so if in_model else ''}with {machine.free_bytes(setup.device) / 2**30:.1f} GiB "
+        f"free; {_less_memory(unit, setup, depth if in_model else None)} ({error})"
+    )
 
 
-def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth) -> str:
-    """What a job can ask for, so that a unit which ran out needs less."""
+def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth | None) -> str:
+    """What a person can do about a unit that ran out. With ``depth``, where slices are of use."""
+    if unit.kind == "encode":
+        return "let a worker with more memory (or a CPU) take part, or give a smaller dtype"
     fixes = "plan smaller windows or a smaller size"
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
         fixes += ", or decoder_dtype: float16 or bfloat16"
-    if (deeper := depth.deeper(unit.kind)) is None:
+    deeper = depth and depth.deeper(unit.kind)
+    if deeper is None or setup.deepens:  # then that is what comes next
         return fixes
-    return f"{fixes}, or accelerations: {{slicing: {{slices: {deeper.slices}}}}}"
+    return (
+        f"{fixes}, or accelerations: {{slicing: {{slices: {deeper.slices}}}}}, or numerics: any, "
+        "which takes as many slices as it needs"
+    )
 
 
 def check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:

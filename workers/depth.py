@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from jobs.accelerations import Slicing
 from jobs.arrays import Bundle
 from jobs.errors import UnitError
 from jobs.families.slicing_memory import DECODERS
-from jobs.units import TaskReport
+from jobs.faults import fault_point
+from jobs.units import TaskReport, Unit
+from workers import machine
 
 #: From here on a tile hardly gets smaller: what is left is its weights, inputs and outputs.
 DEEPEST = 64
@@ -18,10 +21,30 @@ DEEPEST = 64
 _FIRST = 8
 
 
+class InModel(Exception):
+    """Memory ran out in what slices cut."""
+
+
+class TooLarge(UnitError):
+    """Out of memory, where more slices may help."""
+
+
+@contextmanager
+def in_model(unit: Unit) -> Iterator[None]:
+    """What of a unit slices cut: a model's pass, not its loading or a file. Raises InModel."""
+    try:
+        fault_point("worker.before_model", str(unit))
+        yield
+    except Exception as error:
+        if not machine.ran_out_of_memory(error):
+            raise
+        raise InModel(str(error)) from error
+
+
 class Depth:
     """Slices by kind of unit: a denoiser's steps and a decoder's pieces are cut apart.
 
-    ``autoencoder`` is the class of the model's; of many, pieces are small as they are.
+    ``autoencoder`` is the class of the model's. One that decodes a frame at a time is not cut.
     """
 
     def __init__(self, asked: Slicing | None, autoencoder: str) -> None:
@@ -56,29 +79,29 @@ class Depth:
         self,
         kind: str,
         attempt: Callable[[], tuple[TaskReport, Bundle]],
-        take: Callable[[str, Slicing | None], None],
+        recut: Callable[[str, Slicing | None], None],
         ran_out: str,
     ) -> tuple[TaskReport, Bundle]:
-        """A unit once more, in more slices, and more again; units of its kind have as many as let
-        it finish from then on. ``take`` is ``take`` of this, for all who compute by it.
+        """A unit that failed just now, once more in more slices, and more again; units of its kind
+        have as many as let it finish from then on. ``recut`` has `take` called, and cuts the
+        models that are loaded.
 
         Called outside of ``except``: the error's frames hold the tensors that did not fit. Raises
-        UnitError, ``ran_out`` or what was said last, and leaves all as it was.
+        UnitError, which says that memory ran out, and leaves all as it was.
         """
-        before = self.of(kind)
-        while (deeper := self.deeper(kind)) is not None:
-            take(kind, deeper)
+        before, otherwise = self.of(kind), None
+        while otherwise is None and (deeper := self.deeper(kind)) is not None:
+            recut(kind, deeper)
             try:
                 report, output = attempt()
                 return replace(report, deeper=deeper.slices), output
+            except TooLarge as error:
+                ran_out = str(error)
             except UnitError as error:
-                blamed, said = error.kind, str(error)
-            if blamed == "out_of_memory":
-                ran_out = said
-            elif blamed == "bad_job":  # the model, or what else is attached, takes no slices
-                self._asked_alone.add(kind)
-            else:
-                take(kind, before)
-                raise UnitError(blamed, said)
-        take(kind, before)
-        raise UnitError("out_of_memory", ran_out)
+                otherwise = error.kind
+                ran_out += f"; then, in {deeper.slices} slices: {error}"
+        recut(kind, before)
+        if otherwise == "bad_job":  # the model, or what else is attached, takes no slices
+            self._asked_alone.add(kind)
+            otherwise = None
+        raise UnitError(otherwise or "out_of_memory", ran_out)

@@ -28,7 +28,7 @@ from workers.account import Account
 from workers.blame import blame, check_finite
 from workers.bundles import to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL, remembers
-from workers.depth import Depth
+from workers.depth import Depth, TooLarge, in_model
 from workers.families import open_family
 from workers.families.family import stepper_of
 from workers.families.loading import release
@@ -99,7 +99,8 @@ class Worker:
         stayed: Stayed | None = None,
         may_stay: bool = False,
     ) -> tuple[TaskReport, Bundle]:
-        """Compute a unit. Raises UnitError, and nothing else, when it cannot be computed.
+        """Compute a unit; in more slices, if the setup lets it, where memory runs out in the model.
+        Raises UnitError, and nothing else, when it cannot be computed.
 
         ``stayed``: what the accelerations left with the tile is on this worker's shelf, not with
         the inputs. ``may_stay``: much that they leave goes there, not into the output.
@@ -107,19 +108,13 @@ class Worker:
         attempt = partial(self._run, task, inputs, stayed, may_stay)
         try:
             return attempt()
-        except UnitError as error:
-            if error.kind != "out_of_memory" or not self._may_go_deeper(task):
+        except TooLarge as error:
+            if not self.setup.deepens:
                 raise
             ran_out = str(error)
-        return self._depth.retry(task.unit.kind, attempt, self._take_depth, ran_out)
+        return self._depth.retry(task.unit.kind, attempt, self._recut, ran_out)
 
-    def _may_go_deeper(self, task: Task) -> bool:
-        """Not for a step that only settles the one before: it calls no model."""
-        settles = isinstance(task, StepTask) and not _predicts(task)
-        can_be_cut = self._depth.deeper(task.unit.kind) is not None
-        return self.setup.deepens and can_be_cut and not settles
-
-    def _take_depth(self, kind: str, slicing: Slicing | None) -> None:
+    def _recut(self, kind: str, slicing: Slicing | None) -> None:
         self._depth.take(kind, slicing)
         handle = self._applied if kind == "step" else self._decoder
         if handle is not None:
@@ -200,11 +195,12 @@ class Worker:
         return to_bundle(output)
 
     def _leave(self, task: Task, errand: _Errand) -> None:
-        """Once the step is done: one that fails is computed once more, from what is there."""
-        if errand.stayed is not None:
-            self.shelf.drop(errand.stayed)
+        """Once the step is done: one that fails, even here, is computed once more from what is
+        there."""
         if errand.stays:
             self.shelf.put(Stayed(task.unit, task.attempt), errand.left)
+        if errand.stayed is not None:
+            self.shelf.drop(errand.stayed)
 
     def _tile_step(self, task: StepTask, own: Bundle | None, errand: _Errand) -> TileStep:
         """What the accelerations left with this tile at its step before goes on with it."""
@@ -299,7 +295,8 @@ class Worker:
                 return stand_in
         told = to_tensors(embeddings, device=self.setup.device)
         branch = partial(self._attach().run, tile)
-        prediction = stage.predict(task.unit.step, latents, told, branch)
+        with in_model(task.unit):
+            prediction = stage.predict(task.unit.step, latents, told, branch)
         check_finite(prediction, "the model's prediction", task.unit, self.setup.dtype)
         if config is not None:
             adaptive.remember(config, tile, prediction)
@@ -314,7 +311,7 @@ class Worker:
             task.owned,
         )
         assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
-        with self._sliced_decoder(task.unit, engaged):
+        with self._sliced_decoder(task.unit, engaged), in_model(task.unit):
             frames = self._family.decode(task, latents)
         first, stop = self._family.geometry.pixel_range(task.start, task.stop)
         frames = frames[: min(stop, task.shot.pixel_frames) - first]
@@ -333,12 +330,12 @@ class Worker:
     def _sliced_decoder(self, unit: Unit, engaged: Counter[str]) -> Iterator[None]:
         """Slicing is for decoders that take all their frames at once, too. Counts the groups that
         were cut as ``slicing.decoder``."""
-        sliced = self._depth.of(unit.kind)
-        if sliced is None or type(self._family.vae).__name__ not in slicing.MODELS:
+        sliced, decoder = self._depth.of(unit.kind), self._family.vae
+        if sliced is None or type(decoder).__name__ not in slicing.MODELS:
             yield
             return
         if self._decoder is None:
-            self._decoder = slicing.apply(self._family.vae, sliced)
+            self._decoder = slicing.apply(decoder, sliced)
         tile = TileStep(unit=unit)
         with self._decoder.run(tile, "cond"):
             yield

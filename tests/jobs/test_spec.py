@@ -278,7 +278,7 @@ def test_a_model_that_starts_from_an_image_needs_one_and_no_prompt():
 def test_a_model_that_starts_from_text_takes_no_image():
     both = refusal(solved, image_job())
     assert "image: wan models start from text alone; remove it" in both
-    assert "takes prompt, negative, flow_shift, " in both, "what it can do instead"
+    assert "this one has prompt, negative, flow_shift, " in both, "what it can do instead"
     assert "prompt: missing; say what the shot shows" in both
     assert "prompt" not in refusal(solved, image_job(prompt="a kite")).partition(":")[0]
 
@@ -288,8 +288,9 @@ def test_a_model_that_starts_from_text_takes_no_image():
     [
         (
             {"prompt": "a kite"},
-            "prompt: it reads no text; remove it. Of what some models take, this one takes image, "
-            "negative, flow_shift, window_latent_frames, overlap_latent_frames, repeated_noise",
+            "prompt: it reads no text; remove it. Of the settings that only some models have, this "
+            "one has image, negative, flow_shift, window_latent_frames, overlap_latent_frames, "
+            "repeated_noise",
         ),
         ({"text_tokens": 77}, "text_tokens: it always has 512; remove it"),
         ({"loras": [{"path": "a"}]}, "loras: none are built; remove it"),

@@ -328,8 +328,9 @@ def test_of_many_parts_of_a_class_the_first_are_named(tmp_path: Path) -> None:
     report = finished(tmp_path).verify()
     parts = [f"shot 1 piece {number}" for number in range(1, 15)]
     said = show.verify_text(report | {"numerics_parts": {"abc": parts, "def": parts[:2]}})
-    assert "class abc: shot 1 piece 1, " in said and ", shot 1 piece 12 and 2 more\n" in said
-    assert "class def: shot 1 piece 1, shot 1 piece 2\n" in said
+    assert "class abc finished shot 1 piece 1, " in said
+    assert ", shot 1 piece 12 and 2 more\n" in said
+    assert "class def finished shot 1 piece 1, shot 1 piece 2\n" in said
 
 
 # -- what is told of a job

@@ -85,13 +85,15 @@ def test_memory_that_runs_out_costs_a_retry_in_slices(
     store, out = tmp_path / "store", tmp_path / "film.mp4"
     ran = render(
         film_yaml, tmp_path,
-        LONGTAKE_FAULT="worker.before_unit:nomem",
+        LONGTAKE_FAULT="worker.before_model:nomem",
         LONGTAKE_FAULT_ON="shot 1 window 2 step 3",
         LONGTAKE_FAULT_ONCE=str(tmp_path / "fired"),
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    told = "ran out of memory at shot 1 window 2 step 3, and computes steps in 8 slices from now on"
-    assert f"warning: w1 {told}" in ran.err
+    told = (
+        "ran out of memory at shot 1 window 2 step 3, and computed steps in 8 slices from there on"
+    )
+    assert f"warning: w1.1 {told}" in ran.err
     (job,) = job_ids(store)
     checked = longtake("verify", job, "--store", store, "--json")
     assert checked.code == 0, checked.err

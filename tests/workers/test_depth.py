@@ -7,7 +7,7 @@ import dataclasses
 import resource
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,12 +71,10 @@ def little_memory(more_mb: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def runs_out(patch: pytest.MonkeyPatch, times: int = 1) -> None:
+def runs_out(patch: pytest.MonkeyPatch, times: int = 1, at: str = "worker.before_model") -> None:
     """At the next units of this process, tried again or not."""
     patch.setattr("jobs.faults._passages", Counter())
-    patch.setenv(
-        "LONGTAKE_FAULT", ",".join(f"worker.before_unit:nomem:{n + 1}" for n in range(times))
-    )
+    patch.setenv("LONGTAKE_FAULT", ",".join(f"{at}:nomem:{n + 1}" for n in range(times)))
 
 
 def test_a_piece_that_does_not_fit_is_decoded_in_slices(svd: TinyFamily) -> None:
@@ -168,49 +166,84 @@ def test_a_step_that_does_not_fit_goes_on_in_slices(
     assert [each for each in deeper if each is not None] == [slices], "told once"
 
 
+Compute = Callable[[Worker], tuple[TaskReport, Bundle]]
+
+
+@pytest.fixture(params=["step", "piece"])
+def unit(request: pytest.FixtureRequest, wan: TinyFamily) -> Compute:
+    if request.param == "step":
+        return lambda worker: first_step(worker, wan)
+    task, latents = a_piece(wan, side=16)
+    return lambda worker: worker.run(task, latents)
+
+
+def assert_as_before(before: tuple[TaskReport, Bundle], after: tuple[TaskReport, Bundle]) -> None:
+    for report in (before[0], after[0]):
+        assert report.deeper is None
+    assert (before[0].numerics, before[0].engaged) == (after[0].numerics, after[0].engaged)
+    for name, array in before[1].arrays.items():
+        assert np.array_equal(array, after[1].arrays[name]), name
+
+
 def test_what_runs_out_at_every_depth_is_an_error_and_leaves_all_as_it_was(
-    wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
+    wan: TinyFamily, unit: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, window = worker_of(wan, deepens=True), Window(0, 0, wan.shot.latent_frames)
-    before = first_step(worker, wan, window)
+    worker = worker_of(wan, deepens=True)
+    before = unit(worker)
     runs_out(monkeypatch, times=5)  # whole, and in 8, 16, 32 and 64 slices
-    said = r"ran out of memory even in 64 slices .* a smaller size \(injected"
+    said = r"ran out of memory even in 64 slices .* a smaller size.* \(injected"
     with pytest.raises(UnitError, match=said) as caught:
-        first_step(worker, wan, window)
+        unit(worker)
     assert caught.value.kind == "out_of_memory"
-    assert first_step(worker, wan, window).numerics == before.numerics
+    assert "slicing" not in str(caught.value), "was tried"
+    assert_as_before(before, unit(worker))
 
 
-def test_a_step_that_calls_no_model_is_not_cut(
-    wan: TinyFamily, monkeypatch: pytest.MonkeyPatch
+def test_slices_that_let_a_unit_finish_stay_whatever_comes_after(
+    wan: TinyFamily, unit: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, windows = worker_of(wan, deepens=True), [Window(0, 0, wan.shot.latent_frames)]
-    last = step_task(wan.shot, windows, 0, wan.shot.steps)
-    runs_out(monkeypatch, times=1)
-    with pytest.raises(UnitError) as caught:
-        worker.run(last, [])
+    worker = worker_of(wan, deepens=True)
+    runs_out(monkeypatch)
+    assert unit(worker)[0].deeper == 8
+    before = unit(worker)
+    runs_out(monkeypatch, times=4)
+    with pytest.raises(UnitError, match="even in 64 slices"):
+        unit(worker)
+    assert_as_before(before, unit(worker))
+
+
+def test_what_slices_do_not_cut_is_not_tried_in_more(
+    wan: TinyFamily, unit: Compute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a step that only finishes the one before, or the file of a piece."""
+    worker = worker_of(wan, deepens=True)
+    before = unit(worker)
+    runs_out(monkeypatch, at="worker.before_unit")
+    with pytest.raises(UnitError, match="a smaller size") as caught:
+        unit(worker)
     assert caught.value.kind == "out_of_memory"
+    assert "slic" not in str(caught.value)
+    assert_as_before(before, unit(worker))
 
 
 @pytest.mark.parametrize("kind", ["cluster", "not_finite", "worker"])
 def test_a_retry_that_fails_otherwise_says_so_and_leaves_all_as_it_was(
     wan: TinyFamily, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, window = worker_of(wan, deepens=True), Window(0, 0, wan.shot.latent_frames)
-    before, ran = (
-        first_step(worker, wan, window),
-        iter([MemoryError(), UnitError(kind, "so it is")]),
-    )
+    worker = worker_of(wan, deepens=True)
+    before, ran = first_step(worker, wan), iter([MemoryError(), UnitError(kind, "so it is")])
 
     def fail(*_: object) -> None:
         raise next(ran)
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "_dispatch", fail)
-        with pytest.raises(UnitError, match="so it is") as caught:
-            first_step(worker, wan, window)
+        patch.setattr(worker._family, "predict", fail)
+        with pytest.raises(
+            UnitError, match=r"ran out of memory .* in 8 slices: so it is"
+        ) as caught:
+            first_step(worker, wan)
     assert caught.value.kind == kind
-    assert first_step(worker, wan, window).numerics == before.numerics
+    assert_as_before(before, first_step(worker, wan))
 
 
 def without_fine_attention(svd: TinyFamily, parent: Path) -> TinyFamily:
@@ -225,24 +258,23 @@ def without_fine_attention(svd: TinyFamily, parent: Path) -> TinyFamily:
 def test_slices_that_cannot_attach_leave_all_as_it_was(
     svd: TinyFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rehash on a UNet whose finest block has no attention does not go with slices, and they are
-    not advised again."""
-    tiny, window = without_fine_attention(svd, tmp_path), Window(0, 0, svd.shot.latent_frames)
+    """Rehash on a UNet whose finest block has no attention does not go with slices."""
+    tiny = without_fine_attention(svd, tmp_path)
     worker = worker_of(tiny, **REHASHED, deepens=True)
-    before = first_step(worker, tiny, window)
-    for advice in (True, False):
+    before = first_step(worker, tiny)
+    for tried in (True, False):
         runs_out(monkeypatch)
-        with pytest.raises(UnitError) as caught:
-            first_step(worker, tiny, window)
+        with pytest.raises(UnitError, match="a smaller size") as caught:
+            first_step(worker, tiny)
         assert caught.value.kind == "out_of_memory"
-        assert ("slicing" in str(caught.value)) == advice
-    after = first_step(worker, tiny, window)
-    assert (before.numerics, before.engaged) == (after.numerics, after.engaged)
+        assert ("in 8 slices" in str(caught.value)) == tried
+        assert "slices: 8" not in str(caught.value), "planning would refuse them"
+    assert_as_before(before, first_step(worker, tiny))
 
 
-def first_step(worker: Worker, tiny: TinyFamily, window: Window) -> TaskReport:
-    text = worker._family.encode(tiny.shot)
-    return worker.run(step_task(tiny.shot, [window], 0, 0), [to_bundle(text)])[0]
+def first_step(worker: Worker, tiny: TinyFamily) -> tuple[TaskReport, Bundle]:
+    text, window = worker._family.encode(tiny.shot), Window(0, 0, tiny.shot.latent_frames)
+    return worker.run(step_task(tiny.shot, [window], 0, 0), [to_bundle(text)])
 
 
 def test_another_shots_context_is_of_no_use_to_a_decoder_in_more_slices(
