@@ -26,7 +26,8 @@ from benchmarks import judge
 from benchmarks.common import write_result
 from training import world
 from training.world import Scene
-from workers.video import encode_segment, iter_frames
+from workers.films import iter_frames
+from workers.video import encode_segment
 
 #: A scene, when its clip begins, and the scene of another clip.
 Clip = tuple[Scene, float, Scene]

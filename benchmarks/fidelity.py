@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.errors import LongtakeError
 from workers.fidelity import compare
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from orchestrator.prepare import prepare
 from orchestrator.roster import Policy
 from orchestrator.simulator import Simulation
 from workers.fidelity import compare
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 PROMPTS = (
     "a red circle bounces on a blue background",

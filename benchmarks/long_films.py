@@ -33,8 +33,8 @@ from training import world
 from training.world import Scene
 from workers.colours import AXES, ColourMeter
 from workers.contact_sheet import Row, contact_sheet
+from workers.films import iter_frames
 from workers.seams import PLAIN_SEAM, SeamMeter
-from workers.video import iter_frames
 
 #: Of the seconds of a film that has kept its identity, so many show it.
 STEADY = 0.9

@@ -36,7 +36,7 @@ from training.captions import caption
 from training.vae import psnr_db
 from training.world import Scene
 from workers.contact_sheet import Row, contact_sheet
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 MOST_ON_A_SHEET = 16
 

@@ -66,7 +66,7 @@ def render_units(
 
 def frames_of(piece: Bundle) -> np.ndarray:
     """A decoded piece that was written without loss, as uint8 [F, H, W, 3]."""
-    from workers.video import iter_frames
+    from workers.films import iter_frames
 
     with tempfile.NamedTemporaryFile(suffix=".mkv") as file:
         file.write(piece.arrays["segment"].tobytes())

@@ -37,8 +37,8 @@ from orchestrator.show import next_command
 from workers.colours import ColourMeter
 from workers.contact_sheet import Row, sheet_of
 from workers.fidelity import compare
+from workers.films import iter_frames, read_film, why_no_film
 from workers.seams import SeamMeter
-from workers.video import iter_frames, read_film, why_no_film
 
 #: How many shots a report shows in pictures, so that its page opens, and how large a frame is: in
 #: the film at a glance, and beside a reference.

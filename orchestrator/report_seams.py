@@ -16,8 +16,8 @@ from PIL import Image
 
 from jobs.errors import BadJob
 from workers.contact_sheet import Row, no_larger, sheet_of
+from workers.films import iter_frames
 from workers.seams import PLAIN_SEAM, SeamMeter
-from workers.video import iter_frames
 
 #: How many borders are shown in pictures, and how wide these are at most.
 SHOWN = 10

@@ -26,8 +26,8 @@ from orchestrator.plan import Plan
 from orchestrator.prepare import plan_from_json
 from orchestrator.recipes import Recipes
 from orchestrator.show import next_command
+from workers.films import iter_frames
 from workers.seams import SeamMeter
-from workers.video import iter_frames
 
 #: The records of the film's pieces, in film order; None for one that cannot be read.
 Pieces = dict[Unit, ResultRecord | None]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 _MARGIN_PX = 6
 _TEXT_PX = 16

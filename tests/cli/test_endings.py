@@ -248,7 +248,7 @@ def test_ctrl_c_before_the_render(desk: Desk, monkeypatch: pytest.MonkeyPatch) -
 
 STOPS = """
 import os, signal, sys, time
-from orchestrator.render import Stops
+from orchestrator.stops import Stops
 class Lease: lost = False
 stops = Stops(Lease(), None, "longtake resume kite-1")
 with stops.listening():

@@ -11,7 +11,8 @@ from jobs.arrays import Bundle
 from jobs.store import Store
 from orchestrator.actors import keeper_shell
 from orchestrator.cluster import install_root
-from workers.video import encode_segment, read_film
+from workers.films import read_film
+from workers.video import encode_segment
 
 RECIPES = ["a" * 64, "b" * 64]
 

@@ -33,8 +33,9 @@ from orchestrator.recipes import Recipes
 from orchestrator.render import class_of_results, take_stock
 from orchestrator.verify import verify
 from tests.orchestrator.plans import frames_for, make_plan
+from workers.films import iter_frames
 from workers.parts import part_beside
-from workers.video import encode_segment, iter_frames, stitch
+from workers.video import encode_segment, stitch
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from tests.workers.test_conformance import (
 from tests.workers.test_loras import write_lora
 from tests.workers.tiny import FLOW_SHIFT
 from tests.workers.tiny_animatediff import write_tiny_animatediff
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 JOB = """\
 model: {model}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.ray.harness import ROOT, environment, job_ids, units_logged
-from workers.video import read_film
+from workers.films import read_film
 
 
 def demo(folder: Path) -> subprocess.Popen[bytes]:

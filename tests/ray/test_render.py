@@ -10,7 +10,7 @@ import pytest
 
 from tests.marks import few
 from tests.ray.harness import busy_workers, job_ids, longtake, show, step_unit, units_logged
-from workers.video import read_film
+from workers.films import read_film
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tests.ray.harness import (
     wait_for_units,
 )
 from tests.ray.trouble import check_film, check_refused, render, resume
-from workers.video import iter_frames
+from workers.films import iter_frames
 
 
 @pytest.mark.long

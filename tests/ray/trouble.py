@@ -19,7 +19,7 @@ from tests.ray.harness import (
     longtake,
     show,
 )
-from workers.video import read_film
+from workers.films import read_film
 
 FILM = """\
 title: trouble

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from jobs.errors import BadJob, CannotRunHere, DamagedRecord
+from workers.films import iter_frames, read_film
 from workers.parts import keep_other
-from workers.video import CONTAINERS, encode_segment, iter_frames, read_film, stitch
+from workers.video import CONTAINERS, encode_segment, stitch
 from workers.yuv import rgb_to_yuv420
 
 pytestmark = pytest.mark.slow

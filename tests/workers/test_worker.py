@@ -26,10 +26,10 @@ from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny
 from workers.blame import blame
 from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
-from workers.depth import Depth
+from workers.depth import Depth, in_model
 from workers.families import FAMILIES, wan
+from workers.films import iter_frames
 from workers.setup import WorkerSetup
-from workers.video import iter_frames
 from workers.worker import Worker
 
 ONE = [Window(0, 0, 9)]
@@ -256,7 +256,6 @@ def test_blame_is_told_apart(tiny_wan: Path, monkeypatch, error: Exception, kind
         ("decode", "ltx", {}, 8),
         ("decode", "wan", {}, 8),
         ("decode", "animatediff", {}, None),
-        ("encode", "svd", {}, None),
     ],
 )
 def test_what_runs_out_of_memory_says_what_needs_less(
@@ -265,12 +264,29 @@ def test_what_runs_out_of_memory_says_what_needs_less(
     """Nothing that a job would be refused for, or that would change nothing."""
     setup = WorkerSetup(worker="w", model="m", family=family, accelerations=Accelerations(**asked))
     depth = Depth(setup.accelerations.slicing, FAMILIES[family].vae_kind.__name__)
-    with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, depth):
+    unit = Unit(kind, 0)
+    with pytest.raises(UnitError) as caught, blame(unit, setup, depth), in_model(unit):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
-    slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}" if slices else ""
+    slicing = f", or accelerations: {{slicing: {{slices: {slices}}}}}, or numerics: any, "
+    slicing = f"{slicing}which takes as many slices as it needs" if slices else ""
     half = ", or decoder_dtype: float16 or bfloat16" if kind == "decode" else ""
     says = f"GiB free; plan smaller windows or a smaller size{half}{slicing} (2 GiB too much)"
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [
+        ("step", "plan smaller windows or a smaller size"),
+        ("encode", "let a worker with more memory (or a CPU) take part, or give a smaller dtype"),
+    ],
+)
+def test_what_runs_out_outside_of_a_model_is_no_matter_of_slices(kind: str, fix: str) -> None:
+    setup = WorkerSetup(worker="w", model="m", family="wan")
+    depth = Depth(None, FAMILIES["wan"].vae_kind.__name__)
+    with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, depth):
+        raise torch.cuda.OutOfMemoryError("2 GiB too much")
+    assert f"GiB free; {fix} (2 GiB too much)" in str(caught.value)
 
 
 def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
