@@ -305,7 +305,7 @@ PUBLISHED: dict[str, tuple[Case, Size]] = {
 }
 
 #: Of these, what ``make test`` has time for.
-PUBLISHED_FEW = ("wan 1.3B, 480p", "animatediff, 512x512")
+PUBLISHED_FEW = ("wan 1.3B, 480p",)
 
 #: With text of a sixth of a tile's 1536 tokens, of about as many, and of many more; and a dtype.
 BESIDE_TEXT = [

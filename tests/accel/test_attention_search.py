@@ -142,7 +142,7 @@ OTHERS = [(0.4, True), (0.8, True), (0.6, False)]
 
 @pytest.mark.parametrize(
     ("delta", "guided"),
-    few([(0.6, True), (0.8, False), *OTHERS], (0.6, True), (0.8, False)),
+    few([(0.6, True), (0.8, False), *OTHERS], (0.8, False)),
 )
 def test_it_chooses_what_trying_everything_would(delta: float, guided: bool) -> None:
     settings = dataclasses.replace(SETTINGS, delta=delta, guided=guided)

@@ -22,6 +22,7 @@ from jobs.accelerations import Slicing
 from jobs.errors import CannotRunHere
 from jobs.families.slicing_memory import sliced_bytes
 from tests.accel import tiny_models
+from tests.marks import few
 
 
 def convolutions(kept: dict[str, Any], name: str = "") -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ PUBLISHED: dict[str, tuple[Any, tuple[int, ...], tuple[float, float]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", few(PUBLISHED, "wan 2.1, 832x480", "ltx video, 704x480"))
 @torch.no_grad()
 def test_what_a_tile_of_the_published_models_needs(name: str) -> None:
     """In GB of live tensors in float32, as diffusers decodes it and in 8 slices."""

@@ -192,7 +192,7 @@ def test_hidden_text_is_as_if_it_were_not_there(geometry: Geometry) -> None:
     assert apart(windowed(q, k, v, geometry), expected) > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_shape_falls_back_to_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """By itself torch compiles eight; the ninth it would compute otherwise, and say nothing that
     anybody sees. What hides other tokens, or sees farther, is no other shape."""

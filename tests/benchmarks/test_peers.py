@@ -87,7 +87,6 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     few(
         [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
         ("animatediff", "DeepCache"),
-        ("svd", "PAB, UNet"),
         ("hunyuan-video", "TaylorSeer"),
     ),
 )

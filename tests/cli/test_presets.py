@@ -80,6 +80,7 @@ def test_the_picture_shows_each_shot_by_each_preset(desk: Desk, tmp_path: Path) 
     assert "stills.gif" in refusal(desk.run("presets", path, "--picture", "stills.gif"), 2)
 
 
+@pytest.mark.long
 def test_what_was_tried_is_listed_and_a_later_trial_takes_its_place(
     desk: Desk, plans: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_shots_are_no_longer_than_a_window_and_few(
     assert tried(desk, asked)["pixel_frames"] == frames
 
 
+@pytest.mark.long
 def test_presets_with_nothing_to_skip_are_said_and_the_rest_is_tried(
     desk: Desk, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def write_spoiled(file: Path, kind: str) -> None:
         Image.fromarray(np.full((32, 32), 40000, np.uint16)).save(file, format="PNG")
     elif kind != "missing":
         width, _, height = kind.partition("x")
-        Image.new("L", (int(width), int(height))).save(file, format="PNG")
+        Image.new("1", (int(width), int(height))).save(file, format="PNG")
 
 
 @pytest.mark.parametrize(

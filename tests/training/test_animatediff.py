@@ -143,6 +143,7 @@ def test_what_it_leaves_is_a_folder_that_renders(
     assert frames.shape == (1, 4, 96, 96, 3) and np.isfinite(frames).all()
 
 
+@pytest.mark.long
 def test_the_encoder_learns_to_read() -> None:
     tokenizer = new_tokenizer(CLIP_TOKENS)
     torch.manual_seed(0)

@@ -146,6 +146,7 @@ def test_shares_are_of_those_that_have_the_property() -> None:
     assert said["tempo"]["of"] == 1 and "of" not in said["shape"]
 
 
+@pytest.mark.long
 def test_detectors_are_right_on_the_truth_and_not_on_another_scene() -> None:
     for prove, wanted in ((read_window, lambda _: True), (look_at_second, judge.is_steady)):
         clips = draw_clips(3, 0, wanted)
