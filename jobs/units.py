@@ -189,3 +189,4 @@ class TaskReport:
     stays: bool = False  # and that is not with the output, but on the worker's shelf
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
     deeper: int | None = None  # memory ran out: the worker goes on in so many slices
+    on_processor: bool = False  # the device had no room for the encoders, loaded just now

@@ -157,6 +157,7 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     from workers.calibration import shot_keys
     from workers.devices import device_of
     from workers.families import open_family
+    from workers.families.loading import place_encoders
     from workers.machine import choose_kernels
 
     choose_kernels()
@@ -175,6 +176,7 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
         known.name, str(prepared.model.folder), plan.dtype, device,
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
+    place_encoders(family, plan.encoding_bytes)
     # What is found on a first window's noise holds for any.
     shots = [
         replace(shot.render, repeated_noise=None)

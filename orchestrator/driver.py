@@ -16,10 +16,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from jobs.units import Stayed, Unit
+from jobs.units import Stayed, TaskReport, Unit
 from orchestrator import actors
 from orchestrator.cluster import ClusterLost, install_root
-from orchestrator.engagement import deepened, engagement, is_told
+from orchestrator.engagement import deepened, engagement, is_told, moved
 from orchestrator.events import (
     Command,
     DeleteResult,
@@ -312,14 +312,8 @@ class Driver:
         self._numerics[key] = (facts.numerics, self._writer(command.worker))
         if facts.stays:
             self._outputs[key] = replace(self._outputs[key], memory=None, stays_with=command.worker)
-        plan = self._session.plan
-        if is_told(command.unit, facts.engaged, plan):
+        if is_told(command.unit, facts.engaged, self._session.plan):
             self._note(engagement(command.unit, facts.engaged))
-        deeper = ""
-        if facts.deeper is not None:
-            writer, asked = self._writer(command.worker), plan.accelerations
-            deeper = deepened(command.unit, writer, facts.deeper, facts.numerics, asked)
-            self._note({"type": "ran_out", "unit": str(command.unit), "message": deeper})
         return UnitFinished(
             at_s=time.monotonic(),
             unit=command.unit,
@@ -328,8 +322,20 @@ class Driver:
             elapsed_s=facts.elapsed_s,
             remembers=facts.remembers,
             stays=facts.stays,
-            deeper=deeper,
+            made_do=self._made_do(command, facts),
         )
+
+    def _made_do(self, command: RunUnit, facts: TaskReport) -> str:
+        """How a worker had to do without memory, for the journal and for whoever watches."""
+        writer, asked = self._writer(command.worker), self._session.plan.accelerations
+        if facts.deeper is not None:
+            told = deepened(command.unit, writer, facts.deeper, facts.numerics, asked)
+        elif facts.on_processor:
+            told = moved(writer, facts.numerics)
+        else:
+            return ""
+        self._note({"type": "ran_out", "unit": str(command.unit), "message": told})
+        return told
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:
         """Ray, not the unit, had trouble; or our own code did."""

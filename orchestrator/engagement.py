@@ -46,6 +46,14 @@ def deepened(unit: Unit, worker: str, slices: int, numerics: str, asked: Acceler
     )
 
 
+def moved(worker: str, numerics: str) -> str:
+    """What a person is told, and finds later, of a worker whose encoders are not on its device."""
+    return (
+        f"{worker} has no room for the model's encoders on its device, and encoded on the "
+        f"processor, which is slower (numerics class {numerics})"
+    )
+
+
 def engaged(records: Iterable[Mapping[str, Any]]) -> Counter[str]:
     """What was counted in a job, over all its units. What was counted as nothing is there, too."""
     last = {record["key"]: record["counts"] for record in records if record["type"] == "engaged"}

@@ -62,7 +62,7 @@ class WorkerLost(Event):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitFinished(Event):
     """``remembers``: it left so much for its tile's next step that it is kept until then only;
-    ``stays``: with the worker. ``deeper``: memory ran out, and how the worker goes on, in a
+    ``stays``: with the worker. ``made_do``: how the worker went on without enough memory, in a
     sentence."""
 
     unit: Unit
@@ -71,7 +71,7 @@ class UnitFinished(Event):
     elapsed_s: float
     remembers: bool = False
     stays: bool = False
-    deeper: str = ""
+    made_do: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

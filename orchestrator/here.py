@@ -39,6 +39,7 @@ def worker_setup(plan: Plan, worker: str, **here: Any) -> WorkerSetup:
         images=plan.images,
         dtype=plan.dtype,
         decoder_dtype=plan.decoder_dtype,
+        encoding_bytes=plan.encoding_bytes,
         threads=plan.threads,
         accelerations=plan.accelerations,
     )

@@ -151,9 +151,14 @@ class Plan:
     loras: tuple[LoraFile, ...] = ()  # added to the model's weights, in this order
 
     @property
+    def rendering_bytes(self) -> int:
+        """Estimated: what a worker with one tile holds once all is encoded."""
+        return self.model_bytes + self.tile_bytes
+
+    @property
     def peak_bytes(self) -> int:
-        """Estimated: the most that a worker with one tile holds at once."""
-        return max(self.encoding_bytes, self.model_bytes + self.tile_bytes)
+        """Estimated: the most that a worker with one tile holds at once, encoders and all."""
+        return max(self.encoding_bytes, self.rendering_bytes)
 
     # -- what there is to do
 

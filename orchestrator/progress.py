@@ -252,8 +252,8 @@ class RenderProgress:
             case UnitFailed():
                 self.say(_what_failed(event))
             case UnitFinished():
-                if event.deeper:
-                    self.say(f"warning: {event.deeper}")
+                if event.made_do:
+                    self.say(f"warning: {event.made_do}")
                 self._finished(event, state)
             case OutputStored():
                 for warning in event.warnings:

@@ -175,6 +175,7 @@ class _Render:
             self._say(f"warning: {said}")
         policy = Policy(workers=self._workers(cluster, on_gpu))
         state = RenderState(plan, policy, durable=durable, pinned=self._pinned())
+        any_class = plan.numerics == "any"
         session = Session(
             plan=plan,
             recipes=self._recipes,
@@ -185,7 +186,8 @@ class _Render:
                 "",
                 device=options.device,
                 log_dir=str(self._folder.logs),
-                deepens=plan.numerics == "any",
+                encoding_bytes=plan.encoding_bytes if any_class else 0,
+                deepens=any_class,
             ),
             gpu_per_worker=1 if on_gpu else 0,
             store_uri=self._store.uri,

@@ -24,7 +24,8 @@ def check_room(plan: Plan, device: str, what: str) -> None:
     """Before a weight loads. Raises CannotRunHere with what is missing."""
     from workers.machine import free_bytes
 
-    free, needed = free_bytes(device), plan.peak_bytes
+    on_card = device.startswith("cuda")  # encoders without room there go to the processor
+    free, needed = free_bytes(device), plan.rendering_bytes if on_card else plan.peak_bytes
     if not fits(free, needed):
         raise CannotRunHere(
             f"{what} needs about {gb(needed)}, {device} has {gb(free)} free: "

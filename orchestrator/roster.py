@@ -210,6 +210,17 @@ class Roster:
 
     # -- what they do
 
+    def with_room_to_encode(self, seats: dict[str, Seat]) -> dict[str, Seat]:
+        """Those whose device holds the encoders beside the denoiser; all of them if none does:
+        then the processor encodes."""
+        roomy = {
+            name: seat
+            for name, seat in seats.items()
+            if (profile := self.workers[name].profile) is not None
+            and fits(profile.free_bytes + profile.model_bytes, self.plan.encoding_bytes)
+        }
+        return roomy or seats
+
     def joined(self) -> list[WorkerRecord]:
         return [record for record in self.workers.values() if record.profile is not None]
 

@@ -339,6 +339,8 @@ class RenderState:
         required, must = self._required(record.unit, avoid)
         if must:
             return required
+        if record.unit.kind == "encode":
+            seats = self.roster.with_room_to_encode(seats)
         return choose_seat(seats.values(), preferred=self._home(record.unit))
 
     def _home(self, unit: Unit) -> str | None:

@@ -55,7 +55,9 @@ def _ran_out(unit: Unit, setup: WorkerSetup, depth: Depth, error: Exception) -> 
 def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth | None) -> str:
     """What a person can do about a unit that ran out. With ``depth``, where slices are of use."""
     if unit.kind == "encode":
-        return "let a worker with more memory (or a CPU) take part, or give a smaller dtype"
+        fixes = "let a worker with more memory take part, or give a smaller dtype"
+        on_processor = ", or numerics: any, which encodes on the processor then"
+        return fixes + ("" if setup.deepens else on_processor)
     fixes = "plan smaller windows or a smaller size"
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
         fixes += ", or decoder_dtype: float16 or bfloat16"

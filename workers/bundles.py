@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping
 
@@ -49,3 +51,18 @@ def to_tensors(
         for name in bundle.arrays
         if name.startswith(prefix)
     }
+
+
+def piece_bundle(segment: bytes, codec: str, frames: np.ndarray, first: int) -> Bundle:
+    """A decoded piece: its file, and of its ``frames`` RGB uint8 [F, H, W, 3] the hashes; ``first``
+    is the first one's place in its shot."""
+    hashes = [hashlib.sha256(np.ascontiguousarray(frame)).hexdigest() for frame in frames]
+    return Bundle.of(
+        {"segment": np.frombuffer(segment, dtype=np.uint8)},
+        meta={
+            "codec": codec,
+            "first_pixel_frame": str(first),
+            "pixel_frames": str(len(frames)),
+            "frame_sha256": json.dumps(hashes),
+        },
+    )

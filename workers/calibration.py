@@ -42,8 +42,9 @@ class CalibrationSample:
     ) -> None:
         """A window has so many frames of its stage, or as many as the stage has; None: all."""
         self._family, self._shot = family, shot
-        self._embeddings = family.encode(shot)
-        self._device = next(iter(self._embeddings.values())).device
+        self._device = family.device
+        told = family.encode(shot)
+        self._embeddings = {name: tensor.to(self._device) for name, tensor in told.items()}
         self._frames = _frames(family, shot, window_latent_frames)
         self._enter(0)
         self.latents = self._at.start((0, self._frames[0]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections import Counter, OrderedDict
@@ -12,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from accel import adaptive, compose, slicing
@@ -21,17 +18,17 @@ from jobs.accelerations import LOOKS_BACK, Adaptive, Slicing
 from jobs.arrays import Bundle
 from jobs.errors import UnitError
 from jobs.faults import fault_point
-from jobs.numerics import WorkerProfile
-from jobs.units import DecodeTask, EncodeTask, Stayed, StepTask, Task, TaskReport, Unit
+from jobs.numerics import NumericsClass, WorkerProfile
+from jobs.units import DecodeTask, EncodeTask, Stayed, StepTask, Task, TaskReport, Unit, UnitKind
 from workers import machine
 from workers.account import Account
 from workers.blame import blame, check_finite
-from workers.bundles import to_bundle, to_tensor, to_tensors
+from workers.bundles import piece_bundle, to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL, remembers
 from workers.depth import Depth, TooLarge, in_model
 from workers.families import open_family
 from workers.families.family import stepper_of
-from workers.families.loading import release
+from workers.families.loading import place_encoders, release
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.shelf import Shelf
@@ -50,6 +47,7 @@ class _Errand:
     stayed: Stayed | None
     may_stay: bool
     stays: bool = False
+    on_processor: bool = False
     left: dict[str, torch.Tensor] = field(default_factory=dict)
     waiting_bytes: int = 0  # of other tiles, on the shelf
     engaged: Counter[str] = field(default_factory=Counter)
@@ -149,21 +147,30 @@ class Worker:
             worker=self.setup.worker,
             elapsed_s=elapsed_s,
             output_bytes=output.nbytes,
-            numerics=replace(self._numerics, slices=self._depth.slices(kind)).digest(),
+            numerics=self._class_of(kind).digest(),
             remembers=errand.stays or remembers(output),
             stays=errand.stays,
             engaged=dict(errand.engaged),
+            on_processor=errand.on_processor,
         )
         return report, output
 
+    def _class_of(self, kind: UnitKind) -> NumericsClass:
+        there = self._family.encodes_on
+        if kind == "encode" and there != self._family.device:
+            return machine.numerics_class(replace(self.setup, device=str(there)))
+        return replace(self._numerics, slices=self._depth.slices(kind))
+
     def _dispatch(self, task: Task, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
         if isinstance(task, EncodeTask):
-            return self._encode(task)
+            return self._encode(task, errand)
         if isinstance(task, StepTask):
             return self._step(task, inputs, errand)
         return self._decode(task, inputs, errand.engaged)
 
-    def _encode(self, task: EncodeTask) -> Bundle:
+    def _encode(self, task: EncodeTask, errand: _Errand) -> Bundle:
+        if not self._family.has_encoders():
+            errand.on_processor = place_encoders(self._family, self.setup.encoding_bytes)
         embeddings = self._family.encode(task.shot)
         for name, tensor in embeddings.items():
             check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
@@ -316,15 +323,7 @@ class Worker:
         first, stop = self._family.geometry.pixel_range(task.start, task.stop)
         frames = frames[: min(stop, task.shot.pixel_frames) - first]
         segment = encode_segment(frames, fps=task.shot.fps, codec=task.codec, quality=task.quality)
-        return Bundle.of(
-            {"segment": np.frombuffer(segment, dtype=np.uint8)},
-            meta={
-                "codec": task.codec,
-                "first_pixel_frame": str(first),
-                "pixel_frames": str(len(frames)),
-                "frame_sha256": json.dumps([_sha256(frame) for frame in frames]),
-            },
-        )
+        return piece_bundle(segment, task.codec, frames, first)
 
     @contextmanager
     def _sliced_decoder(self, unit: Unit, engaged: Counter[str]) -> Iterator[None]:
@@ -380,7 +379,3 @@ def _check_inputs(task: StepTask, before: Sequence[Bundle]) -> None:
     expected = len(task.covering) if task.unit.step > 0 else len(task.parents)
     assert len(before) == expected, f"{task.unit} needs {expected} windows, got {len(before)}"
     assert task.unit.step == 0 or task.window in task.covering
-
-
-def _sha256(frame: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(frame)).hexdigest()

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from jobs.accelerations import Accelerations, Adaptive, FastAttention, Rehash, S
 from jobs.arrays import Bundle
 from jobs.attention_plan import AttentionPlan
 from jobs.errors import UnitError
-from jobs.units import MUCH_MEMORY, Stayed, Unit, Window
+from jobs.units import MUCH_MEMORY, EncodeTask, Stayed, Unit, Window
 from tests.workers.test_conformance import assert_same_bits, load_pipeline, run_pipeline
 from tests.workers.tiny import piece_task, render_windows, tiny_shot, tiny_worker
 from tests.workers.tiny_families import KINDS, TinyFamily, tiny_family
@@ -144,6 +145,20 @@ def test_the_peak_is_what_was_allocated() -> None:
         for _ in range(3):
             torch.empty(2**24, device=device)
     assert 2**26 <= peak.peak_bytes < 2**26 + 2**22
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no other processor")
+@pytest.mark.parametrize("kind", KINDS)
+def test_encoders_without_room_are_on_the_processor(kind: str, tmp_path: Path) -> None:
+    tiny = tiny_family(kind, tmp_path)
+    worker, plain = worker_of(tiny), worker_of(tiny, "cpu")
+    worker.setup = dataclasses.replace(worker.setup, encoding_bytes=2**60)
+    task = EncodeTask(unit=Unit("encode", 0), attempt=1, shot=tiny.shot)
+    (report, found), (told, expected) = (each.run(task, []) for each in (worker, plain))
+    assert report.on_processor and report.numerics == told.numerics
+    for name, array in expected.arrays.items():
+        assert np.array_equal(found.arrays[name], array), name
+    render_windows(worker, tiny.shot, windows_of(tiny))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU's memory is everybody's")

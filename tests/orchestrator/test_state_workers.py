@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from jobs.units import Unit
 from orchestrator import events as e
@@ -84,6 +85,18 @@ def test_the_memory_of_a_tile_at_work_is_counted_once() -> None:
     bare.finishes(ENCODE)
     assert bare.sent(step(0, 0)).worker == "w1"
     assert not only(bare.joins("w3", **room), e.StopWorker)
+
+
+def test_prompts_are_read_where_there_is_room_for_what_reads_them() -> None:
+    plan, card = replace(make_plan(6, tile_bytes=2**20), encoding_bytes=14 * 10**9), "a card"
+    for sizes, taker in (((8, 24), "w3"), ((24, 8), "w2"), ((8, 8), "w2")):
+        bare = Bare(plan, workers=3)
+        bare.start()
+        assert only(bare.joins("w1", device=card, free_bytes=8 * 10**9), e.RunUnit), "it is alone"
+        for name, size in zip(("w2", "w3"), sizes, strict=True):
+            bare.joins(name, device=card, free_bytes=size * 10**9)
+        bare.happens(e.WorkerLost, worker="w1", message="power cut")
+        assert bare.sent(ENCODE).worker == taker, sizes
 
 
 def test_a_long_window_says_nothing_of_a_workers_speed() -> None:

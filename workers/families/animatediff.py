@@ -40,7 +40,7 @@ class AnimateDiffFamily(FolderFamily):
         tokenizer = pipeline.tokenizer
         check_length(tokenizer, tokenizer.model_max_length, shot.prompt, shot.negative_prompt)
         return pipeline.encode_prompt(
-            shot.prompt, self._device, 1, self.guided(shot), shot.negative_prompt
+            shot.prompt, self.encodes_on, 1, self.guided(shot), shot.negative_prompt
         )
 
     @torch.no_grad()

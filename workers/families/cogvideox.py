@@ -56,7 +56,7 @@ class CogVideoXFamily(FolderFamily):
             shot.negative_prompt,
             self.guided(shot),
             max_sequence_length=shot.text_tokens,
-            device=self._device,
+            device=self.encodes_on,
         )
 
     @torch.no_grad()

@@ -53,6 +53,13 @@ class ModelFamily(Protocol):
         """Bytes of the weights that are held now."""
         ...
 
+    device: torch.device  # of denoiser and decoder
+    encodes_on: torch.device  # where encoders go when they are loaded: the same, or the processor
+
+    def has_encoders(self) -> bool:
+        """Whether they are loaded now: from the first shot's encoding to whatever comes after."""
+        ...
+
     def drop_lanes(self) -> None:
         """The next piece of each shot warms up anew."""
         ...

@@ -52,7 +52,7 @@ class FolderModel(ABC):
         decoder_dtype: str = "float32",
     ) -> None:
         self._folder, self._loras = Path(folder), loras
-        self._dtype, self._device = read_dtype(dtype), torch.device(device)
+        self._dtype, self.device = read_dtype(dtype), torch.device(device)
         self._decoder_dtype = read_dtype(decoder_dtype)
         facts = FAMILIES[self.name]
         index = read_json(self._folder / "model_index.json")
@@ -69,6 +69,7 @@ class FolderModel(ABC):
         self.first_alone = self.geometry.first_alone
         self.scheduler_config: Mapping[str, Any] = read_scheduler_config(folder)
         self._lanes = LaneKeeper()  # of a decoder that goes on where it stood
+        self.encodes_on = self.device  # read when the encoders are loaded
         self._text: Any = None  # from the first shot's encoding to whatever comes after
 
     @property
@@ -92,6 +93,10 @@ class FolderModel(ABC):
         """Bytes of the weights that are held now."""
         held = [vars(self)[name] for name in ("denoiser", "vae") if name in vars(self)]
         return sum(p.numel() * p.element_size() for model in held for p in model.parameters())
+
+    def has_encoders(self) -> bool:
+        """Whether they are loaded now."""
+        return self._text is not None
 
     @torch.no_grad()
     def encode(self, shot: ShotRender) -> dict[str, torch.Tensor]:
@@ -121,14 +126,17 @@ class FolderModel(ABC):
         once for them, and are in nobody's way afterwards."""
         if self._text is not None:
             self._text = None
-            empty_cache(self._device)
+            empty_cache(self.device)
 
     def drop_lanes(self) -> None:
         """The next piece of each shot warms up anew."""
         self._lanes = LaneKeeper()
 
     def _load(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
-        return load_part(cls, self._folder, part, self._device, **dtype)
+        return load_part(cls, self._folder, part, self.device, **dtype)
+
+    def _load_encoder(self, cls: Any, part: str, **dtype: torch.dtype) -> Any:
+        return load_part(cls, self._folder, part, self.encodes_on, **dtype)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -147,7 +155,7 @@ class FolderModel(ABC):
         for part in self.parts.keys() - {facts.denoiser, "vae"}:
             if part in facts.components:
                 cls = getattr(transformers, self._classes[part])
-                parts[part] = self._load(cls, part, dtype=self._dtype)
+                parts[part] = self._load_encoder(cls, part, dtype=self._dtype)
             else:
                 parts[part] = self._load_plain(part)
         needed = {

@@ -72,7 +72,7 @@ class HunyuanVideoFamily(FolderModel):
         for name, prompt in prompts.items():
             _check_length(pipeline.tokenizer, prompt, shot.text_tokens)
             told = pipeline.encode_prompt(
-                prompt, device=self._device, max_sequence_length=shot.text_tokens
+                prompt, device=self.encodes_on, max_sequence_length=shot.text_tokens
             )
             embeddings |= {kind + name: each for kind, each in zip(_TOLD, told, strict=True)}
         return embeddings

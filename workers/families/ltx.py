@@ -71,7 +71,7 @@ class LTXFamily(FolderFamily):
             shot.negative_prompt,
             self.guided(shot),
             max_sequence_length=shot.text_tokens,
-            device=self._device,
+            device=self.encodes_on,
         )
         return cond, uncond
 
@@ -84,7 +84,7 @@ class LTXFamily(FolderFamily):
             truncation=True,
             return_tensors="pt",
         )
-        return told.attention_mask.to(self._device, self._dtype)
+        return told.attention_mask.to(self.encodes_on, self._dtype)
 
     @torch.no_grad()
     def predict(
@@ -145,7 +145,7 @@ class LTXConditionFamily(LTXFamily):
         width. The first latent frame is one pixel frame, all others many: a window in mid-shot is
         told that of its own first frame, as if it began the shot."""
         space, time = self.geometry.spatial_scale, self.geometry.temporal_scale
-        places = self.pipeline._prepare_video_ids(batch, *size, device=self._device)
-        starts = self.pipeline._scale_video_ids(places, space, time, device=self._device).float()
+        places = self.pipeline._prepare_video_ids(batch, *size, device=self.device)
+        starts = self.pipeline._scale_video_ids(places, space, time, device=self.device).float()
         starts[:, 0] *= 1 / shot.fps
         return {"video_coords": starts}

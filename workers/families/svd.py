@@ -62,20 +62,20 @@ class SVDFamily(FolderModel):
     def _load_encoders(self) -> Any:
         """An image is encoded in float32, as the pipeline does for weights in float16."""
         pipeline = super()._load_encoders()
-        pipeline.vae = self._load(self.vae_kind, "vae", torch_dtype=torch.float32)
+        pipeline.vae = self._load_encoder(self.vae_kind, "vae", torch_dtype=torch.float32)
         return pipeline
 
     def embed(self, pipeline: Any, shot: ShotRender) -> dict[str, torch.Tensor]:
         """``image``: CLIP's embedding [1, 1, text_dim]. ``image_latents``: [1, C, H, W]."""
         assert shot.image is not None, "the plan has an image for every shot of this family"
         image = decode_image(read_image(shot.image), shot.image.path)
-        embedding = pipeline._encode_image(image, self._device, 1, False)
+        embedding = pipeline._encode_image(image, self.encodes_on, 1, False)
         vae = pipeline.vae
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         height, width = scale * shot.latent_height, scale * shot.latent_width
         pixels = pipeline.video_processor.preprocess(image, height=height, width=width)
-        noise = image_noise(shot, height, width).to(self._device)
-        pixels = pixels.to(self._device) + NOISE_AUG_STRENGTH * noise
+        noise = image_noise(shot, height, width).to(self.encodes_on)
+        pixels = pixels.to(self.encodes_on) + NOISE_AUG_STRENGTH * noise
         return {"image": embedding, "image_latents": vae.encode(pixels).latent_dist.mode()}
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class WanFamily(FolderFamily):
             negative_prompt=shot.negative_prompt,
             do_classifier_free_guidance=self.guided(shot),
             max_sequence_length=shot.text_tokens,
-            device=self._device,
+            device=self.encodes_on,
         )
 
     @torch.no_grad()
