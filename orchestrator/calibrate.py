@@ -34,7 +34,7 @@ def calibrate(
 ) -> tuple[dict[str, Any], list[AttentionPlan]]:
     """Search a plan for each stage on the shots of a job. What is found is kept step by step: the
     same call goes on after an interruption. Raises BadJob."""
-    given = _given(prepared, "fast_attention", device)
+    given = _given(prepared, "fast_attention", device, say)
     from workers.calibration import find_plans
 
     stage_steps = given.shots[0].stage_steps
@@ -71,7 +71,7 @@ def find_key_steps(
     """Make a profile for Step Rehash of each stage on the shots of a job, and keep it in
     ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
     is kept: the same call goes on after an interruption. Raises BadJob."""
-    given, folder = _given(prepared, "rehash", device), folder or usual_folder()
+    given, folder = _given(prepared, "rehash", device, say), folder or usual_folder()
     _check_host_memory(prepared)
     from workers.profiling import find_profiles
 
@@ -147,7 +147,7 @@ class _Given:
     device: str
 
 
-def _given(prepared: Prepared, technique: str, device: str) -> _Given:
+def _given(prepared: Prepared, technique: str, device: str, say: Callable[[str], None]) -> _Given:
     """The job's longest shots: what is found holds for shorter windows, too. Of those the ones that
     the first has a calibration in common with, which is the one that planning looks for. Raises
     BadJob, CannotRunHere."""
@@ -156,8 +156,8 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
     quiet_libraries()  # first: all else of ``workers`` here imports the models
     from workers.calibration import shot_keys
     from workers.devices import device_of
+    from workers.encoding import is_moved, place_encoders
     from workers.families import open_family
-    from workers.families.loading import place_encoders
     from workers.machine import choose_kernels
 
     choose_kernels()
@@ -177,6 +177,8 @@ def _given(prepared: Prepared, technique: str, device: str) -> _Given:
         [(lora.path, lora.scale) for lora in plan.loras],
     )  # fmt: skip
     place_encoders(family, plan.encoding_bytes)
+    if is_moved(family):
+        say(f"{device} has no room for the model's encoders: they are on the processor")
     # What is found on a first window's noise holds for any.
     shots = [
         replace(shot.render, repeated_noise=None)

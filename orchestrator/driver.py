@@ -334,7 +334,7 @@ class Driver:
             told = moved(writer, facts.numerics)
         else:
             return ""
-        self._note({"type": "ran_out", "unit": str(command.unit), "message": told})
+        self._note({"type": "made_do", "unit": str(command.unit), "message": told})
         return told
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:

@@ -142,8 +142,10 @@ def _phases(job: ResolvedSpec, model: ModelInfo, slices: int) -> dict[str, int]:
     """Bytes of weights alone while what shots start from is encoded, and with a tile afterwards."""
     dtype, sliced = dtype_of(job, model), replace(job, accelerations=_in_slices(job, slices))
     weights = rendering_bytes(model.family, model.parameters, dtype, decoder_dtype_of(job, model))
+    encoding = encoding_bytes(model.family, model.parameters, dtype)
     return {
-        "encoding": encoding_bytes(model.family, model.parameters, dtype),
+        # What has no room on a card is encoded by the processor, which is of another class.
+        **({"encoding": encoding} if job.numerics == "pinned" else {}),
         "denoising": weights + denoise_bytes(sliced, model, dtype),
         "decoding": weights + decode_bytes(sliced, model),
     }
@@ -159,7 +161,7 @@ def _shortfall(job: ResolvedSpec, model: ModelInfo, budget_gb: float) -> str:
     whole = decoder_dtype_of(job, model) == "float32"
     would_fit = whole and max(_phases(half, model, MOST_SLICES).values()) <= budget_gb * 1e9
     narrower = ", decoder_dtype: float16 or bfloat16" if would_fit else ""
-    weights_fit = least["encoding"] <= budget_gb * 1e9
+    weights_fit = least.get("encoding", 0) <= budget_gb * 1e9
     smaller = f", or a size smaller than {job.width_px}x{job.height_px}" if weights_fit else ""
     return (
         f"slicing cannot bring the model under {budget_gb:g} GB: with its weights, in the thinnest "

@@ -23,6 +23,7 @@ from jobs.units import RepeatedNoise, ShotRender
 from jobs.versions import ACCELERATIONS_VERSION, NOISE_VERSION, PLANNER_VERSION
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan, ShotPlan, lay_shot
+from orchestrator.sizes import gb
 from orchestrator.tile_memory import (
     decoder_dtype_of,
     denoised_frames,
@@ -151,6 +152,17 @@ def size_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
         )
 
 
+def budget_warnings(job: ResolvedSpec, model: ModelInfo, dtype: str) -> Iterator[str]:
+    """Slices make what encodes no smaller; with pinned numerics such a job is refused."""
+    slicing = job.accelerations.slicing
+    needed = encoding_bytes(model.family, model.parameters, dtype)
+    if slicing and slicing.budget_gb and needed > slicing.budget_gb * 1e9:
+        yield (
+            f"encoding takes {gb(needed)}, more than budget_gb: what has no room on a card is "
+            "encoded by the processor"
+        )
+
+
 def image_warnings(
     images: Sequence[ImageFile | None], width_px: int, height_px: int
 ) -> Iterator[str]:
@@ -213,6 +225,7 @@ def make_plan(
         warnings=(
             *job.warnings,
             *size_warnings(job, model),
+            *budget_warnings(job, model, dtype),
             *first_stage_warnings(job, model),
             *noise_warnings(job, shots),
             *image_warnings(images, job.width_px, job.height_px),

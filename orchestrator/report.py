@@ -219,7 +219,7 @@ def _times(folder: JobFolder) -> dict[str, Any]:
 
 def _memory(folder: JobFolder, plan: Plan, records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """What planning said a worker needs, and the most that each has held beside its libraries, by
-    the workers' own logs; who ran out of it."""
+    the workers' own logs; how who had too little made do."""
     peaks: dict[str, int] = {}
     for log in sorted(folder.logs.glob("*.jsonl")):
         told = [row["peak_bytes"] for row in inspect_job.log_rows(log) if "peak_bytes" in row]
@@ -230,8 +230,8 @@ def _memory(folder: JobFolder, plan: Plan, records: Iterable[dict[str, Any]]) ->
         "model_bytes": plan.model_bytes,
         "tile_bytes": plan.tile_bytes,
     }
-    deeper = [str(record["message"]) for record in records if record["type"] == "ran_out"]
-    return {"planned": planned, "workers": peaks, "ran_out": deeper}
+    made_do = [str(record["message"]) for record in records if record["type"] == "made_do"]
+    return {"planned": planned, "workers": peaks, "made_do": made_do}
 
 
 def _fidelity(

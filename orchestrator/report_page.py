@@ -136,7 +136,7 @@ started, with what libraries need while they work: often more than was planned.<
 <td>{{ peak | gb }}</td><td>{{ planned[worker] | gb }}</td></tr>{% endfor %}
 </table>
 {% endif %}
-{% for said in report.memory.ran_out %}<p>{{ said }}</p>{% endfor %}
+{% for said in report.memory.made_do %}<p>{{ said }}</p>{% endfor %}
 </body></html>
 """
 

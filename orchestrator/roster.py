@@ -6,7 +6,7 @@ Pure, like the state that owns it: it is told the time, and says what to do thro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -48,7 +48,7 @@ class WorkerRecord:
     head_since_s: float = 0.0
     faults: int = 0
     units: int = 0
-    encodes: int = 0
+    encode_s: float = 0.0  # the longest that encoding a shot took it
     steps: int = 0  # that called the model
     usual_steps: int = 0  # of them, of windows no longer than usual: their time is its speed
     usual_steps_s: float = 0.0
@@ -196,9 +196,10 @@ class Roster:
     def _limit_s(self, record: WorkerRecord, unit: Unit) -> float:
         """How long a unit may take before its worker counts as hanging."""
         kind, longer = pace = self._pace(unit)
-        known = self._elapsed_s.get(pace)
-        loads = kind == "encode" and not record.encodes  # the text encoder, before it
-        if known and not loads:
+        known: Iterable[float] = self._elapsed_s.get(pace, ())
+        if kind == "encode":  # another may have its encoders loaded, or on its device
+            known = [record.encode_s] if record.encode_s else []
+        if known:
             return max(self.policy.hang_floor_s, self.policy.hang_factor * median(known))
         usual = self._elapsed_s.get((kind, 1.0), ()) if longer > 1 else ()
         guess_s = median(usual) * longer**2 if usual else 0.0  # attention grows so, the rest less
@@ -210,16 +211,17 @@ class Roster:
 
     # -- what they do
 
-    def with_room_to_encode(self, seats: dict[str, Seat]) -> dict[str, Seat]:
-        """Those whose device holds the encoders beside the denoiser; all of them if none does:
-        then the processor encodes."""
+    def encoders(self, avoid: Container[str]) -> set[str]:
+        """The joined workers but for ``avoid`` whose device holds the encoders beside the denoiser;
+        all of them if none does."""
+        there = {each.worker: each.profile for each in self.joined() if each.worker not in avoid}
         roomy = {
-            name: seat
-            for name, seat in seats.items()
-            if (profile := self.workers[name].profile) is not None
+            name
+            for name, profile in there.items()
+            if profile is not None
             and fits(profile.free_bytes + profile.model_bytes, self.plan.encoding_bytes)
         }
-        return roomy or seats
+        return roomy or set(there)
 
     def joined(self) -> list[WorkerRecord]:
         return [record for record in self.workers.values() if record.profile is not None]
@@ -241,7 +243,8 @@ class Roster:
         if record.units == 0:
             self._useless_starts = 0
         record.units += 1
-        record.encodes += unit.kind == "encode"
+        if unit.kind == "encode":
+            record.encode_s = max(record.encode_s, elapsed_s)
         if unit.kind == "step" and not self.plan.is_last_step(unit):
             record.steps += 1
             if self.plan.length(unit) <= 1:

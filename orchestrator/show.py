@@ -184,7 +184,7 @@ def verify_text(report: dict[str, Any]) -> str:
         )
     if report["replaced_by"] and report["film"]:
         lines += [*_replaced_line(report), f"  the film of this job is kept: {report['film']}"]
-    lines += [f"  warning: {said}" for said in [*report["disagreements"], *report["ran_out"]]]
+    lines += [f"  warning: {said}" for said in [*report["disagreements"], *report["made_do"]]]
     lines += [f"  PROBLEM: {problem}" for problem in report["problems"]]
     if not report["problems"]:
         return "\n".join([*lines, "  all as recorded"])

@@ -340,7 +340,8 @@ class RenderState:
         if must:
             return required
         if record.unit.kind == "encode":
-            seats = self.roster.with_room_to_encode(seats)
+            able = self.roster.encoders(avoid)
+            seats = {name: seat for name, seat in seats.items() if name in able}
         return choose_seat(seats.values(), preferred=self._home(record.unit))
 
     def _home(self, unit: Unit) -> str | None:
@@ -348,9 +349,8 @@ class RenderState:
 
     def _required(self, unit: Unit, avoid: set[str]) -> tuple[str | None, bool]:
         """The worker that holds what the unit needs, and whether the unit must wait for one."""
-        if unit.kind == "encode":  # one worker loads the text encoder, the others never do
-            there = self._encoder in self.workers and self._encoder not in avoid
-            return self._encoder, there
+        if unit.kind == "encode":  # one worker loads the encoders, the others never do
+            return self._encoder, self._encoder in self.roster.encoders(avoid)
         if unit.kind == "decode":
             return self._lanes.worker(unit, self.goals_left, avoid)
         return None, False

@@ -105,7 +105,7 @@ class _Trial:
         self._jobs, self._device = jobs, device
         self._pace = _Pace(len(jobs), say)
         say("encoding what the shots start from")
-        self._given = _encoded(jobs["exact"], device)
+        self._given = _encoded(jobs["exact"], device, say)
         self._full: _Rendered | None = None
         self._keeps_stills = stills
         self.stills: dict[str, dict[int, np.ndarray]] = {}  # by setting and shot
@@ -183,11 +183,15 @@ def _settings(preset: str, own: Accelerations) -> dict[str, Any]:
     return {"preset": preset, "accelerations": own}
 
 
-def _encoded(full: Prepared, device: str) -> dict[Unit, Bundle]:
+def _encoded(full: Prepared, device: str, say: Callable[[str], None]) -> dict[Unit, Bundle]:
     """What the shots start from: encoded once, by a worker that then ends."""
-    plan, worker = full.plan, _worker(full, device)
-    units = [unit for unit in in_order(plan) if unit.kind == "encode"]
-    return {unit: worker.run(plan.task(unit, 1), [])[1] for unit in units}
+    plan, worker, given = full.plan, _worker(full, device), dict[Unit, Bundle]()
+    for unit in in_order(plan):
+        if unit.kind == "encode":
+            report, given[unit] = worker.run(plan.task(unit, 1), [])
+            if report.on_processor:
+                say(f"{device} has no room for the model's encoders: they are on the processor")
+    return given
 
 
 def _render(job: Prepared, device: str, given: Given) -> _Rendered:

@@ -64,7 +64,7 @@ def verify(store: Store, folder: JobFolder) -> dict[str, Any]:
         "frames_sha256": inspect_job.frames_digest(list(pieces.values())),
         "seams": seams,
         "disagreements": [row["message"] for row in journal if row["type"] == "disagreement"],
-        "ran_out": [row["message"] for row in journal if row["type"] == "ran_out"],
+        "made_do": [row["message"] for row in journal if row["type"] == "made_do"],
         "seam_median": median(seam["ratio"] for seam in seams) if seams else None,
         "problems": problems,
     }

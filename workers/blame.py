@@ -57,17 +57,16 @@ def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth | None) -> str:
     if unit.kind == "encode":
         fixes = "let a worker with more memory take part, or give a smaller dtype"
         on_processor = ", or numerics: any, which encodes on the processor then"
-        return fixes + ("" if setup.deepens else on_processor)
+        return fixes + ("" if setup.encoding_bytes else on_processor)
     fixes = "plan smaller windows or a smaller size"
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
         fixes += ", or decoder_dtype: float16 or bfloat16"
     deeper = depth and depth.deeper(unit.kind)
     if deeper is None or setup.deepens:  # then that is what comes next
         return fixes
-    return (
-        f"{fixes}, or accelerations: {{slicing: {{slices: {deeper.slices}}}}}, or numerics: any, "
-        "which takes as many slices as it needs"
-    )
+    fixes += f", or accelerations: {{slicing: {{slices: {deeper.slices}}}}}"
+    by_itself = ", or numerics: any, which takes as many slices as it needs"
+    return fixes + ("" if setup.encoding_bytes else by_itself)
 
 
 def check_finite(tensor: torch.Tensor, what: str, unit: Unit, dtype: str) -> None:

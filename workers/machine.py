@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -70,6 +71,23 @@ def numerics_class(setup: WorkerSetup) -> NumericsClass:
         threads=torch.get_num_threads(),
         deterministic=torch.are_deterministic_algorithms_enabled(),
     )
+
+
+def cores() -> int:
+    """That this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def all_cores() -> Iterator[None]:
+    """For what is no worker's usual work. Its results are of a class with so many threads."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def device_name(device: str) -> str:

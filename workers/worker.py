@@ -26,9 +26,10 @@ from workers.blame import blame, check_finite
 from workers.bundles import piece_bundle, to_bundle, to_tensor, to_tensors
 from workers.carrying import ACCEL, remembers
 from workers.depth import Depth, TooLarge, in_model
+from workers.encoding import encode, is_moved
 from workers.families import open_family
 from workers.families.family import stepper_of
-from workers.families.loading import place_encoders, release
+from workers.families.loading import release
 from workers.schedulers import RangeStepper
 from workers.setup import WorkerSetup
 from workers.shelf import Shelf
@@ -76,6 +77,7 @@ class Worker:
         )
         self._depth = Depth(setup.accelerations.slicing, self._family.vae_kind.__name__)
         self._numerics = machine.numerics_class(setup)
+        self._told_of_encoders = False
         self._steppers: OrderedDict[tuple[object, ...], RangeStepper] = OrderedDict()
 
     def profile(self) -> WorkerProfile:
@@ -156,9 +158,9 @@ class Worker:
         return report, output
 
     def _class_of(self, kind: UnitKind) -> NumericsClass:
-        there = self._family.encodes_on
-        if kind == "encode" and there != self._family.device:
-            return machine.numerics_class(replace(self.setup, device=str(there)))
+        if kind == "encode" and is_moved(self._family):
+            there = replace(self.setup, device=str(self._family.encodes_on))
+            return replace(machine.numerics_class(there), threads=machine.cores())
         return replace(self._numerics, slices=self._depth.slices(kind))
 
     def _dispatch(self, task: Task, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
@@ -169,11 +171,11 @@ class Worker:
         return self._decode(task, inputs, errand.engaged)
 
     def _encode(self, task: EncodeTask, errand: _Errand) -> Bundle:
-        if not self._family.has_encoders():
-            errand.on_processor = place_encoders(self._family, self.setup.encoding_bytes)
-        embeddings = self._family.encode(task.shot)
+        embeddings = encode(self._family, task.shot, self.setup.encoding_bytes)
         for name, tensor in embeddings.items():
             check_finite(tensor, f"the {name} embeddings", task.unit, self.setup.dtype)
+        errand.on_processor = is_moved(self._family) and not self._told_of_encoders
+        self._told_of_encoders = self._told_of_encoders or errand.on_processor
         return to_bundle(embeddings)
 
     def _step(self, task: StepTask, inputs: Sequence[Bundle], errand: _Errand) -> Bundle:
@@ -318,6 +320,7 @@ class Worker:
             task.owned,
         )
         assert latents.shape[2] >= task.stop - task.warm_start, "owned must reach to stop"
+        self._family.free_text()  # before the decoder loads
         with self._sliced_decoder(task.unit, engaged), in_model(task.unit):
             frames = self._family.decode(task, latents)
         first, stop = self._family.geometry.pixel_range(task.start, task.stop)

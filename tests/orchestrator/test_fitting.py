@@ -20,7 +20,7 @@ from jobs.spec_file import parse_spec
 from orchestrator.calibrated import job_keys
 from orchestrator.fitting import with_fitted_accelerations
 from orchestrator.plan import Plan
-from orchestrator.prepare import prepare
+from orchestrator.prepare import budget_warnings, prepare
 from orchestrator.tile_memory import (
     _kinds_of_steps,
     decode_bytes,
@@ -85,10 +85,14 @@ def fitted(model: ModelInfo, image: str, **slicing: float) -> ResolvedSpec:
 
 
 def fitted_svd(
-    model: ModelInfo, image: str, decoder_dtype: str = "float32", **accelerations: object
+    model: ModelInfo,
+    image: str,
+    decoder_dtype: str = "float32",
+    numerics: str = "any",
+    **accelerations: object,
 ) -> ResolvedSpec:
     asked = {"image": image, "pixel_frames": 14, "accelerations": accelerations}
-    spec = parse_spec({"version": 1, "decoder_dtype": decoder_dtype, **asked})
+    spec = parse_spec({"version": 1, "decoder_dtype": decoder_dtype, "numerics": numerics, **asked})
     return with_fitted_accelerations(
         spec, resolve(spec, model.geometry, model.defaults), model, "euler"
     )
@@ -153,8 +157,17 @@ def test_encoders_alone_can_break_a_budget(published: ModelInfo, image: str) -> 
     with pytest.raises(
         BadJob, match=r"encoding takes 23\.\d+ GB.*; give budget_gb: 23\.\d or more$"
     ):
-        fitted(wide, image, budget_gb=18)
-    assert fitted(wide, image, budget_gb=24)
+        fitted_svd(wide, image, numerics="pinned", slicing={"budget_gb": 18})
+    assert fitted_svd(wide, image, numerics="pinned", slicing={"budget_gb": 24})
+
+
+def test_encoders_that_may_go_to_the_processor_only_warn(published: ModelInfo, image: str) -> None:
+    wide = replace(published, parameters=PARAMETERS | {"image_encoder": 10**10})
+    for budget_gb, warnings in ((18, 1), (24, 0)):
+        job = fitted(wide, image, budget_gb=budget_gb)
+        said = list(budget_warnings(job, wide, "bfloat16"))
+        assert len(said) == warnings
+        assert all("encoding takes 23" in each for each in said)
 
 
 def planned(folder: Path, **slicing: float) -> Plan:

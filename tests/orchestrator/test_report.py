@@ -135,11 +135,11 @@ def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
     log(job, "w0", kind="step", shot=0, elapsed_s=1.0)  # by a version that did not measure it
     journal = Journal.open(job.folder, "driver-2")
     journal.begin_epoch()
-    journal.append([{"type": "ran_out", "unit": "shot 1 window 1", "message": "w1 ran out of it"}])
+    journal.append([{"type": "made_do", "unit": "shot 1 window 1", "message": "w1 ran out of it"}])
     said, pictures = report_job(job.folder, None)
     planned = {"encoding_bytes": 2**28, "model_bytes": 2**27, "tile_bytes": 2**26}
     peaks = {"w1": 2**27, "w2": 2**26}
-    memory = {"planned": planned, "workers": peaks, "ran_out": ["w1 ran out of it"]}
+    memory = {"planned": planned, "workers": peaks, "made_do": ["w1 ran out of it"]}
     assert said["memory"] == memory
     told = page(said, pictures)
     assert "<p>w1 ran out of it</p>" in told

@@ -99,6 +99,18 @@ def test_prompts_are_read_where_there_is_room_for_what_reads_them() -> None:
         assert bare.sent(ENCODE).worker == taker, sizes
 
 
+def test_a_worker_with_room_takes_over_from_one_that_encodes_without() -> None:
+    plan = replace(make_plan(6, 6, 6, tile_bytes=2**20), encoding_bytes=14 * 10**9)
+    bare = Bare(plan, workers=2)
+    bare.start()
+    bare.joins("w1", device="a card", free_bytes=8 * 10**9)
+    bare.joins("w2", device="a card", free_bytes=24 * 10**9)
+    bare.finishes(ENCODE)
+    for shot in (1, 2):
+        assert bare.sent(Unit("encode", shot)).worker == "w2"
+        bare.finishes(Unit("encode", shot))
+
+
 def test_a_long_window_says_nothing_of_a_workers_speed() -> None:
     """It may be the only one, and takes many times as long; but it does take a tile's memory."""
     plan = make_plan(61, window=8, stage_steps=(2, 2), whole_first_stage=True, checkpoint_every=1)
@@ -191,6 +203,19 @@ def test_the_limit_follows_what_was_measured() -> None:
     bare.finishes(step(0, 0), elapsed_s=10.0)
     assert only(bare.passes(300.0), e.StopWorker) == []
     assert len(only(bare.passes(1.0), e.StopWorker)) == 1
+
+
+def test_what_encoding_takes_one_worker_says_nothing_of_another() -> None:
+    """Whose encoders may be on its processor."""
+    limits = {"first_unit_limit_s": 3600.0, "hang_floor_s": 120.0, "hang_factor": 30.0}
+    bare = Bare(make_plan(6, 6, 6, 6), workers=2, **limits).ready()
+    bare.finishes(ENCODE)
+    assert bare.sent(Unit("encode", 1)).worker == "w1"
+    bare.fails(Unit("encode", 1), "worker")
+    bare.finishes(step(0, 0))  # w2's
+    assert bare.sent(Unit("encode", 1)).worker == "w2"
+    stopped = {each.worker for each in only(bare.passes(3000.0), e.StopWorker)}
+    assert stopped == {"w1"}, "whose own took a second"
 
 
 def whole(*shots: int) -> Bare:

@@ -33,6 +33,8 @@ class ModelFamily(Protocol):
     diffusion: Diffusion
     even_sigmas: bool  # whether the pipeline spreads a flow's steps from 1 to 0 by itself
     vae_kind: ClassVar[Any]  # the autoencoder's class
+    device: torch.device  # of denoiser and decoder
+    encodes_on: torch.device  # where encoders go when they are loaded: the same, or the processor
 
     @property
     def dtype(self) -> str:
@@ -49,12 +51,13 @@ class ModelFamily(Protocol):
         """The autoencoder that decodes."""
         ...
 
-    def loaded_bytes(self) -> int:
-        """Bytes of the weights that are held now."""
+    def loaded_bytes(self, *parts: str) -> int:
+        """Bytes of the weights that are held now: of the denoiser and what decodes, or of one."""
         ...
 
-    device: torch.device  # of denoiser and decoder
-    encodes_on: torch.device  # where encoders go when they are loaded: the same, or the processor
+    def free_text(self) -> None:
+        """Let go of the encoders."""
+        ...
 
     def has_encoders(self) -> bool:
         """Whether they are loaded now: from the first shot's encoding to whatever comes after."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from jobs.units import ShotRender
 from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
 from workers.families.loras import Adapter, fuse
 from workers.lanes import LaneKeeper
+from workers.machine import all_cores
 from workers.schedulers import read_scheduler_config
 
 #: The classes that each part of a folder may have.
@@ -89,9 +91,9 @@ class FolderModel(ABC):
         """What decodes, in a dtype of its own."""
         return self._load(self.vae_kind, "vae", torch_dtype=self._decoder_dtype)
 
-    def loaded_bytes(self) -> int:
-        """Bytes of the weights that are held now."""
-        held = [vars(self)[name] for name in ("denoiser", "vae") if name in vars(self)]
+    def loaded_bytes(self, *parts: str) -> int:
+        """Bytes of the weights that are held now: of the denoiser and what decodes, or of one."""
+        held = [vars(self)[name] for name in parts or ("denoiser", "vae") if name in vars(self)]
         return sum(p.numel() * p.element_size() for model in held for p in model.parameters())
 
     def has_encoders(self) -> bool:
@@ -103,7 +105,8 @@ class FolderModel(ABC):
         """What `predict` needs of the shot's prompts or image, by name, in the model's dtype."""
         if self._text is None:
             self._text = self._load_encoders()
-        embeddings = self.embed(self._text, shot)
+        with all_cores() if self.encodes_on != self.device else nullcontext():
+            embeddings = self.embed(self._text, shot)
         return {name: tensor.to(self._dtype) for name, tensor in embeddings.items()}
 
     @abstractmethod

@@ -6,15 +6,11 @@ import gc
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from jobs.errors import BadJob, CannotRunHere
-from workers import machine
-
-if TYPE_CHECKING:
-    from workers.families.family import ModelFamily
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,16 +65,6 @@ def empty_cache(device: torch.device | str) -> None:
     """Give back what a part that is gone had: free memory is then what a worker says it is."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
-
-
-def place_encoders(family: ModelFamily, encoding_bytes: int) -> bool:
-    """Often the largest part of a model, encoders need not be where it is: without room beside the
-    denoiser, ``encoding_bytes`` with it, they go to the processor. Whether they do."""
-    release(family.device)
-    needed = encoding_bytes - family.loaded_bytes()
-    has_room = needed <= machine.free_bytes(str(family.device))
-    family.encodes_on = family.device if has_room else torch.device("cpu")
-    return family.encodes_on != family.device
 
 
 def check_loaded(part: str, model: torch.nn.Module, info: Mapping[str, Any]) -> None:
