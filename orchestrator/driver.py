@@ -334,7 +334,8 @@ class Driver:
             told = moved(writer, facts.numerics)
         else:
             return ""
-        self._note({"type": "made_do", "unit": str(command.unit), "message": told})
+        facts_told = {"worker": writer, "on_processor": facts.on_processor, "message": told}
+        self._note({"type": "made_do", "unit": str(command.unit)} | facts_told)
         return told
 
     def _on_error(self, command: RunUnit, error: RayError) -> Event:

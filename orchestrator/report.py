@@ -230,8 +230,13 @@ def _memory(folder: JobFolder, plan: Plan, records: Iterable[dict[str, Any]]) ->
         "model_bytes": plan.model_bytes,
         "tile_bytes": plan.tile_bytes,
     }
-    made_do = [str(record["message"]) for record in records if record["type"] == "made_do"]
-    return {"planned": planned, "workers": peaks, "made_do": made_do}
+    made_do = [record for record in records if record["type"] == "made_do"]
+    return {
+        "planned": planned,
+        "workers": peaks,
+        "made_do": [str(record["message"]) for record in made_do],
+        "encoders_elsewhere": sorted({str(r["worker"]) for r in made_do if r["on_processor"]}),
+    }
 
 
 def _fidelity(

@@ -172,10 +172,12 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
 
 
 def _planned(report: Mapping[str, Any], worker: str) -> int:
-    """Bytes that a worker was to hold at most: encoders only where it has read prompts."""
-    planned, did = report["memory"]["planned"], report["time"]["workers"].get(worker, {})
+    """Bytes that a worker was to hold at most: encoders only where they were, and have encoded."""
+    memory, did = report["memory"], report["time"]["workers"].get(worker, {})
+    planned, elsewhere = memory["planned"], worker in memory["encoders_elsewhere"]
     rendering = planned["model_bytes"] + planned["tile_bytes"]
-    return int(max(rendering, planned["encoding_bytes"] if "encode" in did else 0))
+    held = "encode" in did and not elsewhere
+    return int(max(rendering, planned["encoding_bytes"] if held else 0))
 
 
 def _db(value: float | None) -> str:

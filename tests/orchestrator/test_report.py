@@ -132,15 +132,18 @@ def test_the_memory_of_workers_is_told_beside_the_plans(tmp_path: Path) -> None:
     for worker, peak in (("w1", 900), ("w1", 2**27), ("w2", 2**26)):
         log(job, worker, kind="step", shot=0, elapsed_s=1.0, peak_bytes=peak)
     log(job, "w1", kind="encode", shot=0, elapsed_s=1.0, peak_bytes=800)
+    log(job, "w2", kind="encode", shot=0, elapsed_s=1.0, peak_bytes=800)  # on its processor
     log(job, "w0", kind="step", shot=0, elapsed_s=1.0)  # by a version that did not measure it
     journal = Journal.open(job.folder, "driver-2")
     journal.begin_epoch()
-    journal.append([{"type": "made_do", "unit": "shot 1 window 1", "message": "w1 ran out of it"}])
+    for worker, moved in (("w1", False), ("w2", True)):
+        record = {"worker": worker, "on_processor": moved, "message": f"{worker} ran out of it"}
+        journal.append([{"type": "made_do", "unit": "shot 1 window 1"} | record])
     said, pictures = report_job(job.folder, None)
     planned = {"encoding_bytes": 2**28, "model_bytes": 2**27, "tile_bytes": 2**26}
     peaks = {"w1": 2**27, "w2": 2**26}
-    memory = {"planned": planned, "workers": peaks, "made_do": ["w1 ran out of it"]}
-    assert said["memory"] == memory
+    told = {"made_do": ["w1 ran out of it", "w2 ran out of it"], "encoders_elsewhere": ["w2"]}
+    assert said["memory"] == {"planned": planned, "workers": peaks} | told
     told = page(said, pictures)
     assert "<p>w1 ran out of it</p>" in told
     assert "Planned for each worker: 0.134 GB for weights,\n0.0671 GB for the window" in told
