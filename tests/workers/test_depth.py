@@ -22,6 +22,7 @@ from jobs.arrays import Bundle
 from jobs.errors import UnitError
 from jobs.units import DecodeTask, TaskReport, Window
 from orchestrator.here import frames_of
+from tests.marks import few
 from tests.workers.tiny import encode, piece_task, step_task
 from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers.bundles import to_bundle
@@ -136,7 +137,7 @@ def short_of_memory(worker: Worker, times: int = 1) -> Iterator[None]:
         handle.remove()
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", few([1, 2], 1))
 @pytest.mark.parametrize(
     ("kind", "asked"),
     [("wan", {}), ("wan", SKIPPING), ("animatediff", {}), ("animatediff", REHASHED)],
