@@ -57,7 +57,8 @@ def _less_memory(unit: Unit, setup: WorkerSetup, depth: Depth | None) -> str:
     if unit.kind == "encode":
         fixes = "let a worker with more memory take part, or give a smaller dtype"
         on_processor = ", or numerics: any, which encodes on the processor then"
-        return fixes + ("" if setup.encoding_bytes else on_processor)
+        would_move = not setup.encoding_bytes and setup.device != "cpu"
+        return fixes + (on_processor if would_move else "")
     fixes = "plan smaller windows or a smaller size"
     if unit.kind == "decode" and setup.decoder_dtype == "float32":
         fixes += ", or decoder_dtype: float16 or bfloat16"

@@ -21,7 +21,7 @@ class WorkerSetup:
     dtype: str = "float32"  # of the denoiser and the encoders of text and images
     decoder_dtype: str = "float32"  # that latents are decoded in
     device: str = "cpu"  # or "cuda:0"
-    encoding_bytes: int = 0  # of weights while encoding; 0: encoders stay where the model is
+    encoding_bytes: int = 0  # of weights while encoding; 0, if numerics are pinned: they stay
     threads: int = 1  # CPU threads; part of the numerics class
     accelerations: Accelerations = field(default_factory=Accelerations)
     log_dir: str | None = None  # where the worker's own account of its work goes

@@ -23,6 +23,7 @@ from jobs.errors import BadJob, CannotRunHere, UnitError
 from jobs.units import DecodeTask, ShotRender, Unit, Window
 from tests.workers.test_conformance import WINDOWS, load_pipeline, run_pipeline
 from tests.workers.tiny import encode, render_windows, run_step, step_task, tiny_shot, tiny_worker
+from workers import machine
 from workers.blame import blame
 from workers.bundles import to_bundle, to_tensor
 from workers.decoding import DecodeLane
@@ -275,18 +276,20 @@ def test_what_runs_out_of_memory_says_what_needs_less(
 
 
 @pytest.mark.parametrize(
-    ("kind", "deepens", "fix"),
+    ("kind", "device", "room", "fix"),
     [
-        ("step", False, "plan smaller windows or a smaller size"),
-        ("encode", True, "let a worker with more memory take part, or give a smaller dtype"),
-        ("encode", False, "smaller dtype, or numerics: any, which encodes on the processor then"),
+        ("step", "cpu", 0, "plan smaller windows or a smaller size"),
+        ("encode", "cpu", 0, "take part, or give a smaller dtype"),
+        ("encode", "cuda:0", 2**30, "take part, or give a smaller dtype"),
+        ("encode", "cuda:0", 0, "or numerics: any, which encodes on the processor then"),
     ],
 )
 def test_what_runs_out_outside_of_a_model_is_no_matter_of_slices(
-    kind: str, deepens: bool, fix: str
+    kind: str, device: str, room: int, fix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = 2**30 if deepens else 0  # what a job with numerics: any lets encoders move by
-    setup = WorkerSetup(worker="w", model="m", family="wan", deepens=deepens, encoding_bytes=room)
+    """``room``: what a job whose numerics are not pinned says that encoding takes."""
+    monkeypatch.setattr(machine, "free_bytes", lambda device: 0)
+    setup = WorkerSetup(worker="w", model="m", device=device, encoding_bytes=room)
     depth = Depth(None, FAMILIES["wan"].vae_kind.__name__)
     with pytest.raises(UnitError) as caught, blame(Unit(kind, 0), setup, depth):
         raise torch.cuda.OutOfMemoryError("2 GiB too much")
