@@ -23,7 +23,7 @@ demo: setup
 # Unit layer, real Ray, a kill of everything. Of many like cases a few: make long has them all.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not ray" -n auto
-	$(BIN)/python -m pytest -m "ray and not long"
+	$(BIN)/python -m pytest -m "ray and not long" -n 2 --dist loadfile
 
 # Format, lint, types, fast tests.
 check: setup

@@ -12,7 +12,7 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
 
 
 def pytest_collection_finish() -> None:
-    """Workers collect garbage whenever they let go of a model. Without what is there before the first
-    test, and stays, that takes a hundredth of the time."""
+    """Workers collect garbage whenever they let go of a model. That takes a hundredth of the time
+    without what is there before the first test, and stays."""
     gc.collect()
     gc.freeze()
