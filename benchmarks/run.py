@@ -38,6 +38,10 @@ BENCHMARKS = (
     (long_films, "--films 6 --bodies 1 --model demo-pyramid"),
     (long_films, "--films 6 --model demo-pyramid"),
     (long_films, "--films 6 --model demo-pyramid --first-stage whole"),
+    (
+        long_films,
+        "--films 6 --model demo-pyramid --pyramid 4 --first-stage whole --seconds 120",
+    ),
     (long_films, "--films 6 --model demo-pyramid --repeated-noise 1"),
     (long_films, "--films 6 --repeated-noise 1 --seconds 20"),
     (long_films, "--films 6 --model demo-pyramid --pyramid-steps 3 4 7 --seconds 20"),
