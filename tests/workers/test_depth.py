@@ -32,7 +32,7 @@ from workers.worker import Worker
 
 #: A piece of this many latent pixels a side takes 200 MB whole, 80 in 8 slices.
 SIDE = 96
-_M_MMAP_THRESHOLD = -3
+_M_MMAP_THRESHOLD, _USUAL_AT_MOST = -3, 2**25
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def little_memory(more_mb: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _USUAL_AT_MOST)  # later tests are as fast
         fillers.clear()
 
 
