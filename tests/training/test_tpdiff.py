@@ -72,16 +72,22 @@ def test_all_weights_are_trained_and_the_result_says_its_pyramid(
     assert inspect_model(model).defaults.pyramid_steps == ()
 
 
+ADAPTER = ("--lora-rank", "2", "--merge", "--rate", "0.02", "--warmup-steps", "1")
+
+
+@pytest.mark.parametrize("more", [(), ADAPTER], ids=["all weights", "adapter"])
 def test_a_stopped_training_goes_on_to_the_same_weights(
-    model: Path, data: Path, tmp_path: Path
+    model: Path, data: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    whole = run(model, data, tmp_path / "whole", "--steps", "4", "--accumulate", "2")
-    halves = run(model, data, tmp_path / "halves", "--steps", "2", "--accumulate", "2")
-    middle = weights(halves / "model")
-    run(model, data, halves, "--steps", "4", "--accumulate", "2")
+    whole = run(model, data, tmp_path / "whole", "--steps", "4", "--accumulate", "2", *more)
+    halves = run(model, data, tmp_path / "halves", "--steps", "2", "--accumulate", "2", *more)
+    middle, learns = weights(halves / "model"), "blocks.0.attn1.to_q.weight"
+    state = load_file(halves / "state" / "2" / "model.safetensors")
+    assert not more or all("lora" in name for name in state), "its base is frozen"
+    run(model, data, halves, "--steps", "4", "--accumulate", "2", *more)
     for name, tensor in weights(whole / "model").items():
         assert torch.equal(tensor, weights(halves / "model")[name]), name
-    assert not torch.equal(middle["proj_out.weight"], weights(whole / "model")["proj_out.weight"])
+    assert not torch.equal(middle[learns], weights(whole / "model")[learns])
     losses = [(folder / "losses.jsonl").read_text() for folder in (whole, halves)]
     assert losses[0] == losses[1] and losses[0].count("\n") == 4
 
@@ -307,9 +313,6 @@ def test_windows_of_all_stages_start_shots_and_lie_inside(model: Path, data: Pat
     assert {drawn.frames for drawn in few if drawn.stage == 0} == {5}, "as long as a video allows"
 
 
-ADAPTER = ("--lora-rank", "2", "--merge", "--rate", "0.02", "--warmup-steps", "1")
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("more", [(), ADAPTER], ids=["all weights", "adapter"])
 def test_two_processes(model: Path, data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
@@ -355,9 +358,12 @@ def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> 
     settings = Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2)
     geometry = inspect_model(model).geometry
     ours, again, other = (
-        MicroBatches(videos, settings, geometry, FlowPath(), first, rank, ranks=2).draw(7)
-        for first, rank in ((7, 0), (0, 0), (0, 1))
+        MicroBatches(videos, settings, geometry, FlowPath(), rank, ranks=2) for rank in (0, 0, 1)
     )
+    assert list(ours.ahead(range(3, 3))) == []
+    ahead = [drawn.noise_seed for drawn in ours.ahead(range(5, 8))]
+    assert ahead == [again.draw(number).noise_seed for number in (5, 6, 7)]
+    ours, again, other = (each.draw(7) for each in (ours, again, other))
     assert np.array_equal(ours.frames_BFHWC, again.frames_BFHWC)
     assert (ours.captions, ours.stage, ours.noise_seed) == (
         again.captions, again.stage, again.noise_seed

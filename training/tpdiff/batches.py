@@ -7,11 +7,10 @@ Shapes: B batch, F frames, H rows, W columns, C colours.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch.utils.data import IterableDataset
 
 from accel.pyramid import NoisePath, Stage, lay_stages
 from jobs.geometry import ModelGeometry
@@ -44,9 +43,9 @@ class MicroBatch:
     noise_seed: int
 
 
-class MicroBatches(IterableDataset):
-    """Micro-batches without end, each drawn from the seed and its number alone; one with a damaged
-    video in it is drawn again, unless ``met`` raises what it is told of that."""
+class MicroBatches:
+    """Micro-batches, each drawn from the seed and its number alone; one with a damaged video in it
+    is drawn again, unless ``met`` raises what it is told of that."""
 
     def __init__(
         self,
@@ -54,21 +53,25 @@ class MicroBatches(IterableDataset):
         settings: Settings,
         geometry: ModelGeometry,
         path: NoisePath,
-        first: int = 0,
         rank: int = 0,
         ranks: int = 1,
         met: Callable[[Damaged], None] = refuse,
     ) -> None:
         self.videos, self.settings, self.geometry, self.met = videos, settings, geometry, met
-        self.first, self.rank, self.ranks = first, rank, ranks
+        self.rank, self.ranks = rank, ranks
         self.stages = lay_stages(path, settings.stages, settings.coarse)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
-        info = torch.utils.data.get_worker_info()
-        number, step = (self.first, 1) if info is None else (self.first + info.id, info.num_workers)
-        while True:
-            yield self.draw(number)
-            number += step
+    def ahead(self, numbers: range) -> Iterator[MicroBatch]:
+        """These in turn, each read while the one before it is trained on. What ``draw`` raises
+        comes in its turn, too."""
+        with ThreadPoolExecutor(1, "clips") as reader:
+            coming = None
+            for number in numbers:
+                due, coming = coming, reader.submit(self.draw, number)
+                if due is not None:
+                    yield due.result()
+            if coming is not None:
+                yield coming.result()
 
     def draw(self, number: int) -> MicroBatch:
         """Raises what ``met`` does, and Damaged where hardly a clip can be read."""

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
 
 from accel.pyramid import lay_stages
 from jobs.errors import BadJob
@@ -89,6 +88,8 @@ class Trainer:
             optimizer, lambda step: min(1.0, (step + 1) / max(1, settings.warmup_steps))
         )
         accelerator.register_for_checkpointing(self.rates)
+        if settings.lora_rank:
+            accelerator.register_save_state_pre_hook(_leave_out_what_is_frozen)
         self.model, self.optimizer = accelerator.prepare(trainee.denoiser, optimizer)
 
     # -- going on
@@ -101,7 +102,9 @@ class Trainer:
         said = json.loads(kept.read_text())
         self._check_same(said["settings"] | said["origin"])
         if said["step"]:
-            self.accelerator.load_state(str(self.out / "state" / str(said["step"])))
+            state = str(self.out / "state" / str(said["step"]))
+            # What is frozen is in no state (below): it is as the model has it.
+            self.accelerator.load_state(state, strict=not self.settings.lora_rank)
             self.step = self._saved = int(said["step"])
             self.say(f"going on from step {self.step}")
 
@@ -149,13 +152,13 @@ class Trainer:
         """Train up to the settings' number of steps, counted from the first start. Raises Damaged,
         BadJob where weights blow up, and Interrupted once ``stopped`` says so."""
         settings, accelerator = self.settings, self.accelerator
-        first = self.step * settings.accumulate
         rank, ranks = accelerator.process_index, accelerator.num_processes
         geometry = self.trainee.info.geometry
         batches = MicroBatches(
-            self.videos, settings, geometry, self.trainee.path, first, rank, ranks, self._met
+            self.videos, settings, geometry, self.trainee.path, rank, ranks, self._met
         )
-        drawn = iter(DataLoader(batches, batch_size=None))
+        left = range(self.step * settings.accumulate, settings.steps * settings.accumulate)
+        drawn = batches.ahead(left)
         while self.step < settings.steps:
             try:
                 if stopped():
@@ -280,6 +283,16 @@ class Trainer:
 
 def _say_aloud(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _leave_out_what_is_frozen(
+    models: list[nn.Module], states: list[dict[str, Tensor]], folder: str
+) -> None:
+    """A state of an adapter is as small as the adapter, whatever its base weighs."""
+    for model, state in zip(models, states, strict=True):
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        for name in state.keys() - trained:
+            del state[name]
 
 
 def _origin(trainee: Trainee, videos: list[Video], processes: int) -> dict[str, object]:
