@@ -59,6 +59,13 @@ def full_flops(plan: AttentionPlan, attention: Attention, *, guided: bool) -> li
     return [attention.dense * plan.layers * (2 if guided else 1)] * plan.steps
 
 
+def attention_share(plan: AttentionPlan, geometry: Geometry, *, guided: bool) -> float:
+    """What a plan's attention multiplies in all steps, over what it does in full."""
+    any_size = Attention(geometry, heads=1, head_dim=1)
+    ours, full = (each(plan, any_size, guided=guided) for each in (plan_flops, full_flops))
+    return sum(ours) / sum(full)
+
+
 def kept_bytes(
     plan: AttentionPlan, attention: Attention, element_bytes: int, *, guided: bool
 ) -> list[int]:

@@ -12,6 +12,7 @@ the larger of two signed numbers, and the output is the guided one, from which t
 from __future__ import annotations
 
 import json
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -95,6 +96,22 @@ class Found:
     losses: list[float] = field(default_factory=list)
 
 
+class HostShelf(UserDict[str, torch.Tensor]):
+    """Tensors that lie in the host's memory, and come to ``device`` as they are read. All layers'
+    residuals and outputs of a sample are gigabytes, of which a pass reads a part, layer by
+    layer."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __setitem__(self, name: str, tensor: torch.Tensor) -> None:
+        super().__setitem__(name, tensor.cpu())
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return super().__getitem__(name).to(self._device)
+
+
 def relative_loss(output: torch.Tensor, reference: torch.Tensor) -> float:
     """Mean over the elements of |O - O'| / max(|O|, |O'|), each at most 10: 0 where they are
     equal, 2 where they are opposite."""
@@ -139,7 +156,8 @@ class _Walk:
         self._model, self._samples, self._settings = model, samples, settings
         self._layers = len(video_transformer(model).layers(model))
         self._rows: list[Row] = []
-        self._carried: list[Mapping[str, torch.Tensor]] = [{} for _ in samples]
+        self._device = next(model.parameters()).device
+        self._carried = [HostShelf(self._device) for _ in samples]
 
     def choose(self, progress: Callable[[Progress], None]) -> tuple[Row, float]:
         """The strategies of the next step, and their loss."""
@@ -167,23 +185,23 @@ class _Walk:
         # that could be is kept: one that shares every output, one that reads every residual.
         layers = len(row)
         ahead: tuple[Row, ...] = (("share_steps",) * layers, ("window",) * layers)
-        taken = list(self._outputs(row, ahead))
-        for sample, (output, _) in zip(self._samples, taken, strict=True):
-            sample.advance(output)
-        self._carried = [tile.kept for _, tile in taken]
+        for number, (output, left) in enumerate(self._outputs(row, ahead)):
+            self._samples[number].advance(output)
+            self._carried[number] = left
         self._rows.append(row)
 
     def _outputs(
         self, row: Row, ahead: tuple[Row, ...] = ()
-    ) -> Iterator[tuple[torch.Tensor, TileStep]]:
+    ) -> Iterator[tuple[torch.Tensor, HostShelf]]:
         """Each sample's output at the next step, computed by ``row``, and what it left."""
         plan = AttentionPlan((*self._rows, row, *ahead), self._settings.window)
         handle = apply(self._model, FastAttention(stages=(plan,)))
         try:
+            unit = Unit("step", 0, step=len(self._rows))
             for sample, carried in zip(self._samples, self._carried, strict=True):
-                unit = Unit("step", 0, step=len(self._rows))
-                tile = TileStep(unit=unit, steps=plan.steps, carried=carried)
-                yield sample.predict(partial(handle.run, tile)), tile
+                left = HostShelf(self._device)
+                tile = TileStep(unit=unit, steps=plan.steps, carried=carried, kept=left)
+                yield sample.predict(partial(handle.run, tile)), left
         finally:
             handle.remove()
 

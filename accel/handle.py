@@ -9,7 +9,7 @@ takes from the tile and leaves with it: so a tile may go on at any worker, after
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,7 +33,7 @@ class TileStep:
     unit: Unit
     steps: int = 1  # of the tile's stage; unit.step counts from 0
     carried: Mapping[str, torch.Tensor] = field(default_factory=dict)  # left by the step before
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)  # for the step after
+    kept: MutableMapping[str, torch.Tensor] = field(default_factory=dict)  # for the step after
     shared: dict[str, torch.Tensor] = field(default_factory=dict)  # by the branch run before
     engaged: Counter[str] = field(default_factory=Counter)  # what techniques changed, counted
 

@@ -181,12 +181,10 @@ def model_figures(deltas: Sequence[float]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as plans:
             calibration = [shot_of(prompt, 100 + n) for n, prompt in enumerate(CALIBRATION)]
             identity = inspect_model(folder).identity
-            ((plan, _),) = find_plans(
-                family, identity, calibration, delta=delta, folder=Path(plans)
-            )
+            (found,) = find_plans(family, identity, calibration, delta=delta, folder=Path(plans))
         searched_s = time.perf_counter() - began
         row = {"delta": delta, "search_s": round(searched_s, 1)}
-        rows.append(row | against_full(family, shots, plan, full))
+        rows.append(row | against_full(family, shots, found.plan, full))
     return {"prompts": len(PROMPTS), "full": best([full.times]), "plans": rows}
 
 

@@ -7,7 +7,8 @@ Random weights of the real architectures, so nothing is downloaded and nothing i
 Wan 2.1 1.3B at 480x832 and 81 frames (one guidance branch), Stable Video Diffusion at 576x1024 and
 14, AnimateDiff at 576x1024 and 16 (both branches at once), each in half precision of both kinds. A
 pass of a model, or decoding a window, is timed as the median of some after one that is not, and
-its peak is the allocator's (``accel.memory``), without weights. Each part writes a result of its
+its peak is the allocator's (``accel.memory``), without weights, with the kernels that a worker
+chooses. Each part writes a result of its
 own as soon as it is done. Without a GPU there is ``--quick``: small shapes, on the CPU, as a
 rehearsal.
 """
@@ -41,6 +42,7 @@ from benchmarks.small_models import Forward, small_animatediff, small_svd
 from jobs.accelerations import Slicing
 from jobs.attention_plan import AttentionPlan, Extent, Strategy
 from jobs.units import Unit
+from workers.machine import choose_kernels
 
 Row = dict[str, float]
 
@@ -299,6 +301,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.quick and not torch.cuda.is_available():
         parser.error("there is no GPU here; --quick rehearses on the CPU")
+    choose_kernels()  # stock's too: the same arithmetic, or the times say nothing of slices
     device = torch.device("cpu" if options.quick else "cuda")
     dtypes, repeats = (QUICK_DTYPES, 1) if options.quick else (DTYPES, options.repeats)
     for name in options.part or names:

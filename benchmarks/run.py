@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from benchmarks import (
@@ -57,10 +58,14 @@ BENCHMARKS = (
         "--pyramid workers/demo_pyramid --plain workers/demo_model --speed-only "
         "--decoder-dtype bfloat16",
     ),
+    (
+        twins,
+        "--pyramid workers/demo_animatediff_pyramid --plain workers/demo_animatediff --speed-only",
+    ),
     (twins, "--jumps demo-pyramid --prompts 40"),
     (twins, "--jumps demo-animatediff-pyramid --prompts 40"),
     (twins, "--untrained demo --prompts 40"),
-    (twins, "--untrained demo-pyramid --prompts 40"),
+    (twins, "--untrained demo-pyramid --prompts 40 --stages 1 2 4"),
     (tpdiff, ""),
     (attention_step, "--repeats 2"),
     (attention, ""),
@@ -77,10 +82,17 @@ BENCHMARKS = (
         techniques,
         "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none",
     ),
+    (techniques, "--prompts 3 --seed 7 --pyramid-frames 17 --kinds"),
     (
         techniques,
         "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none "
         "--scheduler sde-dpm++",
+    ),
+    (
+        techniques,
+        "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none "
+        "--scheduler euler --kinds 'adaptive spectral, forecast' 'adaptive spectral' "
+        "'every so many steps'",
     ),
 )
 
@@ -88,7 +100,7 @@ BENCHMARKS = (
 def main() -> None:
     command = sys.argv[0]
     for benchmark, options in BENCHMARKS:
-        sys.argv = [command, *options.split()]
+        sys.argv = [command, *shlex.split(options)]
         benchmark.main()
 
 

@@ -44,6 +44,7 @@ from accel.slicing import apply
 from benchmarks.common import write_result
 from benchmarks.small_models import (
     Forward,
+    published_animatediff,
     published_svd,
     published_svd_decoder,
     small_animatediff,
@@ -315,6 +316,7 @@ TIMED: dict[str, Callable[[], tuple[Any, Forward]]] = {
 
 #: Those that cost time, at the widths that they are published with.
 TIMED_AS_PUBLISHED: dict[str, Callable[[], tuple[Any, Forward]]] = {
+    "animatediff, unet": published_animatediff,
     "svd, unet": published_svd,
     "svd, decoder": published_svd_decoder,
 }

@@ -44,6 +44,15 @@ def small_svd() -> tuple[Any, Forward]:
     return unet, lambda: unet(x, 5, image, ids)
 
 
+def published_animatediff() -> tuple[Any, Forward]:
+    """Sixteen frames of 128x128."""
+    unet: Any = UNetMotionModel(
+        cross_attention_dim=768, num_attention_heads=8, motion_max_seq_length=32
+    )
+    x, text = torch.randn(2, 4, 16, 16, 16), torch.randn(2 * 16, 77, 768)
+    return unet, lambda: unet(x, 5, encoder_hidden_states=text)
+
+
 def published_svd() -> tuple[Any, Forward]:
     """Seven frames of 128x128."""
     unet: Any = UNetSpatioTemporalConditionModel()

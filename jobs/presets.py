@@ -30,7 +30,7 @@ class Preset:
     description: str
     settings: Accelerations
     by_family: Mapping[str, Accelerations] = field(default_factory=dict)
-    #: By family, with a pyramid, and ``WITH_NOISE``: what a family's name then ends with.
+    #: By family; where its name ends with ``WITH_PYRAMID`` or ``WITH_NOISE``, with that.
     measured: Mapping[str, Measured] = field(default_factory=dict)
     #: Where the scheduler adds noise, by family. Others have none: on AnimateDiff whatever is
     #: skipped then loses more than 25 dB leave.
@@ -52,6 +52,8 @@ _COARSE = "a small model, coarse colours alone, 30 steps, 2 prompts"
 
 #: Of a family with a scheduler that adds noise at each step, as CogVideoX-5b's.
 WITH_NOISE = " with noise"
+
+WITH_PYRAMID = " with a pyramid"
 
 
 def _spectral(threshold: float, *, forecast: bool) -> Accelerations:
@@ -84,7 +86,7 @@ PRESETS: dict[str, Preset] = {
             },
             {
                 "wan": Measured(1.64, 53.7, 52.9, _DEMO),
-                "wan with a pyramid": Measured(2.00, 41.7, 33.4, _PYRAMID, over_plain=3.33),
+                "wan" + WITH_PYRAMID: Measured(2.00, 41.7, 33.4, _PYRAMID, over_plain=3.33),
                 "animatediff": Measured(1.47, 46.4, 46.3, _ANIMATEDIFF),
                 "svd": Measured(1.39, 49.7, 48.6, _SVD),
                 "ltx": Measured(2.31, 50.5, 48.4, _OTHERS),
@@ -107,7 +109,7 @@ PRESETS: dict[str, Preset] = {
             },
             {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
-                "wan with a pyramid": Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
+                "wan" + WITH_PYRAMID: Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.78, 34.9, 33.1, _ANIMATEDIFF),
                 "svd": Measured(2.50, 41.8, 40.3, _SVD),
                 "ltx": Measured(3.00, 43.7, 39.2, _OTHERS),

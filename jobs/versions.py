@@ -6,8 +6,8 @@ store under their old recipes, and a job that was planned with it is refused, no
 
 from __future__ import annotations
 
-#: How a job becomes stages, windows, steps and pieces.
-PLANNER_VERSION = 7
+#: How a job becomes stages, windows, steps and pieces, and which noise levels the steps go through.
+PLANNER_VERSION = 8
 
 #: What the accelerations compute with the same settings.
 ACCELERATIONS_VERSION = 5

@@ -19,6 +19,7 @@ from jobs.attention_plan import STRATEGIES, AttentionPlan, strategy_shares
 from jobs.calibration import usual_folder
 from jobs.errors import BadJob, CannotRunHere
 from jobs.rehash_profile import Similarity, key_steps
+from jobs.spec import resolve
 from jobs.units import ShotRender
 from orchestrator.placement import fits
 from orchestrator.plan import ShotPlan
@@ -26,6 +27,7 @@ from orchestrator.prepare import Prepared, prepare
 from orchestrator.progress import clock
 from orchestrator.room import check_room, told_to_make_it_smaller
 from orchestrator.sizes import gb
+from orchestrator.tile_memory import searched_bytes
 from workers.parts import whole_or_absent
 
 
@@ -35,6 +37,7 @@ def calibrate(
     """Search a plan for each stage on the shots of a job. What is found is kept step by step: the
     same call goes on after an interruption. Raises BadJob."""
     given = _given(prepared, "fast_attention", device, say)
+    _check_searched(prepared, len(given.shots))
     from workers.calibration import find_plans
 
     stage_steps = given.shots[0].stage_steps
@@ -42,23 +45,32 @@ def calibrate(
 
     def told(stage: int, at: Any) -> None:
         where = _stage(stage, len(stage_steps)) + f"step {at.step + 1} of {at.steps}"
-        number = sum(stage_steps[:stage]) + at.step
-        pace.begin(number, where)
-        if at.layer == at.layers - 1:
-            say(f"{where}: loss {at.loss:.4f}{pace.left(number)}")
+        before, layer = sum(stage_steps[:stage]) + at.step - 1, at.layer + 1
+        pace.begin(before + 1, where)
+        left = pace.left(before + layer / at.layers)
+        if layer == at.layers:
+            pace.tell(f"{where}: loss {at.loss:.4f}{left}")
+        elif pace.silent:
+            pace.tell(f"{where}, layer {layer} of {at.layers}{left}")
 
     with told_to_make_it_smaller("the calibration", given.device):
         found = find_plans(
             given.family, prepared.plan.model_identity, given.shots, delta=delta, folder=folder,
             window_latent_frames=given.window_latent_frames, slicing=given.slicing, progress=told,
         )  # fmt: skip
-    plans = [plan for plan, _ in found]
+    plans = [each.plan for each in found]
     report = {"folder": str(folder), "layers": plans[0].layers} | _holds_for(prepared)
-    each = [
-        {"steps": plan.steps, "window": plan.window, "shares": strategy_shares(plan.rows)}
-        for plan in plans
+    stages = [
+        {
+            "steps": each.plan.steps,
+            "window": each.plan.window,
+            "tokens": each.tokens,
+            "attention": each.share,
+            "shares": strategy_shares(each.plan.rows),
+        }
+        for each in found
     ]
-    return report | {"stages": each}, plans
+    return report | {"stages": stages}, plans
 
 
 def find_key_steps(
@@ -72,7 +84,7 @@ def find_key_steps(
     ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
     is kept: the same call goes on after an interruption. Raises BadJob."""
     given, folder = _given(prepared, "rehash", device, say), folder or usual_folder()
-    _check_host_memory(prepared)
+    _check_profiled(prepared)
     from workers.profiling import find_profiles
 
     stage_steps = given.shots[0].stage_steps
@@ -85,7 +97,7 @@ def find_key_steps(
         where += f"step {step + 1} of {stage_steps[stage]}"
         number = sum(stage_steps[:stage]) * shots + shot * stage_steps[stage] + step
         pace.begin(number, where)
-        say(where + pace.left(number))
+        pace.tell(where + pace.left(number))
 
     with told_to_make_it_smaller("the calibration", given.device):
         found = find_profiles(
@@ -103,6 +115,10 @@ def _holds_for(prepared: Prepared) -> dict[str, Any]:
     return {"size": [plan.width_px, plan.height_px], "steps": plan.shots[0].render.steps}
 
 
+#: After so long without a word a person wonders.
+_SILENCE_S = 30.0
+
+
 class _Pace:
     """How long the rest of a calibration's steps takes, by those that were done in this run."""
 
@@ -110,23 +126,33 @@ class _Pace:
         """``first``: the number of the first step, of so many, that is told of a fresh run."""
         self._steps, self._first, self._say = steps, first, say
         self._began = False
-        self._done: tuple[int, float] | None = None  # the step that was done first, and when
+        self._done: tuple[float, float] | None = None  # what was done first, in steps, and when
+        self._said_s = time.monotonic()
 
     def begin(self, number: int, where: str) -> None:
         """The step ``number``, from 0, is under way: said if it goes on from an earlier run."""
         if not self._began and number > self._first:
-            self._say(f"going on from {where}")
+            self.tell(f"going on from {where}")
         self._began = True
 
-    def left(self, number: int) -> str:
-        """Of when the step ``number`` is done; "" where not known yet."""
+    def left(self, number: float) -> str:
+        """Of when the step ``number`` is done, or a part of it; "" where not known yet."""
         now_s = time.monotonic()
         if self._done is None:
             self._done = number, now_s
             return ""
         first, began_s = self._done
         left_s = (now_s - began_s) / (number - first) * (self._steps - 1 - number)
-        return f"; about {clock(left_s)} left" if left_s else ""
+        return f"; about {clock(left_s)} left" if left_s > 0 else ""
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has been told for long."""
+        return time.monotonic() - self._said_s > _SILENCE_S
+
+    def tell(self, said: str) -> None:
+        self._say(said)
+        self._said_s = time.monotonic()
 
 
 #: What can be found for a model that takes an acceleration, and by which command.
@@ -190,22 +216,37 @@ def _given(prepared: Prepared, technique: str, device: str, say: Callable[[str],
     return _Given(family, alike, window, plan.accelerations.slicing, device)
 
 
-def _check_host_memory(prepared: Prepared) -> None:
+def _check_profiled(prepared: Prepared) -> None:
     """A profile holds what rehash keeps of every step at once. Raises CannotRunHere."""
-    from workers.machine import free_bytes
-
     asked = prepared.spec.accelerations.model_copy(update={"rehash": Rehash(every=2)})
     try:
         kept = prepare(prepared.spec.model_copy(update={"accelerations": asked})).plan.kept_bytes
     except BadJob:  # the steps are so few that nothing would be reused
         return
     steps = max(prepared.plan.shots[0].render.stage_steps)
-    free, needed = free_bytes("cpu"), steps * kept
-    if not fits(free, needed):
+    _check_host_memory(f"a profile holds the features of {steps} steps at once", steps * kept)
+
+
+def _check_searched(prepared: Prepared, shots: int) -> None:
+    """A search holds what every layer has made of each shot, and of one of them what it makes
+    anew. Raises CannotRunHere."""
+    model, dtype = prepared.model, prepared.plan.dtype
+    job = resolve(prepared.spec, model.geometry, model.defaults)
+    needed = (shots + 1) * searched_bytes(job, model, dtype)
+    fewer = "calibrate on fewer shots, " if shots > 1 else ""
+    of = "a shot" if shots == 1 else f"{shots} shots"
+    _check_host_memory(f"a search holds what all layers made of {of}", needed, fewer)
+
+
+def _check_host_memory(what: str, needed_bytes: int, fix: str = "") -> None:
+    from workers.machine import free_bytes
+
+    free = free_bytes("cpu")
+    if not fits(free, needed_bytes):
         raise CannotRunHere(
-            f"a profile holds the features of {steps} steps at once, about {gb(needed)} of this "
-            f"machine's memory, which has {gb(free)} free; make the film smaller (--size, or "
-            "window_latent_frames in a job file), or calibrate where there is more memory"
+            f"{what}, about {gb(needed_bytes)} of this machine's memory, which has {gb(free)} "
+            f"free; {fix}make the film smaller (--size, or window_latent_frames in a job file), or "
+            "calibrate where there is more memory"
         )
 
 
@@ -262,6 +303,11 @@ def _save(figure: Figure, out: Path) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
+#: With so many tokens a plan was seen to save time (16 384, ``benchmarks/attention_step.py``); with
+#: a few hundred it was not (``benchmarks/attention.py``). Between them nothing was measured.
+_MANY_TOKENS = 4096
+
+
 def as_text(report: dict[str, Any]) -> str:
     usual = Path(report["folder"]) == usual_folder()
     width, height = report["size"]
@@ -286,9 +332,17 @@ def as_text(report: dict[str, Any]) -> str:
             f"{columns} tokens (frames, rows, columns)"
         )
         lines += [f"  {name}: {share:.0%}" for name, share in stage["shares"].items()]
+        lines.append(
+            f"  attention then multiplies {stage['attention']:.0%} of what it does in full"
+        )
     if all(stage["shares"].get("full") == 1.0 for stage in stages):
         nothing = "nothing can be left out at this delta: try a larger --delta, or more steps"
         return "\n".join([*lines, nothing])
+    if (most := max(stage["tokens"] for stage in stages)) < _MANY_TOKENS:
+        lines.append(
+            f"with {most} tokens attention is a small part of a step: this saves little time, or "
+            "none. It is for the tens of thousands that a larger --size or longer windows have"
+        )
     where = "" if usual else f"plans: {report['folder']}"
     use = f"use it: accelerations: {{fast_attention: {{{where}}}}} {holds}"
     return "\n".join([*lines, use])

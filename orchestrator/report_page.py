@@ -62,11 +62,13 @@ reference's.</p>
 {% endif %}
 {% if report.seam_median is not none %}
 <h2>Window borders</h2>
-<p>The change across a border over the usual change near by; 1 is invisible. Median
-{{ "%.2f" | format(report.seam_median) }}.</p>
+<p>The change across a border over the usual change near by: at 1 it is no more than where no
+windows meet. Median {{ "%.2f" | format(report.seam_median) }}.{% if beats %} Of a pyramid's shot,
+near by are places where a frame of the same stage begins; what shows at all of those is its beat,
+below.{% endif %}</p>
 <img src="{{ seams }}" alt="ratio of each border">
 {% endif %}
-{% if report.shots | rejectattr("beat", "none") | list %}
+{% if beats %}
 <h2>Beat of the pyramid</h2>
 <p>How much more a shot changes where frames of its first stage begin than where only those of its
 last do; 1 is even.</p>
@@ -155,6 +157,7 @@ def page(report: dict[str, Any], pictures: Pictures) -> str:
         title=f"Report of {report['job'] or report['film']}",
         report=report,
         parts="window" if report["job"] else "second",
+        beats=any(shot["beat"] is not None for shot in report["shots"]),
         slopes=any(shot["colours"]["mean_per_minute"] for shot in report["shots"]),
         sheet=_as_source(pictures.sheet),
         most_rows=MOST_ROWS,

@@ -114,15 +114,19 @@ def _short(key: str, value: Any) -> str:
 
 
 def _pyramid_lines(shot: dict[str, Any]) -> list[str]:
-    """The stages of a shot, if it has several: how much of it a window holds in each."""
+    """The stages of a shot, if it has several: which frames each has, in how many windows."""
     if len(shot["stages"]) == 1:
         return []
     return [
-        f"    stage {number}: every {stage['stride']} latent frames one, "
+        f"    stage {number}: {_frames_of(stage['stride'])}, "
         f"{counted(len(stage['windows']), 'window')} of "
         f"{stage['windows'][0][1] - stage['windows'][0][0]}, {counted(stage['steps'], 'step')}"
         for number, stage in enumerate(shot["stages"], 1)
     ]
+
+
+def _frames_of(stride: int) -> str:
+    return "every latent frame" if stride == 1 else f"a frame for every {stride} latent frames"
 
 
 def _before(encoding_bytes: int) -> str:

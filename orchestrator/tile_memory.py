@@ -155,6 +155,14 @@ def kept_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
     return kept
 
 
+def searched_bytes(job: ResolvedSpec, model: ModelInfo, dtype: str) -> int:
+    """Estimate of what a search for attention plans holds of a sample from step to step: of every
+    layer and branch the output, and the residual of its window."""
+    config = model.configs[model.family.denoiser]
+    layers: int = config["num_layers"] + config.get("num_single_layers", 0)
+    return 2 * layers * len(_branches(job, model)) * _layer_bytes(job, model, dtype)
+
+
 def _held(job: ResolvedSpec, model: ModelInfo, dtype: str) -> set[tuple[Whole, int]]:
     """Of every kind of step: what its attention of the whole takes, as ``whole_attention`` gives
     it, and the bytes of features that lie with the tile: those that it got, and those that it makes

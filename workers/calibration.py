@@ -10,18 +10,19 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from accel.attention_search import Found, Progress, Search, SearchFile, search
+from accel.attention_cost import attention_share
+from accel.attention_search import Progress, Search, SearchFile, search
 from accel.handle import Branch
 from accel.slicing import apply as apply_slicing
 from accel.video_transformers import video_transformer
-from accel.windowed import window_of
+from accel.windowed import Geometry, window_of
 from jobs.accelerations import Slicing
 from jobs.attention_plan import AttentionPlan, Extent, save
 from jobs.calibration import CalibrationKey, calibration_keys
@@ -157,6 +158,16 @@ def sliced(family: ModelFamily, slicing: Slicing | None) -> Iterator[None]:
         handle.remove()
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPlan:
+    """A stage's plan of attention."""
+
+    plan: AttentionPlan
+    losses: list[float]  # of each step
+    tokens: int  # that attend to each other
+    share: float  # of what attention multiplies in full
+
+
 def find_plans(
     family: ModelFamily,
     model: str,
@@ -168,7 +179,7 @@ def find_plans(
     share: float = 1 / 8,
     slicing: Slicing | None = None,
     progress: Callable[[int, Progress], None] = lambda stage, progress: None,
-) -> list[tuple[AttentionPlan, Found]]:
+) -> list[FoundPlan]:
     """Search a plan for each stage of ``shots``, on the first window of each, and save it in
     ``folder``. A stage goes on from what the one before it made by its plan.
 
@@ -180,12 +191,13 @@ def find_plans(
     keys = common_keys(family, model, shots, window_latent_frames)
     samples = [CalibrationSample(family, shot, window_latent_frames) for shot in shots]
     prompts = prompts_of(shots)
-    every: list[tuple[AttentionPlan, Found]] = []
+    every: list[FoundPlan] = []
     with sliced(family, slicing):
         for key in keys:
-            window = window_of(token_grid(family, samples[0]), share)
+            grid = token_grid(family, samples[0])
+            window = window_of(grid, share)
             settings = Search(steps=key.steps, window=window, delta=delta, guided=key.guided)
-            before = [plan.rows for plan, _ in every]
+            before = [each.plan.rows for each in every]
             how = {"key": asdict(key), "settings": asdict(settings), "prompts": prompts,
                    "before": before}  # fmt: skip
             digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()
@@ -195,5 +207,8 @@ def find_plans(
                 found=file.read(), finished=file.write, progress=partial(progress, key.stage),
             )  # fmt: skip
             save(folder, key, plan, {"delta": delta, "prompts": prompts, "losses": found.losses})
-            every.append((plan, found))
+            text = shots[0].text_tokens if video_transformer(family.denoiser).text != "none" else 0
+            attended = Geometry(grid, window, text)
+            saved = attention_share(plan, attended, guided=key.guided)
+            every.append(FoundPlan(plan, found.losses, attended.tokens, saved))
     return every

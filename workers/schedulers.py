@@ -169,7 +169,8 @@ class RangeStepper:
         stages = lay_stages(path, len(stage_steps))
         self.stride = stages[stage].stride  # latent frames of the shot for a frame of the stage
         if len(stages) > 1 and diffusion == "variance":
-            _keep_to_levels(self._scheduler, stage_levels(path, stages[stage], steps))
+            passed = stage_levels(path, stages[stage], steps)
+            _keep_to_levels(self._scheduler, passed, ends_clean=stage == len(stages) - 1)
         elif len(stages) > 1:
             shift = float(self._scheduler.config[SCHEDULERS[diffusion][self.name].shift_key])
             _keep_to(self._scheduler, stages[stage], shift)
@@ -341,19 +342,24 @@ def stage_levels(path: NoisePath, stage: Stage, steps: int) -> list[Level]:
     return [path.at(t) for t in np.linspace(stage.start.time, stage.end.time, steps + 1)]
 
 
-def _keep_to_levels(scheduler: Any, levels: Sequence[Level]) -> None:
-    """Let a variance-preserving scheduler go through these levels and no others."""
+def _keep_to_levels(scheduler: Any, levels: Sequence[Level], *, ends_clean: bool) -> None:
+    """Let a variance-preserving scheduler go through these levels and no others; ``ends_clean``:
+    to an end as clean as it has without a pyramid, where trained times end with a little noise."""
     times = torch.tensor([round(level.time) for level in levels[:-1]])
     if len(times.unique()) < len(times):
         raise BadJob(f"{len(times)} steps are more than the trained times of a pyramid's stage")
     scheduler.timesteps = times.to(scheduler.timesteps)
     if not isinstance(scheduler, DDIMScheduler):
-        scheduler.sigmas = torch.tensor([level.ratio for level in levels]).to(scheduler.sigmas)
+        sigmas = torch.tensor([level.ratio for level in levels]).to(scheduler.sigmas)
+        if ends_clean:
+            sigmas[-1] = scheduler.sigmas[-1]
+        scheduler.sigmas = sigmas
         return
     # It looks a step's end up by counting back from its start: so these become all there is.
     alphas = torch.tensor([level.signal**2 for level in levels], dtype=torch.float64).flip(0)
     alphas = alphas.to(scheduler.alphas_cumprod)
-    scheduler.final_alpha_cumprod = alphas[0]
+    if not ends_clean:
+        scheduler.final_alpha_cumprod = alphas[0]
     scheduler.alphas_cumprod = alphas[1:]
     scheduler.num_inference_steps = len(times)
     scheduler.register_to_config(num_train_timesteps=len(times))

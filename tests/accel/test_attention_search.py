@@ -11,6 +11,7 @@ import torch
 
 from accel.attention_search import (
     Found,
+    HostShelf,
     Progress,
     Search,
     SearchFile,
@@ -246,3 +247,28 @@ def test_another_searchs_file_is_refused(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(BadJob, match="is no search"):
         SearchFile(path, {"model": "m"}).read()
+
+
+def test_what_is_carried_lies_with_the_host_and_is_read_on_the_device() -> None:
+    shelf = HostShelf(torch.device("meta"))
+    shelf.update({"residual.0": torch.ones(2)})
+    shelf["output.0"] = torch.ones(3)
+    assert {tensor.device.type for tensor in shelf.data.values()} == {"cpu"}
+    assert {shelf[name].device.type for name in shelf} == {"meta"}
+    assert shelf.keys() >= {"residual.0", "output.0"}
+
+
+def test_a_search_carries_its_samples_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    put = HostShelf.__setitem__
+
+    def watched(self: HostShelf, name: str, tensor: torch.Tensor) -> None:
+        kept.append(name)
+        put(self, name, tensor)
+
+    monkeypatch.setattr(HostShelf, "__setitem__", watched)
+    searched()
+    layers = {tuple(name.split(".")[1:4]) for name in kept}
+    for branch in ("cond", "uncond"):
+        for kind in ("output", "residual"):
+            assert {(branch, kind, str(n)) for n in range(LAYERS)} <= layers

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from accel.pyramid import (
+    Coarse,
     FlowPath,
     Level,
     NoisePath,
@@ -112,33 +113,43 @@ def test_a_jump_over_a_part_of_a_film_is_that_part() -> None:
     assert torch.equal(part, whole[:, :, 3:8])
 
 
-def shown(x: torch.Tensor, stride: int, coarse: str) -> torch.Tensor:
-    """Frames of a lower rate: the first latent frame alone, then one for every so many."""
+def shown(x: torch.Tensor, stride: int, coarse: str, *, first_alone: bool) -> torch.Tensor:
+    """Frames of a lower rate: one for every so many, the first latent frame alone where it is."""
+    alone = int(first_alone)
     if coarse == "first":
-        return x[:, :, [0, *range(1, x.shape[2], stride)]]
-    groups = [x[:, :, :1], *x[:, :, 1:].split(stride, dim=2)]
+        return x[:, :, [*range(alone), *range(alone, x.shape[2], stride)]]
+    groups = [x[:, :, :1]] * alone + [*x[:, :, alone:].split(stride, dim=2)]
     return torch.cat([group.mean(dim=2, keepdim=True) for group in groups], dim=2)
 
 
-def ends(stage: Stage, x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def ends(
+    stage: Stage, x: torch.Tensor, noise: torch.Tensor, *, first_alone: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Where a stage starts and ends, as the paper defines it."""
-    fine, coarse = (shown(x, stride, stage.coarse) for stride in (stage.stride, 2 * stage.stride))
-    repeated = fine if stage.is_first else up(coarse, 0, fine.shape[2], 0, first_alone=True)
+    fine, coarse = (
+        shown(x, stride, stage.coarse, first_alone=first_alone)
+        for stride in (stage.stride, 2 * stage.stride)
+    )
+    repeated = fine if stage.is_first else up(coarse, 0, fine.shape[2], 0, first_alone=first_alone)
     return (
         stage.start.signal * repeated + stage.start.noise * noise,
         stage.end.signal * fine + stage.end.noise * noise,
     )
 
 
+@pytest.mark.parametrize("first_alone", [True, False])
 @pytest.mark.parametrize("coarse", ["mean", "first"])
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_both_ends_of_a_stage_lie_on_its_own_diffusion(name: str, number: int, coarse: str) -> None:
+def test_both_ends_of_a_stage_lie_on_its_own_diffusion(
+    name: str, number: int, coarse: Coarse, first_alone: bool
+) -> None:
     stage = lay_stages(PATHS[name], 3, coarse)[number]
     x = clip(0)
-    noise = clip(1, stage_frames(LATENT_FRAMES, stage.stride, first_alone=True))
-    clean, pair_noise = stage_pair(stage, x, noise, first_alone=True)
-    for level, there in zip((stage.start, stage.end), ends(stage, x, noise), strict=True):
+    noise = clip(1, stage_frames(LATENT_FRAMES, stage.stride, first_alone=first_alone))
+    clean, pair_noise = stage_pair(stage, x, noise, first_alone=first_alone)
+    both = ends(stage, x, noise, first_alone=first_alone)
+    for level, there in zip((stage.start, stage.end), both, strict=True):
         mixed = level.signal * clean + level.noise * pair_noise
         assert torch.allclose(mixed, there, rtol=0, atol=1e-12)
 

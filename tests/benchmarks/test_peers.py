@@ -86,7 +86,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     ("family", "kind"),
     few(
         [(f, kind) for f, kinds in OF_FAMILY.items() if f != "wan" for kind in kinds],
-        ("animatediff", "DeepCache"),
+        ("animatediff", "PAB, UNet"),
         ("hunyuan-video", "TaylorSeer"),
     ),
 )

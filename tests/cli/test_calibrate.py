@@ -53,6 +53,7 @@ def test_a_plan_is_found_drawn_and_used(desk: Desk, monkeypatch: pytest.MonkeyPa
     (stage,) = ran.json()["stages"]
     assert sum(stage["shares"].values()) == pytest.approx(1) and stage["shares"]["full"] < 0.5
     assert "step 4 of 4: loss " in ran.err
+    assert 0 < stage["attention"] < 0.7 and stage["tokens"] < 1000
     assert (desk.folder / "plan.png").read_bytes().startswith(b"\x89PNG")
 
     plan = prepare(JobSpec.model_validate(fast)).plan

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from accel.slicing import SlicingHandle
 from jobs.accelerations import Slicing
 from jobs.spec_file import load_spec
+from orchestrator.calibrate import _Pace
 from orchestrator.prepare import prepare
-from tests.cli.conftest import STEPS, Ran, refusal
+from tests.cli.conftest import STEPS, Desk, Ran, refusal
 from workers import calibration
 
 
@@ -60,6 +61,31 @@ def test_a_calibration_that_has_no_room_is_refused(
     monkeypatch.setattr("workers.machine.free_bytes", lambda device: 2 * needed)
     said = refusal(longtake("calibrate", "film.yaml", "--rehash", "0.5"), 6)
     assert f"holds the features of {STEPS} steps at once, about" in said
+
+
+@pytest.mark.parametrize("shots", [1, 2])
+def test_a_search_that_has_no_room_on_the_host_is_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, shots: int
+) -> None:
+    prompts = [word for n in range(shots) for word in ("--prompt", f"kite {n}")]
+    asked = ("calibrate", desk.model, *prompts, "--seconds", "1", "--size", "32x32")
+    monkeypatch.setattr("orchestrator.calibrate.fits", lambda free, needed: False)
+    said = refusal(desk.run(*asked), 6)
+    of, fix = ("a shot", "free; make") if shots == 1 else ("2 shots", "calibrate on fewer shots, ")
+    assert f"a search holds what all layers made of {of}, about" in said and fix in said
+
+
+def test_a_long_calibration_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s, said = [0.0], list[str]()
+    monkeypatch.setattr("orchestrator.calibrate.time.monotonic", lambda: clock_s[0])
+    pace = _Pace(4, first=1, say=said.append)
+    pace.begin(1, "step 2 of 4")
+    for layer, at_s in enumerate((10.0, 20.0, 40.0, 50.0), 1):
+        clock_s[0] = at_s
+        left = pace.left(layer / 4)
+        if pace.silent:
+            pace.tell(f"layer {layer}{left}")
+    assert said == ["layer 3; about 2:15 left"]
 
 
 def test_a_model_that_gives_no_numbers_is_not_calibrated(

@@ -69,10 +69,10 @@ def test_the_plan_of_a_pyramid_shows_its_stages(desk: Desk) -> None:
     at = next(n for n, line in enumerate(ran.out.splitlines()) if line.startswith("  shot 1:"))
     shot, coarse, fine, other = ran.out.splitlines()[at : at + 4]
     assert "31 latent frames in 5 windows of 9, 7 steps" in shot
-    assert coarse == "    stage 1: every 2 latent frames one, 3 windows of 9, 4 steps"
-    assert fine == "    stage 2: every 1 latent frames one, 5 windows of 9, 3 steps"
+    assert coarse == "    stage 1: a frame for every 2 latent frames, 3 windows of 9, 4 steps"
+    assert fine == "    stage 2: every latent frame, 5 windows of 9, 3 steps"
     assert "stage" not in other
-    assert "trained for no pyramid: expect some broken motion" in ran.out
+    assert "trained for no pyramid: expect hardly worse motion" in ran.out
     plain = desk.run("plan", desk.job(json.dumps(
         said | {"pyramid": "off", "shots": [{"prompt": "kite", "pixel_frames": 60}]}
     )))  # fmt: skip

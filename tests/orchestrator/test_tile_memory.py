@@ -21,6 +21,7 @@ from orchestrator.tile_memory import (
     denoised_frames,
     kept_bytes,
     largest_tile,
+    searched_bytes,
     step_bytes,
     tile_bytes,
 )
@@ -66,6 +67,16 @@ def test_a_plan_keeps_outputs_of_text_that_attends_with_the_video(
     model = inspect_model(write_tiny_cogvideox(tmp_path / "model"))
     job = job_of(model, FAST, *guidance)
     assert job.text_tokens and kept(job, model, job.text_tokens) == layers
+
+
+@pytest.mark.parametrize(("guidance", "branches"), [(5.0, 2), (1.0, 1)])
+def test_a_search_holds_outputs_and_residuals(
+    demo: ModelInfo, guidance: float, branches: int
+) -> None:
+    job = job_of(demo, Accelerations(), guidance)
+    config, tile = demo.configs["transformer"], largest_tile(job, demo.geometry)
+    feature, layers = feature_bytes(config, tile, "float32"), config["num_layers"]
+    assert searched_bytes(job, demo, "float32") == 2 * layers * branches * feature
 
 
 #: A plan's steps, the steps that adaptive may leave out, what lies with a tile at most, in features

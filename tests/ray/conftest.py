@@ -74,32 +74,33 @@ def reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="session")
 def pyramid_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The same film as a pyramid of two stages, in slices, whose steps are skipped as presets skip
-    them, and reuse features: what a tile remembers goes with it."""
+    """The same film as a pyramid of three stages, in slices, whose steps are skipped as presets
+    skip them, and reuse features: what a tile remembers goes with it."""
     adaptive = "form: spectral, forecast: true, first: 2"
-    return uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("pyramid"), "windows", adaptive)
+    folder = tmp_path_factory.mktemp("pyramid")
+    return uninterrupted_pyramid(job_file, folder, "pyramid: 3", adaptive)
 
 
 @pytest.fixture(scope="session")
 def whole_reference(job_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """That pyramid, its first stage whole: one window under many, longer than they are. Its steps
+    """Of two stages, the first one whole: one window under many, longer than they are. Its steps
     are skipped where latents change evenly."""
-    adaptive = "form: tensor"
-    found = uninterrupted_pyramid(job_file, tmp_path_factory.mktemp("whole"), "whole", adaptive)
+    adaptive, folder = "form: tensor", tmp_path_factory.mktemp("whole")
+    whole = "pyramid: 2\npyramid_first_stage: whole"
+    found = uninterrupted_pyramid(job_file, folder, whole, adaptive)
     first, last = load_plan(found["store_path"]).shots[0].stages
     assert len(first.windows) == 1 and first.longest > last.longest and len(last.windows) > 2
     return found
 
 
 def uninterrupted_pyramid(
-    job_file: Path, folder: Path, first_stage: str, adaptive: str
+    job_file: Path, folder: Path, pyramid: str, adaptive: str
 ) -> dict[str, Any]:
     path = folder / "film.yaml"
     longer = job_file.read_text().replace("steps: 6", "steps: 12")
     skipping = f"adaptive: {{{adaptive}, threshold: 50.0, most_skips: 1}}"
     asked = f"{{{skipping}, rehash: {{every: 2}}, slicing: {{slices: 2}}}}"
-    pyramid = f"pyramid: 2\npyramid_first_stage: {first_stage}\n"
-    path.write_text(f"{longer}{pyramid}accelerations: {asked}\n")
+    path.write_text(f"{longer}{pyramid}\naccelerations: {asked}\n")
     found = uninterrupted(path, folder)
     assert found["engaged"]["adaptive.skipped"] > 5
     assert found["engaged"]["rehash.reused"] > 10

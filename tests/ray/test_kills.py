@@ -36,8 +36,8 @@ from tests.ray.harness import (
 )
 
 VICTIMS = ("driver", "worker", "raylet", "everything", "keeper", "gcs_server")
-#: What the film is: of one stage, or a pyramid of two, or accelerated in other ways than that, or a
-#: UNet's with all that goes with one, or a pyramid whose first stage is whole.
+#: What the film is: of one stage, or a pyramid of three, or accelerated in other ways than that, or
+#: a UNet's with all that goes with one, or a pyramid whose first stage is whole.
 KINDS = (
     "reference",
     "pyramid_reference",

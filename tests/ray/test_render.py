@@ -27,7 +27,7 @@ def test_any_number_of_workers_makes_the_same_film(
     )
     assert ran.code == 0, ran.err
     assert ran.json()["state"] == "done"
-    warned = "warning: a pyramid of 2 stages is asked for" in ran.err
+    warned = "warning: a pyramid of 3 stages is asked for" in ran.err
     assert warned == (kind == "pyramid_reference"), "the weights know no pyramid"
     assert show(store, job_ids(store)[0])["frames_sha256"] == reference["frames_sha256"]
     assert len(busy_workers(store)) > 1, "one did it all: the test shows nothing"

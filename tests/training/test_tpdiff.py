@@ -151,6 +151,8 @@ def test_an_adapters_base_is_in_the_precision_asked_for(
             ["--coarse", "first"],
             ["--precision", "bf16"],
         ],
+        ["--no-alignment"],
+        ["--no-stage-positions"],
         ["--coarse", "first"],
     ),
 )

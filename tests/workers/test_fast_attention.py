@@ -106,9 +106,10 @@ def test_a_plan_that_was_found_renders_and_survives_a_checkpoint(
     tiny: Tiny, tmp_path: Path
 ) -> None:
     family = open_family(tiny.name, str(tiny.folder), "bfloat16", "cpu")
-    ((plan, found),) = find_plans(
+    (found,) = find_plans(
         family, "m", [tiny.shot], delta=DELTA, folder=tmp_path, window_latent_frames=5
     )
+    plan = found.plan
     assert {strategy for row in plan.rows[1:] for strategy in row} != {F}
     assert max(found.losses) < DELTA
     make = [tiny.worker(*plan.rows, window=plan.window, dtype="bfloat16") for _ in range(3)]
