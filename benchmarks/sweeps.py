@@ -89,7 +89,7 @@ def adaptive_rehash(job: Job) -> dict[str, Any]:
 
 def fast_attention(job: Job) -> dict[str, Any]:
     """Plans that were searched on two other prompts, by the change that they may bring."""
-    return {str(delta): _planned(job, delta) for delta in (0.05, 0.2)}
+    return {str(delta): _planned(job, delta) for delta in (0.05, 0.1, 0.2, 0.4)}
 
 
 def adaptive_fast_attention(job: Job) -> dict[str, Any]:

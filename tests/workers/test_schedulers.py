@@ -268,18 +268,25 @@ def test_a_scheduler_of_the_other_kind_is_refused() -> None:
     [n for n, s in SCHEDULERS["variance"].items() if not (s.adds_noise or s.adds_sigma)],
 )
 @pytest.mark.parametrize("stage", range(3))
-def test_a_stage_of_a_variance_schedule_ends_where_it_should(name: str, stage: int) -> None:
+@pytest.mark.parametrize("to_one", [True, False])
+def test_a_stage_of_a_variance_schedule_ends_where_it_should(
+    name: str, stage: int, to_one: bool
+) -> None:
     """With the pair's own noise predicted at every step, latents go from the stage's start to its
-    end: the schedulers are those of diffusers, kept to the stage's levels."""
+    end: the schedulers are those of diffusers, kept to the stage's levels. The last stage ends as a
+    render without a pyramid does: clean, or with the first trained time's noise, as a DDIM may."""
     steps = (3, 4, 5)
     path = VariancePath(DDIMScheduler.from_config(DDIM_CONFIG).alphas_cumprod.double().numpy())
     here = lay_stages(path, 3)[stage]
-    stepper = RangeStepper(name, DDIM_CONFIG, steps, stage, diffusion="variance")
+    config = DDIM_CONFIG | {"set_alpha_to_one": to_one}
+    stepper = RangeStepper(name, config, steps, stage, diffusion="variance")
     clean, noise = start(), predictions_of(1, torch.float32)[0]
     latents, history = here.start.signal * clean + here.start.noise * noise, {}
     for index in range(steps[stage]):
         latents, history = stepper.step_range(index, noise, latents, history)
-    assert torch.allclose(latents, here.end.signal * clean + here.end.noise * noise, atol=2e-4)
+    left = stage < 2 or (name == "ddim" and not to_one)
+    end = here.end.signal * clean + here.end.noise * noise if left else clean
+    assert torch.allclose(latents, end, atol=2e-4)
     assert int(stepper.timesteps[0]) == here.start.time
     assert stepper.timesteps.dtype == torch.int64
 
