@@ -24,6 +24,7 @@ from orchestrator.prepare import plan_from_json, plan_to_json, prepare
 from orchestrator.recipes import film_key
 from orchestrator.show_plan import plan_report, plan_text
 from tests.orchestrator.plans import frames_for, make_plan
+from tests.workers.tiny_ltx import write_tiny_ltx_condition
 
 
 def test_a_plan_reads_back() -> None:
@@ -47,6 +48,19 @@ def test_a_plan_of_another_version_is_refused(name: str) -> None:
     shown = rf"{name.replace('_', ' ')} {ours + 1} \(here {ours}\).*render its job file again"
     with pytest.raises(CannotRunHere, match=shown):
         plan_from_json(stored)
+
+
+def test_a_preset_that_was_not_measured_on_such_a_model_says_so(tmp_path: Path) -> None:
+    later = write_tiny_ltx_condition(tmp_path / "later")
+
+    def told(model: object, **more: object) -> list[str]:
+        asked = {"model": str(model), "prompt": "kite", "seconds": 4, "steps": 20} | more
+        return [each for each in prepare(parse_spec(asked)).plan.warnings if "preset" in each]
+
+    assert told("demo", preset="fast") == told("demo-pyramid", preset="fast") == []
+    assert told(later) == [], "nothing is skipped"
+    (said,) = told(later, preset="balanced", size=[64, 64])
+    assert said.startswith("preset balanced has not been measured on ltx-condition: longtake pres")
 
 
 SLICED = Accelerations(slicing=Slicing(slices=2))

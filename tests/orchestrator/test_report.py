@@ -77,8 +77,10 @@ def test_the_beat_of_a_pyramid_is_told(tmp_path: Path) -> None:
     frames = np.tile(levels.astype(np.uint8)[:, None, None, None], (1, 64, 64, 3))
     said, pictures = report_job(Finished(tmp_path, plan, frames).folder, None)
     assert said["shots"][0]["beat"] == 3.0 and said["seam_median"] == 1.0
-    assert "<td>3.00</td>" in page(said, pictures).split("Beat of the pyramid")[1]
-    assert "Beat of" not in page(*report_job(finished(tmp_path / "flat").folder, None))
+    shown, why = page(said, pictures), "near by are places where a frame of the same stage begins"
+    assert "<td>3.00</td>" in shown.split("Beat of the pyramid")[1] and why in shown
+    flat = page(*report_job(finished(tmp_path / "flat").folder, None))
+    assert "Beat of" not in flat and why not in flat
 
 
 def test_fidelity_to_a_reference(tmp_path: Path) -> None:
