@@ -16,6 +16,7 @@ from benchmarks import (
     model,
     pyramid_plans,
     rehash_cost,
+    shifting,
     slicing,
     speed,
     still_and_busy,
@@ -46,6 +47,8 @@ BENCHMARKS = (
     (long_films, "--films 6 --model demo-pyramid --repeated-noise 1"),
     (long_films, "--films 6 --repeated-noise 1 --seconds 20"),
     (long_films, "--films 6 --model demo-pyramid --pyramid-steps 3 4 7 --seconds 20"),
+    (shifting, "--films 6"),
+    (shifting, "--films 6 --model demo-pyramid"),
     (pyramid_plans, ""),
     (twins, "--pyramid workers/demo_pyramid --plain workers/demo_model --prompts 40"),
     (

@@ -22,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import model_name, rounded, write_result
-from benchmarks.judge import LOOKS
+from benchmarks.judge import FPS, LOOKS
 from benchmarks.long_films import draw_films, measure
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import JobSpec
 from jobs.units import DecodeTask, ShotRender, Unit, Window
-from orchestrator.plan import lay_windows
+from orchestrator.plan import Plan, lay_windows
 from orchestrator.prepare import prepare
+from training import world
 from training.world import Scene
 from workers.families import ModelFamily, open_family
 from workers.families.family import stepper_of
@@ -87,7 +88,9 @@ def _nothing(branch: object) -> Any:
     return nullcontext()
 
 
-def decode(family: ModelFamily, number: int, shot: ShotRender, latents: torch.Tensor) -> NDArray:
+def decode(
+    family: ModelFamily, number: int, shot: ShotRender, latents: torch.Tensor
+) -> NDArray[np.uint8]:
     task = DecodeTask(
         unit=Unit("decode", number), attempt=1, shot=shot, start=0, stop=shot.latent_frames,
         warm_start=0, windows=(), owned=(), codec="ffv1", quality=0,
@@ -120,7 +123,17 @@ def compared(model: str, drawn: list[tuple[Scene, str]], seconds: float, **job: 
             films.append(measure(plan, number, frames, scene))
             jumps += changes(frames)
         found[lay.__name__] = summary(films, jumps)
-    return {"seconds": seconds, "films": len(drawn)} | found
+    return {"seconds": seconds, "films": len(drawn)} | found | {"by_the_world": truth(plan, drawn)}
+
+
+def truth(plan: Plan, drawn: list[tuple[Scene, str]]) -> dict[str, Any]:
+    """The same of the films that the world itself draws."""
+    films, jumps = [], list[float]()
+    for number, (each, (scene, _)) in enumerate(zip(plan.shots, drawn, strict=True)):
+        frames = world.render(scene, world.frame_times(each.render.pixel_frames, FPS))
+        films.append(measure(plan, number, frames, scene))
+        jumps += changes(frames)
+    return summary(films, jumps)
 
 
 def summary(films: list[dict[str, Any]], jumps: list[float]) -> dict[str, Any]:
@@ -150,7 +163,8 @@ def main() -> None:
     drawn = draw_films(options.films, options.seed)
     lengths = [compared(options.model, drawn, seconds) for seconds in options.seconds]
     named = f"shifting_{model_name(options.model)}"
-    write_result(named, {"lengths": rounded(lengths, 3)}, keep=not options.quick)
+    figures = {"lengths": rounded(lengths, 3)}
+    write_result(named, figures, models=[options.model], keep=not options.quick)
 
 
 if __name__ == "__main__":
