@@ -6,7 +6,8 @@ Not built into the renderer, where a window's place is its name and what acceler
 goes from step to step. This is the slow twin, in one process: all windows of a step, then their
 blend, then the scheduler over the whole shot. ``fixed`` is what a render does (a test holds it to
 that); ``shifted`` moves the windows at each step by another part of the way to the next window, so
-that no border stands still. Both start from the same noise.
+that no border stands still but for the ends of the first window and of the last. Both start from
+the same noise.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from workers.seams import PLAIN_SEAM, SeamMeter
 from workers.stepping import StageSteps
 from workers.tiles import blend
 
-#: Of the way to the next window, in turn: no two steps in a row are near each other.
+#: Of the way to the next window, in turn.
 PARTS = (0.0, 0.5, 0.25, 0.75)
 
 Layout = Callable[[int, int, int, int], Sequence[Window]]  # of frames, window, overlap and step
@@ -48,8 +49,8 @@ def fixed(frames: int, window: int, overlap: int, step: int) -> Sequence[Window]
 
 
 def shifted(frames: int, window: int, overlap: int, step: int) -> Sequence[Window]:
-    """One window more than it takes, all of them moved to the left, those at the ends up to
-    there."""
+    """One window more than it takes, all of them moved to the left, those at the ends up to there:
+    one window begins the shot and one ends it at every step."""
     if frames <= window:
         return lay_windows(frames, window, overlap)
     way = window - overlap
@@ -106,10 +107,12 @@ def changes(frames: NDArray[np.uint8]) -> list[float]:
     return meter.changes()
 
 
-def compared(model: str, drawn: list[tuple[Scene, str]], seconds: float, **job: Any) -> Any:
+def compared(
+    model: str, drawn: list[tuple[Scene, str]], seconds: float, seed: int
+) -> dict[str, Any]:
     """Both layouts' films of a length: how they hold together, and their plain jumps."""
     shots = [{"prompt": said, "seconds": seconds} for _, said in drawn]
-    asked = {"version": 1, "model": model, "shots": shots, "seed": 1} | job
+    asked = {"version": 1, "model": model, "shots": shots, "seed": seed}
     prepared = prepare(JobSpec.model_validate(asked))
     plan, known = prepared.plan, prepared.model.family.name
     family = open_family(known, str(prepared.model.folder), plan.dtype, "cpu")
@@ -161,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(2)
     drawn = draw_films(options.films, options.seed)
-    lengths = [compared(options.model, drawn, seconds) for seconds in options.seconds]
+    lengths = [compared(options.model, drawn, seconds, options.seed) for seconds in options.seconds]
     named = f"shifting_{model_name(options.model)}"
     figures = {"lengths": rounded(lengths, 3)}
     write_result(named, figures, models=[options.model], keep=not options.quick)

@@ -37,7 +37,7 @@ def calibrate(
     """Search a plan for each stage on the shots of a job. What is found is kept step by step: the
     same call goes on after an interruption. Raises BadJob."""
     given = _given(prepared, "fast_attention", device, say)
-    _check_searched(prepared, len(given.shots))
+    _check_searched(prepared, given)
     from workers.calibration import find_plans
 
     stage_steps = given.shots[0].stage_steps
@@ -65,7 +65,7 @@ def calibrate(
             "steps": each.plan.steps,
             "window": each.plan.window,
             "tokens": each.tokens,
-            "attention": each.share,
+            "attention": each.share_left,
             "shares": strategy_shares(each.plan.rows),
         }
         for each in found
@@ -84,7 +84,7 @@ def find_key_steps(
     ``folder``; tell the key steps that ``threshold`` then chooses. What a shot has shown in a stage
     is kept: the same call goes on after an interruption. Raises BadJob."""
     given, folder = _given(prepared, "rehash", device, say), folder or usual_folder()
-    _check_profiled(prepared)
+    _check_profiled(prepared, given)
     from workers.profiling import find_profiles
 
     stage_steps = given.shots[0].stage_steps
@@ -216,7 +216,7 @@ def _given(prepared: Prepared, technique: str, device: str, say: Callable[[str],
     return _Given(family, alike, window, plan.accelerations.slicing, device)
 
 
-def _check_profiled(prepared: Prepared) -> None:
+def _check_profiled(prepared: Prepared, given: _Given) -> None:
     """A profile holds what rehash keeps of every step at once. Raises CannotRunHere."""
     asked = prepared.spec.accelerations.model_copy(update={"rehash": Rehash(every=2)})
     try:
@@ -224,27 +224,34 @@ def _check_profiled(prepared: Prepared) -> None:
     except BadJob:  # the steps are so few that nothing would be reused
         return
     steps = max(prepared.plan.shots[0].render.stage_steps)
-    _check_host_memory(f"a profile holds the features of {steps} steps at once", steps * kept)
+    what = f"a profile holds the features of {steps} steps at once"
+    _check_host_memory(what, steps * kept, prepared, given)
 
 
-def _check_searched(prepared: Prepared, shots: int) -> None:
+def _check_searched(prepared: Prepared, given: _Given) -> None:
     """A search holds what every layer has made of each shot, and of one of them what it makes
     anew. Raises CannotRunHere."""
-    model, dtype = prepared.model, prepared.plan.dtype
+    model, dtype, shots = prepared.model, prepared.plan.dtype, len(given.shots)
     job = resolve(prepared.spec, model.geometry, model.defaults)
     needed = (shots + 1) * searched_bytes(job, model, dtype)
     fewer = "calibrate on fewer shots, " if shots > 1 else ""
     of = "a shot" if shots == 1 else f"{shots} shots"
-    _check_host_memory(f"a search holds what all layers made of {of}", needed, fewer)
+    what = f"a search holds what all layers made of {of}"
+    _check_host_memory(what, needed, prepared, given, fewer)
 
 
-def _check_host_memory(what: str, needed_bytes: int, fix: str = "") -> None:
+def _check_host_memory(
+    what: str, held_bytes: int, prepared: Prepared, given: _Given, fix: str = ""
+) -> None:
+    """Beside the model, where that is to be in the host's memory, too: it is not loaded yet."""
     from workers.machine import free_bytes
 
-    free = free_bytes("cpu")
-    if not fits(free, needed_bytes):
+    on_card = given.device.startswith("cuda")
+    free, beside = free_bytes("cpu"), 0 if on_card else prepared.plan.peak_bytes
+    if not fits(free, held_bytes + beside):
+        model = f" beside {gb(beside)} of the model's" if beside else ""
         raise CannotRunHere(
-            f"{what}, about {gb(needed_bytes)} of this machine's memory, which has {gb(free)} "
+            f"{what}, about {gb(held_bytes)} of this machine's memory{model}, which has {gb(free)} "
             f"free; {fix}make the film smaller (--size, or window_latent_frames in a job file), or "
             "calibrate where there is more memory"
         )
@@ -303,8 +310,8 @@ def _save(figure: Figure, out: Path) -> None:
         figure.savefig(part, format="png", dpi=110)
 
 
-#: With so many tokens a plan was seen to save time (16 384, ``benchmarks/attention_step.py``); with
-#: a few hundred it was not (``benchmarks/attention.py``). Between them nothing was measured.
+#: Of a real model, and far above those of the small ones, on which a plan saves little of a render
+#: at high fidelity (``docs/figures.md``).
 _MANY_TOKENS = 4096
 
 
@@ -340,8 +347,8 @@ def as_text(report: dict[str, Any]) -> str:
         return "\n".join([*lines, nothing])
     if (most := max(stage["tokens"] for stage in stages)) < _MANY_TOKENS:
         lines.append(
-            f"with {most} tokens attention is a small part of a step: this saves little time, or "
-            "none. It is for the tens of thousands that a larger --size or longer windows have"
+            f"with {most} tokens attention is a small part of a step, and this may save no time: "
+            "it is for the thousands that a real model's size and windows have"
         )
     where = "" if usual else f"plans: {report['folder']}"
     use = f"use it: accelerations: {{fast_attention: {{{where}}}}} {holds}"

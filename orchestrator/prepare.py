@@ -17,7 +17,7 @@ from jobs.images import ImageFile, find_image, read_image
 from jobs.loras import LoraFile, with_loras
 from jobs.model_folder import ModelInfo, inspect_model, pinned_name, resolve_model
 from jobs.model_scheduler import check_pyramid, choose_scheduler, most_stage_steps
-from jobs.presets import PRESETS, WITH_PYRAMID
+from jobs.presets import PRESETS, WITH_PYRAMID, chosen_by
 from jobs.spec import JobSpec, ResolvedShot, ResolvedSpec, resolve
 from jobs.spec_errors import Problem, bad_job
 from jobs.units import RepeatedNoise, ShotRender
@@ -135,7 +135,7 @@ def preset_warnings(job: ResolvedSpec, model: ModelInfo) -> Iterator[str]:
     """Settings that were tried on others may do less, or harm, on these."""
     preset, family = PRESETS[job.preset], model.family.name
     kind = family + (WITH_PYRAMID if len(job.stage_steps) > 1 else "")
-    if preset.measured and kind not in preset.measured:
+    if chosen_by(job.preset, job.accelerations, family) and kind not in preset.measured:
         yield (
             f"preset {job.preset} has not been measured on {kind}: longtake presets, given this "
             "job, tries it on the beginnings of its shots"

@@ -165,7 +165,7 @@ class FoundPlan:
     plan: AttentionPlan
     losses: list[float]  # of each step
     tokens: int  # that attend to each other
-    share: float  # of what attention multiplies in full
+    share_left: float  # of what attention multiplies in full, by the plan
 
 
 def find_plans(
@@ -209,6 +209,6 @@ def find_plans(
             save(folder, key, plan, {"delta": delta, "prompts": prompts, "losses": found.losses})
             text = shots[0].text_tokens if video_transformer(family.denoiser).text != "none" else 0
             attended = Geometry(grid, window, text)
-            saved = attention_share(plan, attended, guided=key.guided)
-            every.append(FoundPlan(plan, found.losses, attended.tokens, saved))
+            left = attention_share(plan, attended, guided=key.guided)
+            every.append(FoundPlan(plan, found.losses, attended.tokens, left))
     return every

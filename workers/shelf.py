@@ -6,6 +6,7 @@ It may be gigabytes a step. So it leaves its worker only with its tile, or for a
 from __future__ import annotations
 
 import threading
+from collections.abc import MutableMapping
 
 import torch
 
@@ -15,7 +16,7 @@ from jobs.units import Stayed
 from workers.bundles import to_bundle
 from workers.carrying import ACCEL, much, together
 
-Tensors = dict[str, torch.Tensor]
+Tensors = MutableMapping[str, torch.Tensor]
 
 #: Of the host's memory, so much stays free beside what waits on shelves.
 HOST_FREE = 0.25

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,7 +49,7 @@ class _Errand:
     may_stay: bool
     stays: bool = False
     on_processor: bool = False
-    left: dict[str, torch.Tensor] = field(default_factory=dict)
+    left: MutableMapping[str, torch.Tensor] = field(default_factory=dict)
     waiting_bytes: int = 0  # of other tiles, on the shelf
     engaged: Counter[str] = field(default_factory=Counter)
 

@@ -59,6 +59,8 @@ def test_a_preset_that_was_not_measured_on_such_a_model_says_so(tmp_path: Path) 
 
     assert told("demo", preset="fast") == told("demo-pyramid", preset="fast") == []
     assert told(later) == [], "nothing is skipped"
+    own = {"adaptive": {"threshold": 0.5}}
+    assert told(later, preset="fast", accelerations=own) == [], "nothing is left of the preset"
     (said,) = told(later, preset="balanced", size=[64, 64])
     assert said.startswith("preset balanced has not been measured on ltx-condition: longtake pres")
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState
 from diffusers import WanPipeline, WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from accel.pyramid import FlowPath
 from jobs.model_folder import inspect_model
@@ -26,11 +27,11 @@ from tests.marks import few
 from tests.training.test_tpdiff_videos import write_video
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
-from training.tpdiff.batches import MicroBatches
+from training.tpdiff.batches import MicroBatch, MicroBatches
 from training.tpdiff.settings import Settings
 from training.tpdiff.texts import Texts
 from training.tpdiff.trainees import TRAINEES, load_trainee
-from training.tpdiff.videos import scan
+from training.tpdiff.videos import Damaged, scan
 from training.tpdiff.wan import WanTrainee
 
 ROOT = Path(__file__).parents[2]
@@ -371,6 +372,43 @@ def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> 
         again.captions, again.stage, again.noise_seed
     )  # fmt: skip
     assert ours.noise_seed != other.noise_seed
+
+
+def test_the_next_clips_are_read_meanwhile_and_damage_comes_in_its_turn(
+    model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, _ = scan(data, 0.5)
+    settings = Settings(pixel_frames=5, fps=12, size=(32, 32), batch=2)
+    batches = MicroBatches(videos, settings, inspect_model(model).geometry, FlowPath())
+    draw, second = batches.draw, threading.Event()
+
+    def watched(number: int) -> MicroBatch:
+        if number == 6:
+            second.set()
+        if number == 7:
+            raise Damaged(videos[0].path, "torn")
+        return draw(number)
+
+    monkeypatch.setattr(batches, "draw", watched)
+    drawn = batches.ahead(range(5, 8))
+    assert next(drawn).noise_seed == draw(5).noise_seed
+    assert second.wait(10), "nobody reads ahead"
+    assert next(drawn).noise_seed == draw(6).noise_seed
+    with pytest.raises(Damaged, match="torn"):
+        next(drawn)
+
+
+def test_a_state_without_its_adapter_is_not_gone_on_from(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1", *ADAPTER)
+    file = out / "state" / "1" / "model.safetensors"
+    kept = load_file(file)
+    lost = kept.pop(sorted(kept)[0])
+    save_file(kept, file)
+    with pytest.raises(SystemExit, match=r"lacks 1 of the \d+ tensors that are trained"):
+        run(model, data, out, "--steps", "2", *ADAPTER)
+    assert lost.numel()
 
 
 def test_captions_are_encoded_once(

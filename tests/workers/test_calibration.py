@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from accel.attention_search import Progress
+from accel.attention_search import Progress, Search, _Walk
 from jobs.accelerations import Accelerations, FastAttention
 from jobs.attention_plan import AttentionPlan, load
 from jobs.errors import BadJob
@@ -20,6 +20,7 @@ from jobs.spec_file import parse_spec
 from jobs.units import ShotRender, Window
 from orchestrator.calibrated import job_keys
 from orchestrator.prepare import prepare
+from orchestrator.tile_memory import searched_bytes
 from tests.marks import few
 from tests.workers.test_conformance import assert_same_bits, finished
 from tests.workers.test_pyramid import ended, run_all, shot_of
@@ -121,7 +122,7 @@ def test_a_found_plan_is_saved_under_its_key_and_goes_on_after_an_interruption(
     assert (plan.steps, plan.layers) == (4, 2)
     assert {s for row in plan.rows[1:] for s in row} != {"full"}
     assert all(loss < 0.02 for loss in found.losses)
-    assert 0 < found.share < 1
+    assert 0 < found.share_left < 1
 
 
 def test_shots_of_different_kinds_have_no_plan_in_common(family, tmp_path: Path) -> None:
@@ -158,6 +159,23 @@ def test_jobs_look_for_what_was_calibrated_on_their_longest_shot(tmp_path: Path,
     halved = job_keys(dataclasses.replace(job, dtype="bfloat16"), model, scheduler)
     half = open_family(tiny.name, str(tiny.folder), "bfloat16", "cpu")
     assert halved == shot_keys(half, model.identity, render, 6) != found
+
+
+def test_what_a_search_holds_is_as_estimated(tiny_wan: Path, family) -> None:
+    spec = parse_spec(
+        {"version": 1, "model": str(tiny_wan), "prompt": "a", "pixel_frames": 17, "size": [64, 32]}
+        | {"steps": 3}
+    )
+    prepared = prepare(spec)
+    model, shot = prepared.model, prepared.plan.shots[0].render
+    walk = _Walk(
+        family.denoiser,
+        [CalibrationSample(family, shot)],
+        Search(steps=3, window=(3, 1, 1), delta=0),
+    )
+    walk.take(("full", "full"))
+    held = sum(tensor.nbytes for tensor in walk._carried[0].data.values())
+    assert held == searched_bytes(resolve(spec, model.geometry, model.defaults), model, "float32")
 
 
 # -- renders

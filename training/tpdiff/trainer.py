@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from accel.pyramid import lay_stages
@@ -102,9 +103,10 @@ class Trainer:
         said = json.loads(kept.read_text())
         self._check_same(said["settings"] | said["origin"])
         if said["step"]:
-            state = str(self.out / "state" / str(said["step"]))
-            # What is frozen is in no state (below): it is as the model has it.
-            self.accelerator.load_state(state, strict=not self.settings.lora_rank)
+            state = self.out / "state" / str(said["step"])
+            self._check_whole(state)
+            # What is frozen is in no state of an adapter: it is as the model has it.
+            self.accelerator.load_state(str(state), strict=not self.settings.lora_rank)
             self.step = self._saved = int(said["step"])
             self.say(f"going on from step {self.step}")
 
@@ -115,6 +117,18 @@ class Trainer:
         if other:
             said = ", ".join(f"{name} {theirs.get(name)} (now {ours[name]})" for name in other)
             raise BadJob(f"{self.out} was begun with {said}; use the same, or another --out")
+
+    def _check_whole(self, state: Path) -> None:
+        """That a state has all that is trained: accelerate goes on without what it lacks."""
+        every = self.trainee.denoiser.named_parameters()  # not wrapped, as accelerate keeps it
+        trained = {name for name, weight in every if weight.requires_grad}
+        with safe_open(state / "model.safetensors", "pt") as kept:
+            missing = sorted(trained - set(kept.keys()))
+        if missing:
+            raise BadJob(
+                f"{state} lacks {len(missing)} of the {len(trained)} tensors that are trained, "
+                f"{missing[0]} among them; begin again with another --out"
+            )
 
     def save(self) -> None:
         """The state to go on from; the one before it is deleted after. Raises BadJob for weights
