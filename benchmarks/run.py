@@ -88,6 +88,11 @@ BENCHMARKS = (
     (techniques, "--prompts 3 --seed 7 --pyramid-frames 17 --kinds"),
     (
         techniques,
+        "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-frames 32 --kinds "
+        "--pyramid-kinds pyramid 'pyramid, adaptive spectral, forecast'",
+    ),
+    (
+        techniques,
         "--model demo-animatediff --steps 25 --prompts 2 --seed 7 --pyramid-model none "
         "--scheduler sde-dpm++",
     ),

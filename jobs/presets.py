@@ -46,6 +46,7 @@ class Preset:
 _DEMO = "the demo model, 30 steps, 3 prompts"
 _PYRAMID = "the pyramid's demo model, 30 steps, 3 prompts"
 _ANIMATEDIFF = "the small AnimateDiff model, 25 steps of DDIM, 2 prompts"
+_ANIMATEDIFF_PYRAMID = "its pyramid, 25 steps of DDIM, 2 prompts"
 _SVD = "a small model, 25 steps, 2 images"
 _OTHERS = "a small model, 30 steps, 2 prompts"
 _COARSE = "a small model, coarse colours alone, 30 steps, 2 prompts"
@@ -88,6 +89,9 @@ PRESETS: dict[str, Preset] = {
                 "wan": Measured(1.64, 53.7, 52.9, _DEMO),
                 "wan" + WITH_PYRAMID: Measured(2.00, 41.7, 33.4, _PYRAMID, over_plain=3.33),
                 "animatediff": Measured(1.47, 46.4, 46.3, _ANIMATEDIFF),
+                "animatediff" + WITH_PYRAMID: Measured(
+                    1.43, 47.3, 47.2, _ANIMATEDIFF_PYRAMID, over_plain=2.94
+                ),
                 "svd": Measured(1.39, 49.7, 48.6, _SVD),
                 "ltx": Measured(2.31, 50.5, 48.4, _OTHERS),
                 "cogvideox": Measured(1.67, 49.4, 48.2, _COARSE),
@@ -111,6 +115,9 @@ PRESETS: dict[str, Preset] = {
                 "wan": Measured(2.31, 40.1, 37.4, _DEMO),
                 "wan" + WITH_PYRAMID: Measured(2.81, 33.1, 26.4, _PYRAMID, over_plain=4.69),
                 "animatediff": Measured(2.78, 34.9, 33.1, _ANIMATEDIFF),
+                "animatediff" + WITH_PYRAMID: Measured(
+                    2.36, 31.9, 30.2, _ANIMATEDIFF_PYRAMID, over_plain=4.84
+                ),
                 "svd": Measured(2.50, 41.8, 40.3, _SVD),
                 "ltx": Measured(3.00, 43.7, 39.2, _OTHERS),
                 "cogvideox": Measured(2.61, 44.1, 42.8, _COARSE),

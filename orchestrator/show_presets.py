@@ -13,7 +13,7 @@ from orchestrator.progress import clock
 from orchestrator.show import counted
 
 #: Characters of the table's columns.
-_NAME, _MODEL, _CELL = 10, 26, 16
+_NAME, _MODEL, _CELL = 10, 28, 16
 
 _WHAT_IT_SAYS = (
     "How many times less there is to compute, and dB to the full render (worst prompt); at 30 a "

@@ -21,7 +21,7 @@ from benchmarks.techniques import (
     plot,
     summaries,
 )
-from jobs.presets import PRESETS, WITH_NOISE
+from jobs.presets import PRESETS, WITH_NOISE, WITH_PYRAMID
 
 
 def run(speed: float, operations: float, psnr_db: float) -> dict[str, float]:
@@ -131,8 +131,9 @@ def test_presets_say_what_was_measured(name: str) -> None:
     """The newest results, without a pyramid and with one."""
     preset = PRESETS[name]
     for family, said in preset.measured.items():
-        noisy, plain = family.endswith(WITH_NOISE), family.removesuffix(WITH_NOISE)
-        settings = preset.with_noise[plain] if noisy else preset.settings_of(family)
+        noisy, staged = family.endswith(WITH_NOISE), family.endswith(WITH_PYRAMID)
+        plain = family.removesuffix(WITH_NOISE).removesuffix(WITH_PYRAMID)
+        settings = preset.with_noise[plain] if noisy else preset.settings_of(plain)
         adaptive = settings.adaptive
         assert adaptive is not None
         file = "" if plain == "wan" else f"_{plain}"
@@ -143,8 +144,9 @@ def test_presets_say_what_was_measured(name: str) -> None:
         else:
             kind = "adaptive spectral, forecast" if adaptive.forecast else "adaptive spectral"
             assert adaptive.form == "spectral"
-        if "pyramid" in family:
-            file, kind = "_pyramid", f"pyramid, {kind}"
+        if staged:
+            of = {"wan": "", "animatediff": "_32_frames_animatediff"}[plain]
+            file, kind = f"_pyramid{of}", f"pyramid, {kind}"
         results = f"techniques{file}_cpu_*.json"
         rows = json.loads(max(RESULTS.glob(results)).read_text())["rows"]
         (row,) = (

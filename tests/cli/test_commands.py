@@ -372,7 +372,9 @@ def test_presets_are_listed_with_what_was_measured(
     demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
     assert f" demo renders {demo['shots'][0]['steps']} by default" in about
     assert "longtake presets film.yaml" in about
-    assert "\nwan                       1.64x 54 (53)   2.31x 40 (37)   the demo model, 30" in table
+    assert (
+        "\nwan                         1.64x 54 (53)   2.31x 40 (37)   the demo model, 30" in table
+    )
     assert "\n  over no pyramid         3.33x           4.69x\n" in table
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
