@@ -375,7 +375,7 @@ def test_presets_are_listed_with_what_was_measured(
     assert (
         "\nwan                         1.64x 54 (53)   2.31x 40 (37)   the demo model, 30" in table
     )
-    assert "\n  over no pyramid         3.33x           4.69x\n" in table
+    assert "\n  over no pyramid           3.33x           4.69x\n" in table
     rows = desk.run("presets", "--json").json()
     assert rows[0] == {
         "name": "exact", "description": PRESETS["exact"].description, "accelerations": {},
@@ -383,5 +383,5 @@ def test_presets_are_listed_with_what_was_measured(
         "tried_here": [],
     }  # fmt: skip
     assert rows[1]["not_measured"] == ["ltx-condition"]
-    assert "\nltx-condition             not measured" in table
+    assert "\nltx-condition               not measured" in table
     assert rows[2]["with_noise"]["cogvideox"]["adaptive"]["threshold"] == 0.05
