@@ -74,7 +74,7 @@ BENCHMARKS = (
     (attention, ""),
     (slicing, ""),
     (slicing, "--decoders"),
-    (slicing, "--time --published --slices 4 16"),
+    (slicing, "--time --published --slices 4 16 --repeats 3"),
     (decoder_dtype, ""),
     (decoder_dtype, "--model demo-animatediff"),
     (rehash_cost, ""),
