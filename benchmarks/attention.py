@@ -138,13 +138,14 @@ def render(
     pairs = list(zip(samples, shots, strict=True))
     latents, times = timed(lambda: [denoise(family, s, shot.steps, plan) for s, shot in pairs])
     frames = [
-        family.decode(_whole(n, shot), z)
+        family.decode(whole_shot(n, shot), z)
         for n, (shot, z) in enumerate(zip(shots, latents, strict=True))
     ]
     return Rendered(torch.cat(latents), np.concatenate(frames), times)
 
 
-def _whole(number: int, shot: ShotRender) -> DecodeTask:
+def whole_shot(number: int, shot: ShotRender) -> DecodeTask:
+    """To decode a shot in one piece."""
     return DecodeTask(
         unit=Unit("decode", number), attempt=1, shot=shot, start=0, stop=shot.latent_frames,
         warm_start=0, windows=(), owned=(), codec="ffv1", quality=0,

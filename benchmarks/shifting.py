@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.attention import whole_shot
 from benchmarks.common import model_name, rounded, write_result
 from benchmarks.judge import FPS, LOOKS
 from benchmarks.long_films import draw_films, measure
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.spec import JobSpec
-from jobs.units import DecodeTask, ShotRender, Unit, Window
+from jobs.units import ShotRender, Window
 from orchestrator.plan import Plan, lay_windows
 from orchestrator.prepare import prepare
 from training import world
@@ -92,11 +93,7 @@ def _nothing(branch: object) -> Any:
 def decode(
     family: ModelFamily, number: int, shot: ShotRender, latents: torch.Tensor
 ) -> NDArray[np.uint8]:
-    task = DecodeTask(
-        unit=Unit("decode", number), attempt=1, shot=shot, start=0, stop=shot.latent_frames,
-        warm_start=0, windows=(), owned=(), codec="ffv1", quality=0,
-    )  # fmt: skip
-    return family.decode(task, latents)[: shot.pixel_frames]
+    return family.decode(whole_shot(number, shot), latents)[: shot.pixel_frames]
 
 
 def changes(frames: NDArray[np.uint8]) -> list[float]:
