@@ -1,4 +1,5 @@
-"""What slicing, Step Rehash and window attention save on a GPU, at real shapes, beside the papers.
+"""What slicing, Step Rehash, window attention and skipped passes save on a GPU, at real shapes,
+beside the papers and diffusers' caches.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --part svd
@@ -27,18 +28,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import WanTransformer3DModel
 
 from accel import fast_attention, rehash, slicing
 from accel.fast_attention import FastAttention
 from accel.handle import Branch, Handle, TileStep
 from accel.memory import peak_of
 from accel.windowed import Geometry, dense_windowed, window_of, windowed
+from benchmarks import reused_passes
 from benchmarks.attention_step import STRATEGIES
 from benchmarks.common import write_result
 from benchmarks.rehash_cost import EVERY_OTHER, STEPS, times_less
 from benchmarks.slicing import SIZES, Phase, Pipeline, animatediff, svd, wan
-from benchmarks.small_models import Forward, small_animatediff, small_svd
+from benchmarks.small_models import Forward, small_animatediff, small_svd, small_wan
 from jobs.accelerations import Slicing
 from jobs.attention_plan import AttentionPlan, Extent, Strategy
 from jobs.units import Unit
@@ -64,14 +65,6 @@ class Part:
     paper: dict[str, float]
 
 
-def _small_wan() -> tuple[Any, Forward]:
-    model = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, ffn_dim=64, num_layers=3, text_dim=32
-    )
-    x, t, text = torch.randn(1, 16, 5, 16, 16), torch.tensor([5]), torch.randn(1, 512, 32)
-    return model, lambda: model(x, t, text)
-
-
 def _small(make: Callable[[], tuple[Any, Forward]], *size: int, branches: int = 2) -> Pipeline:
     model, forward = make()
     model.eval()
@@ -82,7 +75,7 @@ def _small(make: Callable[[], tuple[Any, Forward]], *size: int, branches: int = 
 #: 576x1024, pipelined slicing and decoding in both; and what it says of a plain loop over slices.
 PARTS = {
     "wan": Part(
-        lambda: wan(60, 104), partial(_small, _small_wan, 5, 16, 16, branches=1), 8, "cond", {}
+        lambda: wan(60, 104), partial(_small, small_wan, 5, 16, 16, branches=1), 8, "cond", {}
     ),
     "svd": Part(
         lambda: svd(*SIZES["576x1024"]), partial(_small, small_svd, 7, 32, 32), 8, "both",
@@ -291,9 +284,32 @@ def strategies(phase: Phase, device: torch.device, repeats: int) -> dict[str, An
     return {"rows": rows, "times_faster": times}
 
 
+# -- passes that are left out
+
+
+def left_out(dtype: str, device: torch.device, quick: bool, repeats: int) -> dict[str, Any]:
+    """What is left of a pass of Wan by each technique, and by diffusers' caches; and how many times
+    faster that makes 25 steps of which 13 run in full."""
+    with building(device, dtype):
+        (phase,) = (PARTS["wan"].small if quick else PARTS["wan"].real)().phases
+        latents = torch.randn(1, phase.model.config.in_channels, *phase.latent_size)
+    rows = {"full": measured(phase.forward, device, repeats)}
+    for name, way in reused_passes.ways("wan", phase.model, phase.forward, latents).items():
+        with way as run:
+            rows[name] = measured(run, device, repeats)
+    full = rows["full"]["seconds"]
+    return {
+        "rows": rows,
+        "times_faster": {
+            name: times_less(full, row["seconds"]) for name, row in rows.items() if name != "full"
+        },
+    }
+
+
 def main() -> None:
     """Command line of what is measured on a GPU."""
-    names = (*PARTS, "attention")
+    others = {"attention": attention, "left_out": left_out}
+    names = (*PARTS, *others)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=names, action="append", help="all if not said")
     parser.add_argument("--repeats", type=int, default=5)
@@ -305,7 +321,7 @@ def main() -> None:
     device = torch.device("cpu" if options.quick else "cuda")
     dtypes, repeats = (QUICK_DTYPES, 1) if options.quick else (DTYPES, options.repeats)
     for name in options.part or names:
-        part = attention if name == "attention" else partial(family, PARTS[name])
+        part = others[name] if name in others else partial(family, PARTS[name])
         figures: dict[str, Any] = {"weights": "random, of the real architectures", "part": name}
         if device.type == "cuda":
             figures["gpu"] = torch.cuda.get_device_name(device)

@@ -12,9 +12,18 @@ from diffusers import (
     AutoencoderKLWan,
     UNetMotionModel,
     UNetSpatioTemporalConditionModel,
+    WanTransformer3DModel,
 )
 
 Forward = Callable[[], Any]
+
+
+def small_wan() -> tuple[Any, Forward]:
+    model: Any = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, ffn_dim=64, num_layers=3, text_dim=32
+    )
+    x, t, text = torch.randn(1, 16, 5, 16, 16), torch.tensor([5]), torch.randn(1, 512, 32)
+    return model, lambda: model(x, t, text)
 
 
 def small_animatediff(frames: int = 8) -> tuple[Any, Forward]:

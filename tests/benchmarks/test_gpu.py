@@ -47,6 +47,12 @@ def test_attention() -> None:
     assert {"window", "share_steps"} == found["wan"]["times_faster"].keys()
 
 
+@pytest.mark.long
+def test_passes_that_are_left_out() -> None:
+    found = rehearse("left_out")["bfloat16"]
+    assert found["times_faster"].keys() == found["rows"].keys() - {"full"}
+
+
 def test_ratios_are_of_the_phase_that_needs_most_with_all_weights() -> None:
     def row(seconds: float, peak: int) -> dict[str, float]:
         return {"seconds": seconds, "peak_bytes": peak}
