@@ -7,7 +7,11 @@ store under their old recipes, and a job that was planned with it is refused, no
 from __future__ import annotations
 
 #: How a job becomes stages, windows, steps and pieces, and which noise levels the steps go through.
-PLANNER_VERSION = 8
+PLANNER_VERSION = 9
+
+#: What the encoders are given of a prompt, and what is kept of their answer. The planner's version
+#: goes up with it, so that a job that began with other tokens is refused.
+PROMPTS_VERSION = 2
 
 #: What the accelerations compute with the same settings.
 ACCELERATIONS_VERSION = 5

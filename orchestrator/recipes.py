@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from jobs.units import Unit
-from jobs.versions import ENCODER_VERSION
+from jobs.versions import ENCODER_VERSION, PROMPTS_VERSION
 from orchestrator.plan import Plan
 
 RECIPE_VERSION = 1
@@ -52,6 +52,7 @@ class Recipes:
         render = self._plan.shots[shot].render
         guided = self._plan.geometry.has_two_branches(render.guidance)
         told: dict[str, Any] = {
+            "prompts": PROMPTS_VERSION,
             "prompt": render.prompt,
             "negative": render.negative_prompt if guided else None,
             "text_tokens": render.text_tokens,

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoPipeline, UniPCMultistepScheduler
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from accel import slicing
 from jobs.accelerations import Slicing
@@ -30,10 +31,14 @@ from tests.workers.test_animatediff import spoiled
 from tests.workers.test_conformance import WINDOWS, assert_overlaps_agree, assert_same_bits
 from tests.workers.test_pyramid import STEPS, run_all
 from tests.workers.tiny import CHANNELS, encode, piece_task, render_windows, tiny_worker
-from tests.workers.tiny_hunyuan_video import SCALE_PX, hunyuan_shot, write_tiny_hunyuan_video
+from tests.workers.tiny_hunyuan_video import (
+    SCALE_PX,
+    hunyuan_shot,
+    write_tiny_hunyuan_video,
+)
 from workers.bundles import to_tensor
 from workers.decoding import to_rgb8
-from workers.families.hunyuan_video import HunyuanVideoFamily
+from workers.families.hunyuan_video import HunyuanVideoFamily, NativePadding
 from workers.noise import initial_noise
 from workers.worker import Worker
 
@@ -305,6 +310,52 @@ def test_pieces_join_to_the_whole(folder: Path, dtype: str, slices: int | None) 
     rest = family.decode(piece_task(shot, 7, 17, 3), latents[:, :, 3:])
     whole = family.decode(piece_task(shot, 0, latents.shape[2]), latents)
     assert np.array_equal(np.concatenate([first, rest]), whole)
+
+
+def test_a_deterministic_gpu_pads_by_the_kernel(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a machine without one can tell: a tensor without values says that it is on it."""
+
+    def by_indices(*_: object) -> None:
+        raise AssertionError("in float32, which takes twice the memory of the decoder")
+
+    monkeypatch.setattr("torch._decomp.decompositions._replication_pad", by_indices)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with FakeTensorMode():
+            frames = torch.empty(1, 2, 3, 4, 4, device="cuda", dtype=torch.float16)
+            with pytest.raises(AssertionError, match="float32"):
+                torch.nn.functional.pad(frames, (1, 1, 1, 1, 2, 0), mode="replicate")
+            with NativePadding():
+                padded = torch.nn.functional.pad(frames, (1, 1, 1, 1, 2, 0), mode="replicate")
+        assert padded.shape == (1, 2, 5, 6, 6) and padded.dtype == torch.float16
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("slices", [None, 3])
+def test_all_that_decoding_pads_is_padded_by_the_kernel(
+    folder: Path, slices: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = HunyuanVideoFamily(str(folder), "float32", "cpu")
+    if slices:
+        slicing.apply(family.vae, Slicing(slices=slices))
+    pad = torch.nn.functional.pad
+
+    def inside(*args: object, **kwargs: object) -> torch.Tensor:
+        modes = torch.overrides._get_current_function_mode_stack()
+        assert any(isinstance(mode, NativePadding) for mode in modes)
+        return pad(*args, **kwargs)
+
+    monkeypatch.setattr("torch.nn.functional.pad", inside)
+    shot = hunyuan_shot(latent_frames=9)
+    latents = initial_noise(shot, range(9), CHANNELS)
+    assert len(family.decode(piece_task(shot, 0, 9), latents)) == 33
+    assert len(family.decode(piece_task(shot, 7, 9, 3), latents[:, :, 3:])) == 8
+    with pytest.raises(AssertionError):
+        family.vae.decode(latents)
 
 
 def test_an_adapter_is_added_as_diffusers_adds_it(folder: Path, tmp_path: Path) -> None:

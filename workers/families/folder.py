@@ -17,7 +17,14 @@ from jobs.errors import BadJob, CannotRunHere
 from jobs.families import FAMILIES, family_of
 from jobs.families.family import Diffusion
 from jobs.units import ShotRender
-from workers.families.loading import empty_cache, load_part, read_dtype, read_json, read_parts
+from workers.families.loading import (
+    empty_cache,
+    load_part,
+    load_plain,
+    read_dtype,
+    read_json,
+    read_parts,
+)
 from workers.families.loras import Adapter, fuse
 from workers.lanes import LaneKeeper
 from workers.machine import all_cores
@@ -149,7 +156,7 @@ class FolderModel(ABC):
     def _load_plain(self, part: str) -> Any:
         """A part without weights."""
         cls = getattr(transformers, self._classes[part])
-        return cls.from_pretrained(self._folder / part, local_files_only=True)
+        return load_plain(cls, self._folder / part)
 
     def _load_encoders(self) -> Any:
         """Diffusers' pipeline with nothing but what encodes: encoders, and the tokenizers and the

@@ -24,6 +24,7 @@ from diffusers import (
     HunyuanVideoTransformer3DModel,
 )
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+from torch.overrides import TorchFunctionMode
 
 from jobs.errors import BadJob
 from jobs.units import DecodeTask, ShotRender
@@ -116,10 +117,23 @@ class HunyuanVideoFamily(FolderModel):
         self.free_text()
         vae = self.vae
         scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        if task.warm_start == 0 and task.shot.latent_frames == latents.shape[2]:
-            pixels = vae.decode(scaled, return_dict=False)[0]
-            return to_rgb8(pixels[:, :, _pixel_frame(vae, task.start) :])
-        return to_rgb8(decode_tiles(vae, scaled, task.warm_start, task.start))
+        with NativePadding():
+            if task.warm_start == 0 and task.shot.latent_frames == latents.shape[2]:
+                pixels = vae.decode(scaled, return_dict=False)[0]
+                return to_rgb8(pixels[:, :, _pixel_frame(vae, task.start) :])
+            return to_rgb8(decode_tiles(vae, scaled, task.warm_start, task.start))
+
+
+class NativePadding(TorchFunctionMode):
+    """Pads by torch's own kernel. On a GPU that is told to be deterministic torch pads by repeated
+    frames otherwise, by indices and in float32, for the sake of a gradient that decoding has not:
+    each convolution of the decoder would hold twice what it takes. The values are the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.pad and kwargs.get("mode") == "replicate":
+            return torch._C._nn.pad(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def decode_tiles(

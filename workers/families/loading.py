@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from jobs.errors import BadJob, CannotRunHere
 
@@ -53,6 +54,22 @@ def load_part(cls: Any, folder: Path, part: str, device: torch.device, **dtype: 
     )
     check_loaded(f"{folder}/{part}", model, info)
     return model.to(device).eval().requires_grad_(False)
+
+
+def load_plain(cls: Any, folder: Path) -> Any:
+    """A tokenizer or an image processor.
+
+    A file of ``tokenizers`` is the tokenizer, whatever class is named beside it. Transformers 5
+    takes its words alone and has the class split the text: Llama's cuts at spaces, which Llama 3,
+    HunyuanVideo's encoder, has none of (huggingface/transformers#45488), and T5's loses the bytes
+    that stand for rare signs. What the class says of padding is kept.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return cls.from_pretrained(folder, local_files_only=True)
+    settings = folder / "tokenizer_config.json"
+    told = json.loads(settings.read_text()) if settings.is_file() else {}
+    side = told.get("padding_side", cls.padding_side)
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side=side)
 
 
 def release(device: torch.device | str) -> None:
