@@ -189,7 +189,7 @@ def _render(
             store, folder, plan, RenderOptions(out=out, **options), progress, progress.say
         )
     counts, kept = inspect_job.engaged_in(folder, plan), inspect_job.kept_path(folder)
-    ending = show.Ending(folder.id, store.root, out, plan, ended, *counts, kept)
+    ending = show.Ending(folder.id, store.root, out, plan, ended, *counts, kept, options["address"])
     print(ending.text(), file=sys.stderr)
     code, told = ending.exit_code, ending.as_json()
     if ended.outcome == "done" and latents is not None:

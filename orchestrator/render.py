@@ -67,7 +67,11 @@ def render_job(
     """Render a stored job to its end, whichever it is."""
     try:
         with Lease.acquire(folder.lease_path, take_over=options.take_over) as lease:
-            stops = Stops(lease, options.timeout_s, next_command("resume", folder.id, store.root))
+            stops = Stops(
+                lease,
+                options.timeout_s,
+                next_command("resume", folder.id, store.root, options.address),
+            )
             with stops.listening():
                 return _Render(store, folder, plan, options, watcher, say, stops).run()
     except (StoreError, CannotRunHere) as error:
@@ -170,7 +174,7 @@ class _Render:
         from orchestrator.driver import Driver
 
         plan, options = self._plan, self._options
-        on_gpu = cluster.gpus > 0 and options.device != "cpu"
+        on_gpu = takes_gpus(cluster, options.device, self._say)
         if not on_gpu and (said := slow_on_processors(plan)):
             self._say(f"warning: {said}")
         policy = Policy(workers=self._workers(cluster, on_gpu))
@@ -184,7 +188,7 @@ class _Render:
             setup=worker_setup(
                 plan,
                 "",
-                device=options.device,
+                device="cuda" if on_gpu else options.device,  # one without use of it says so
                 log_dir=str(self._folder.logs),
                 encoding_bytes=plan.encoding_bytes if any_class else 0,
                 deepens=any_class,
@@ -300,6 +304,23 @@ def workers_here(plan: Plan) -> int:
     from workers.devices import gpu_count
 
     return gpu_count() or default_workers(plan)
+
+
+def takes_gpus(cluster: Cluster, device: str, say: Callable[[str], None]) -> bool:
+    """Whether each worker has a GPU: where Ray finds any. One of this machine that torch has no use
+    for is left alone with ``auto``, and said."""
+    if not cluster.gpus or device == "cpu":
+        return False
+    if cluster.local and device == "auto":
+        from workers.devices import FOR_A_GPU, gpu_count, torch_here
+
+        if not gpu_count():
+            say(
+                f"warning: rendering on processors: {torch_here()} cannot use the GPU of this "
+                f"machine; {FOR_A_GPU}"
+            )
+            return False
+    return True
 
 
 def provenance(job_id: str, plan: Plan) -> dict[str, Any]:

@@ -33,9 +33,10 @@ TABLE_WIDTH = 100
 MOST_PARTS = 12
 
 
-def next_command(verb: str, job: str, store: Path | str) -> str:
-    """A command to run next, as it must be typed."""
-    return shlex.join(["longtake", verb, job, "--store", str(store)])
+def next_command(verb: str, job: str, store: Path | str, address: str | None = None) -> str:
+    """A command to run next, as it must be typed; ``address``: of the Ray that it runs on."""
+    where = [] if address is None else ["--address", address]
+    return shlex.join(["longtake", verb, job, "--store", str(store), *where])
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Ending:
     engaged: Mapping[str, int] = field(default_factory=dict)  # what accelerations did, counted
     all_counted: bool = False  # whether that is of all steps
     kept: str = ""  # where another file is now that had the film's name
+    address: str | None = None  # of the Ray that it was rendered on, unless that was our own
 
     @property
     def _proofs(self) -> list[Proof]:
@@ -96,7 +98,7 @@ class Ending:
         return (
             f"longtake: {self.ended.outcome.replace('_', ' ')}: {self.ended.message}\n"
             f"The job and all that is finished are in {self.store}. To go on: "
-            f"{next_command('resume', self.job, self.store)}"
+            f"{next_command('resume', self.job, self.store, self.address)}"
         )
 
 

@@ -8,6 +8,14 @@ import torch
 
 from jobs.errors import CannotRunHere
 
+#: How torch comes to use the GPU of a machine.
+FOR_A_GPU = "install a torch that was built for it (README: on a machine with a GPU)"
+
+
+def torch_here() -> str:
+    """``torch 2.13.0+cpu``"""
+    return f"torch {torch.__version__}"
+
 
 def gpu_count() -> int:
     """How many GPUs torch can use here."""
@@ -25,7 +33,7 @@ def device_of(asked: str) -> str:
         few = {0: "no GPU to use", 1: "one GPU, cuda:0"}
         found = few.get(count, f"{count} GPUs, counted from 0")
         raise CannotRunHere(
-            f"{socket.gethostname()}: torch {torch.__version__} finds {found}; give --device cpu "
-            "or auto, or install a torch that was built for the GPU"
+            f"{socket.gethostname()}: {torch_here()} finds {found}; give --device cpu, or "
+            + (FOR_A_GPU if not count else "one of those")
         )
     return "cuda:0" if asked == "cuda" else asked

@@ -414,7 +414,7 @@ def test_a_first_stage_that_is_whole_is_not_calibrated(desk: Desk) -> None:
 def test_a_gpu_that_is_not_there_is_named(rehash_job: dict, longtake: Callable[..., Ran]) -> None:
     for device in ("cuda", "cuda:1"):
         ran = longtake("calibrate", "film.yaml", "--rehash", "0.5", "--device", device)
-        assert "finds no GPU to use; give --device cpu or auto" in refusal(ran, 6)
+        assert "finds no GPU to use; give --device cpu, or install a torch" in refusal(ran, 6)
 
 
 @pytest.mark.parametrize(("count", "found"), [(1, "one GPU, cuda:0"), (2, "2 GPUs, counted from")])

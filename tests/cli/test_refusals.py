@@ -277,7 +277,7 @@ def test_latents_that_cannot_be_saved(desk: Desk, latents: str, said: str) -> No
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there(desk: Desk) -> None:
     said = desk.refuse(desk.job(whole(desk)), "--device", "cuda", code=6)
-    assert "finds no GPU to use; give --device cpu or auto" in said
+    assert "finds no GPU to use; give --device cpu, or install a torch" in said
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,16 @@ NODE = {"include_dashboard": False, "object_store_memory": 200 * 2**20}
 
 
 @contextmanager
-def cluster_of_nodes(*num_cpus: int) -> Iterator[tuple[Any, dict[str, str]]]:
+def cluster_of_nodes(*num_cpus: int, gpus: int = 0) -> Iterator[tuple[Any, dict[str, str]]]:
     """A cluster with a head of the first number of CPUs and nodes of the others, closed by a
-    token; and the environment of a command that joins it."""
+    token; and the environment of a command that joins it. ``gpus``: that Ray takes the head to
+    have."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     before = {name: os.environ.get(name) for name in token}
     os.environ.update(token, RAY_USAGE_STATS_ENABLED="0")
     from ray.cluster_utils import Cluster  # reads the token when it is first imported
 
-    head = {"num_cpus": num_cpus[0], **NODE}
+    head = {"num_cpus": num_cpus[0], "num_gpus": gpus, **NODE}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for count in num_cpus[1:]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.ray.clusters import cluster_of_nodes
@@ -176,3 +177,17 @@ def with_a_lost_node(
             assert running.wait() == 0, running.text()
             said = running.text()
     return show(store, job_ids(store)[0]), busy, said
+
+
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_of_a_cluster_that_torch_cannot_use(job_file: Path, tmp_path: Path) -> None:
+    """Ray counts GPUs without asking torch: nothing is rendered on a node's processors unasked."""
+    with cluster_of_nodes(2, gpus=1) as (cluster, token):
+        address = cluster.address
+        ran = render(job_file, tmp_path, "--address", address, **token)
+    check_refused(ran, 6)
+    assert "finds no GPU to use; give --device cpu, or install a torch" in ran.err
+    job = job_ids(tmp_path / "store")[0]
+    to_go_on = f"resume {job} --store {tmp_path / 'store'} --address {address}"
+    assert f"To go on: longtake {to_go_on}" in ran.err

@@ -20,11 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from accel.pyramid import FlowPath
+from jobs.errors import BadJob
 from jobs.model_folder import inspect_model
 from jobs.spec_pyramid import TRAINABLE
 from jobs.units import ShotRender
 from tests.marks import few
 from tests.training.test_tpdiff_videos import write_video
+from tests.workers.tiny_ltx import write_tiny_ltx
 from training.stages import clip_frames
 from training.tpdiff.__main__ import main
 from training.tpdiff.batches import MicroBatch, MicroBatches
@@ -255,6 +257,12 @@ def test_mistakes(model: Path, data: Path, tmp_path: Path, more: list[str], mess
     with pytest.raises(SystemExit) as refused:
         run(model, data, tmp_path / "out", "--steps", "1", *more)
     assert message in str(refused.value)
+
+
+def test_a_family_that_is_not_trained_is_told_before_its_schedule(tmp_path: Path) -> None:
+    folder = write_tiny_ltx(tmp_path / "ltx")
+    with pytest.raises(BadJob, match="ltx models cannot be trained yet; wan, animatediff can"):
+        load_trainee(str(folder), "cpu", stages=2)
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,20 @@ def blow_up(trainer: Trainer, drawn: object) -> float:
     return 1.0
 
 
+def test_a_device_without_memory_left_is_told_what_takes_less(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run(model, data, tmp_path / "out", "--steps", "1")
+
+    def no_room(*_: object) -> float:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Trainer, "_micro_step", no_room)
+    with pytest.raises(SystemExit, match=r"no memory left for this.* --precision bf16, --checkpo"):
+        run(model, data, out, "--steps", "2")
+    assert kept_step(out) == 1
+
+
 def test_samples_that_are_no_pictures_are_told_and_end_no_training(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

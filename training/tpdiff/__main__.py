@@ -51,6 +51,7 @@ from training.tpdiff.trainee import Trainee
 from training.tpdiff.trainees import load_trainee
 from training.tpdiff.trainer import Interrupted, Trainer
 from training.tpdiff.videos import Bad, Track, Video, scan
+from workers.machine import ran_out_of_memory
 
 #: Ways of accelerate's that leave no process with all weights.
 SPLITS_WEIGHTS = (
@@ -61,6 +62,12 @@ SPLITS_WEIGHTS = (
 
 #: What a frozen base is loaded in, by ``--precision``.
 BASE_DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+_TOO_LARGE = (
+    "the device has no memory left for this. Less takes, in this order: --precision bf16, "
+    "--checkpointing, --batch 1 with --accumulate instead, --lora-rank 16 instead of all weights, "
+    "a smaller --size, fewer --pixel-frames. What was saved last is kept"
+)
 
 Found = TypeVar("Found")
 
@@ -74,6 +81,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:  # a full disk, a folder that went away
         sys.exit(f"error: {error}; what was saved last is kept")
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        sys.exit(f"error: {_TOO_LARGE}")
     except (KeyboardInterrupt, Interrupted):
         print("stopped; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -18,9 +18,9 @@ def load_trainee(model: str, device: str, stages: int = 1, dtype: str = "float32
     and text encoders; weights that are trained need float32. Raises BadJob, CannotRunHere."""
     info = inspect_model(resolve_model(model))
     name, config = info.family.name, info.configs["scheduler"]
+    if name not in TRAINEES:
+        raise BadJob(f"--model: {name} models cannot be trained yet; {', '.join(TRAINEES)} can")
     scheduler = choose_scheduler("auto", config, info.family.diffusion)
     if stages > 1:
         check_pyramid(scheduler, config, info.family.diffusion)
-    if name not in TRAINEES:
-        raise BadJob(f"--model: {name} models cannot be trained yet; {', '.join(TRAINEES)} can")
     return TRAINEES[name](info, open_family(name, str(info.folder), dtype, device), dtype)
