@@ -83,7 +83,7 @@ def longtake(
     ] = False,
 ) -> None:
     """Render long AI videos on the GPUs you already own. Stop it at any time: `longtake resume`
-    goes on, and the film is the same."""
+    goes on, and the film is the same, to the bit on devices of one kind."""
 
 
 @app.command("render")
@@ -149,7 +149,8 @@ def resume_command(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a render that was stopped. The film is the same as without the break."""
+    """Go on with a render that was stopped. The film is the same as without the break, to the bit
+    on devices of one kind."""
     from orchestrator.render import check_devices, check_out
 
     opened = _open(store)

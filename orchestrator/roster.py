@@ -145,8 +145,7 @@ class Roster:
             return (
                 f"{tiles} about {gb(needed)}, {profile.host} has "
                 f"{gb(profile.free_bytes)} free after loading the model: {gb(short)} short; "
-                f"{self._shorter}render it smaller, with fewer workers, or where there is more "
-                "memory"
+                f"{self._less}render it smaller, with fewer workers, or where there is more memory"
             )
         digest = profile.numerics.digest()
         if self.plan.numerics == "pinned":
@@ -159,11 +158,16 @@ class Roster:
         return None
 
     @property
-    def _shorter(self) -> str:
-        """What makes a tile shorter than a coarsest stage that is one window."""
-        if self.plan.longest_frames == self.plan.usual_frames:
-            return ""
-        return "cut its longest shot in two, say pyramid_first_stage: windows, "
+    def _less(self) -> str:
+        """What would make a tile of this job take less."""
+        plan, ways = self.plan, []
+        if plan.longest_frames != plan.usual_frames:  # the coarsest stage is one window
+            ways += ["cut its longest shot in two", "say pyramid_first_stage: windows"]
+        if plan.accelerations.slicing is None:
+            ways += ["slice it (accelerations: {slicing: {slices: 8}})"]
+        if plan.decoder_dtype == "float32":
+            ways += ["decode it in half precision (decoder_dtype: bfloat16)"]
+        return "".join(f"{way}, " for way in ways)
 
     # -- who counts as lost
 

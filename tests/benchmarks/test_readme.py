@@ -26,7 +26,7 @@ SOURCES = {
     "a clip that is one window": ["the same of a clip"],
     "best of eight other caches": ["peer: SeaCache", "`adaptive, form: spectral` (SeaCache"],
     "slicing: peak memory": ["AnimateDiff, 16 frames", "Stable Video Diffusion, 14 frames"],
-    "the same of a worker": ["as a worker holds it"],
+    "the same in a worker": ["as a worker holds it"],
     "Step Rehash": ["Step Rehash at 13 key steps"],
     "window attention": ["window attention"],
     "two minutes with the pyramid, windows": LONG,
@@ -60,9 +60,9 @@ def test_the_readme_has_the_figures_of_the_page() -> None:
 #: Columns of the page's table on long films, and the newest results that each is from.
 FILMS = {
     0: "long_films_cpu_2026-11-30",
-    1: "long_films_demo-pyramid_cpu_2026-11-29",
+    1: "long_films_demo-pyramid_cpu_2026-12-01",
     2: "long_films_demo-pyramid_whole_cpu_2026-11-30",
-    3: "long_films_demo-pyramid_repeated_1_cpu_2026-11-29",
+    3: "long_films_demo-pyramid_repeated_1_cpu_2026-11-30",
 }
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import pytest
+
+from jobs.accelerations import Accelerations, Slicing
 from jobs.units import Unit
 from orchestrator import events as e
 from orchestrator.simcluster import profile
@@ -15,13 +18,30 @@ ONE = make_plan(6, steps=2, checkpoint_every=1)
 THREE = make_plan(frames_for(3), steps=2, checkpoint_every=2, decode_context=0)
 
 
-def test_a_worker_that_is_too_small_is_refused_with_numbers() -> None:
-    plan = make_plan(6, tile_bytes=9 * 10**9)
+@pytest.mark.parametrize(
+    ("changes", "ways"),
+    [
+        (
+            {},
+            "slice it (accelerations: {slicing: {slices: 8}}), decode it in half precision "
+            "(decoder_dtype: bfloat16), ",
+        ),
+        (
+            {
+                "accelerations": Accelerations(slicing=Slicing(slices=4)),
+                "decoder_dtype": "bfloat16",
+            },
+            "",
+        ),
+    ],
+)
+def test_a_worker_that_is_too_small_is_refused_with_numbers(changes: dict, ways: str) -> None:
+    plan = replace(make_plan(6, tile_bytes=9 * 10**9), **changes)
     bare = Bare(plan)
     bare.start()
     message = (
         "a tile needs about 9.00 GB, w1 has 2.00 GB free after loading the model: 7.00 GB short; "
-        "render it smaller, with fewer workers, or where there is more memory"
+        f"{ways}render it smaller, with fewer workers, or where there is more memory"
     )
     assert bare.joins("w1", free_bytes=2 * 10**9) == [
         e.StopWorker("w1", message),
