@@ -53,7 +53,7 @@ def test_a_job_may_share_its_steps_out_otherwise():
 def test_a_person_is_warned_of_what_the_weights_do_not_know():
     assert warnings() == warnings(UNTRAINED) == warnings(UNTRAINED, pyramid="off") == ()
     (said,) = warnings(UNTRAINED, pyramid=3)
-    assert "trained for no pyramid: expect worse motion (the demo model then made 32" in said
+    assert "trained for no pyramid: expect worse motion (the demo model then made 31" in said
     assert "instead of 48); python -m training.tpdiff trains them for one" in said
     assert "of 2 stages is asked for" in warnings(pyramid=2)[0]
     (said,) = warnings(pyramid="off")
