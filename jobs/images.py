@@ -40,9 +40,9 @@ class ImageFile:
         return not 0.99 < shape / film < 1.01
 
 
-def find_image(path: str, folder: Path) -> ImageFile:
-    """The image that a job in ``folder`` calls ``path``. Raises BadJob unless it can be used."""
-    there = (folder / Path(path).expanduser()).absolute()
+def find_image(path: str) -> ImageFile:
+    """The image at ``path``. Raises BadJob unless it can be used."""
+    there = Path(path).expanduser().absolute()
     content = _read(there)
     width, height = decode_image(content, str(there)).size
     return ImageFile(str(there), hashlib.sha256(content).hexdigest(), width, height)

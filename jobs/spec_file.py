@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from jobs.spec_errors import Path, Places, Problem, bad_job, describe, explain, 
 from jobs.spec_later import Audio
 from jobs.spec_lora import Lora
 from jobs.spec_part import Part
+from jobs.spec_paths import from_folder
 
 MAX_FILE_BYTES = 1_000_000
 MAX_NODES = 200_000  # aliases count each time they are used
@@ -25,12 +27,13 @@ MAX_DEPTH = 20
 
 
 def load_spec(path: FilePath | str, overrides: Mapping[str, Any] | None = None) -> JobSpec:
-    """Read a job file; ``overrides`` are fields given as flags, which win. Raises BadJob."""
+    """Read a job file, in which paths count from its folder; ``overrides`` are fields given as
+    flags, which win. Raises BadJob."""
     path = FilePath(path)
     data, marks = _read_yaml(_read_text(path), str(path))
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     places = Places(str(path), marks, frozenset(given))
-    return parse_spec(_with_flags(data, given), places)
+    return parse_spec(_with_flags(from_folder(data, os.path.dirname(path)), given), places)
 
 
 def spec_from_flags(flags: Mapping[str, Any]) -> JobSpec:

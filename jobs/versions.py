@@ -10,7 +10,7 @@ from __future__ import annotations
 PLANNER_VERSION = 9
 
 #: What the encoders are given of a prompt, and what is kept of their answer. The planner's version
-#: goes up with it, so that a job that began with other tokens is refused.
+#: goes up with it: a job that began with other tokens is refused, not started over.
 PROMPTS_VERSION = 2
 
 #: What the accelerations compute with the same settings.

@@ -28,10 +28,10 @@ def worker_shell() -> type:
             from jobs.errors import LongtakeError
 
             try:
-                from workers.joining import join
+                from workers.joining import join, load
 
                 self.worker = join(setup, identity)
-                return "joined", self.worker.profile()
+                return "joined", load(self.worker)
             except LongtakeError as error:
                 return "refused", str(error)
             except Exception as error:

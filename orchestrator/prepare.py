@@ -87,13 +87,12 @@ def _stage_problems(job: ResolvedSpec, model: ModelInfo) -> list[Problem]:
 
 
 def find_images(spec: JobSpec) -> tuple[ImageFile | None, ...]:
-    """What each shot starts from; a path counts from the job file. Raises BadJob."""
-    folder = Path(spec._places.source).parent
+    """What each shot starts from. Raises BadJob."""
     found: list[ImageFile | None] = []
     problems = []
     for index, shot in enumerate(spec.shots):
         try:
-            found.append(None if shot.image is None else find_image(shot.image, folder))
+            found.append(None if shot.image is None else find_image(shot.image))
         except BadJob as refusal:
             problems.append(Problem(("shots", index, "image"), str(refusal)))
     if problems:

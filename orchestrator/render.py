@@ -188,7 +188,8 @@ class _Render:
             setup=worker_setup(
                 plan,
                 "",
-                device="cuda" if on_gpu else options.device,  # one without use of it says so
+                # A worker that cannot use its GPU refuses, rather than render on the processor.
+                device="cuda" if on_gpu else options.device,
                 log_dir=str(self._folder.logs),
                 encoding_bytes=plan.encoding_bytes if any_class else 0,
                 deepens=any_class,

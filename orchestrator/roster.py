@@ -138,14 +138,17 @@ class Roster:
             for record in self.workers.values()
             if record.profile is not None
         )
-        needed = self.plan.tile_bytes * (1 + beside)
+        decoder = max(0, self.plan.model_bytes - profile.model_bytes)  # is loaded when it decodes
+        needed = (self.plan.tile_bytes + decoder) * (1 + beside)
         if not fits(profile.free_bytes, needed):
             short = needed - profile.free_bytes
-            tiles = f"{1 + beside} tiles, one a worker, need" if beside else "a tile needs"
+            one = "a tile and the decoder need" if decoder else "a tile needs"
+            tiles = f"{1 + beside} tiles, one a worker, need" if beside else one
+            fewer = "with fewer workers, " if beside else ""
             return (
                 f"{tiles} about {gb(needed)}, {profile.host} has "
-                f"{gb(profile.free_bytes)} free after loading the model: {gb(short)} short; "
-                f"{self._less}render it smaller, with fewer workers, or where there is more memory"
+                f"{gb(profile.free_bytes)} free after loading the model: {gb(short)} short; as a "
+                f"new job {self._less}render it smaller, {fewer}or where there is more memory"
             )
         digest = profile.numerics.digest()
         if self.plan.numerics == "pinned":
@@ -163,8 +166,9 @@ class Roster:
         plan, ways = self.plan, []
         if plan.longest_frames != plan.usual_frames:  # the coarsest stage is one window
             ways += ["cut its longest shot in two", "say pyramid_first_stage: windows"]
-        if plan.accelerations.slicing is None:
-            ways += ["slice it (accelerations: {slicing: {slices: 8}})"]
+        sliced = plan.accelerations.slicing
+        more = 8 if sliced is None else 2 * (sliced.slices or 1)
+        ways += [f"slice it (accelerations: {{slicing: {{slices: {more}}}}})"]
         if plan.decoder_dtype == "float32":
             ways += ["decode it in half precision (decoder_dtype: bfloat16)"]
         return "".join(f"{way}, " for way in ways)

@@ -90,7 +90,7 @@ BAD_FIELDS = [
      "multiples of 16 px for this model; the nearest: 48x64 or 64x64"),
     ({"image": "a.png"}, "image: wan models start from text alone; remove it, or name a model"),
     # not built
-    ({"loras": "[{path: a}]"}, "loras: a is no file here; give an adapter's file or folder"),
+    ({"loras": "[{path: a}]"}, "/a is no file here; give an adapter's file or folder"),
     ({"audio": "{file: a.wav}"}, "audio: not built yet; remove it"),
     ({"regions": "2"}, "regions: more than 1 is not built yet; remove it"),
     ({"pyramid": "5"}, "pyramid: must be off, auto or a whole number from 2 to 4, got 5"),

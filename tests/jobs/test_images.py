@@ -20,12 +20,13 @@ def picture(width: int = 32, height: int = 16, mode: str = "RGB") -> Image.Image
     return Image.fromarray(values).convert(mode)
 
 
-def test_a_path_counts_from_the_jobs_folder(tmp_path: Path) -> None:
+def test_a_file_is_found_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pictures").mkdir()
     file = tmp_path / "pictures" / "a.png"
     picture().save(file)
-    found = find_image("pictures/a.png", tmp_path)
-    assert found == find_image(str(file), Path("/elsewhere"))
+    monkeypatch.chdir(tmp_path)
+    found = find_image("pictures/a.png")
+    assert found == find_image(str(file))
     assert (found.path, found.width_px, found.height_px) == (str(file), 32, 16)
     assert found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert read_image(found) == file.read_bytes()
@@ -57,7 +58,7 @@ def test_it_is_upright_and_in_rgb(tmp_path: Path) -> None:
 
 def test_another_file_than_planned_is_refused(tmp_path: Path) -> None:
     picture().save(tmp_path / "a.png")
-    planned = find_image("a.png", tmp_path)
+    planned = find_image(str(tmp_path / "a.png"))
     picture(mode="L").save(tmp_path / "a.png")
     with pytest.raises(BadJob, match="another image than the film was planned with"):
         read_image(planned)
@@ -108,7 +109,7 @@ def write_spoiled(file: Path, kind: str) -> None:
 def test_what_is_refused(tmp_path: Path, kind: str, says: str) -> None:
     write_spoiled(tmp_path / "a.png", kind)
     with pytest.raises(BadJob, match=f"a.png .*{says}|a.png {says}"):
-        find_image("a.png", tmp_path)
+        find_image(str(tmp_path / "a.png"))
 
 
 def test_plans_are_made_without_a_library_of_images() -> None:

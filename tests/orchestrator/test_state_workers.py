@@ -31,7 +31,7 @@ THREE = make_plan(frames_for(3), steps=2, checkpoint_every=2, decode_context=0)
                 "accelerations": Accelerations(slicing=Slicing(slices=4)),
                 "decoder_dtype": "bfloat16",
             },
-            "",
+            "slice it (accelerations: {slicing: {slices: 8}}), ",
         ),
     ],
 )
@@ -41,12 +41,23 @@ def test_a_worker_that_is_too_small_is_refused_with_numbers(changes: dict, ways:
     bare.start()
     message = (
         "a tile needs about 9.00 GB, w1 has 2.00 GB free after loading the model: 7.00 GB short; "
-        f"{ways}render it smaller, with fewer workers, or where there is more memory"
+        f"as a new job {ways}render it smaller, or where there is more memory"
     )
     assert bare.joins("w1", free_bytes=2 * 10**9) == [
         e.StopWorker("w1", message),
         e.EndRender("cannot_run", message),
     ]
+
+
+def test_a_decoder_that_is_yet_to_be_loaded_needs_room_too() -> None:
+    """The model in the profile is what is loaded by then: the denoiser."""
+    for free, joins in ((4 * 10**9, True), (4 * 10**9 - 1, False)):
+        bare = Bare(replace(make_plan(6, tile_bytes=3 * 10**9), model_bytes=10**9))
+        bare.start()
+        commands = bare.joins("w1", free_bytes=free)
+        assert isinstance(commands[0], e.StopWorker) is not joins
+        if not joins:
+            assert "a tile and the decoder need about 4.00 GB" in commands[0].reason
 
 
 def test_a_first_stage_that_is_too_long_is_told_how_to_be_shorter() -> None:

@@ -362,6 +362,7 @@ def test_other_settings_in_the_same_folder_are_refused(
     run(model, data, tmp_path / "out", "--steps", "1")
     with pytest.raises(SystemExit, match=r"was begun with batch 2 \(now 1\)"):
         run(model, data, tmp_path / "out", "--steps", "2", "--batch", "1")
+    run(model, data, tmp_path / "out", "--steps", "2", "--checkpointing")
 
 
 def test_micro_batches_depend_on_their_number_alone(model: Path, data: Path) -> None:

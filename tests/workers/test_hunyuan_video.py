@@ -312,9 +312,7 @@ def test_pieces_join_to_the_whole(folder: Path, dtype: str, slices: int | None) 
     assert np.array_equal(np.concatenate([first, rest]), whole)
 
 
-def test_a_deterministic_gpu_pads_by_the_kernel(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deterministic_gpu_pads_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as a machine without one can tell: a tensor without values says that it is on it."""
 
     def by_indices(*_: object) -> None:

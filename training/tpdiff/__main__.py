@@ -64,9 +64,10 @@ SPLITS_WEIGHTS = (
 BASE_DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 _TOO_LARGE = (
-    "the device has no memory left for this. Less takes, in this order: --precision bf16, "
-    "--checkpointing, --batch 1 with --accumulate instead, --lora-rank 16 instead of all weights, "
-    "a smaller --size, fewer --pixel-frames. What was saved last is kept"
+    "the device has no memory left for this. What takes less: --checkpointing; and, which begin "
+    "anew with another --out, --lora-rank 16 instead of all weights, --precision bf16 with it, "
+    "--batch 1 --accumulate 4 instead of --batch 4, a smaller --size, fewer --pixel-frames. What "
+    "was saved last is kept"
 )
 
 Found = TypeVar("Found")

@@ -18,9 +18,11 @@ from diffusers.training_utils import cast_training_params
 from torch import Tensor, nn
 
 from accel.pyramid import NoisePath
+from jobs.families.family import encoding_bytes
 from jobs.model_folder import ModelInfo
 from jobs.pyramid import stage_frames, stage_strides
 from jobs.units import ShotRender
+from workers import encoding
 from workers.families.family import stepper_of
 from workers.families.folder import too_long
 from workers.stepping import StageSteps
@@ -74,9 +76,11 @@ class Trainee(ABC):
         return too_long(self.family.tokenizer, self.most_tokens, prompt)
 
     def embed(self, prompt: str) -> Tensor:
-        """Embeddings of one prompt, ND, as a render has them."""
+        """Embeddings of one prompt, ND, as a render has them; by the processor where the device
+        has no room for the text encoder."""
         shot = self.shot(prompt, pixel_frames=1, size=self.info.defaults.size, stage_steps=(1,))
-        return self.family.encode(replace(shot, guidance=(1.0,)))["cond"][0].cpu()
+        needed = encoding_bytes(self.info.family, self.info.parameters, self.dtype)
+        return encoding.encode(self.family, replace(shot, guidance=(1.0,)), needed)["cond"][0].cpu()
 
     def padded(self, texts: Sequence[Tensor]) -> Tensor:
         """Embeddings of several prompts, BND, at the length that a render has."""

@@ -111,7 +111,14 @@ class Trainer:
             self.say(f"going on from step {self.step}")
 
     def _check_same(self, theirs: dict) -> None:
-        free = {"steps", "save_every", "sample_every", "sample_steps", "sample_prompts"}
+        free = {
+            "checkpointing",
+            "steps",
+            "save_every",
+            "sample_every",
+            "sample_steps",
+            "sample_prompts",
+        }
         ours = json.loads(json.dumps(asdict(self.settings))) | self.origin
         other = [name for name in ours if name not in free and ours[name] != theirs.get(name)]
         if other:

@@ -67,7 +67,7 @@ def load_plain(cls: Any, folder: Path) -> Any:
     if not (folder / "tokenizer.json").is_file():
         return cls.from_pretrained(folder, local_files_only=True)
     settings = folder / "tokenizer_config.json"
-    told = json.loads(settings.read_text()) if settings.is_file() else {}
+    told = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
     side = told.get("padding_side", cls.padding_side)
     return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, padding_side=side)
 
