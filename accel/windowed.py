@@ -233,6 +233,10 @@ def _mask(queries: Box, keys: Box, geometry: Geometry, device: torch.device) -> 
 # -- the one for the device
 
 
+#: Of a head: the compiled kernel takes none that is narrower, which no published model has.
+NARROWEST_HEAD = 16
+
+
 def windowed(
     q_BHSD: torch.Tensor,
     k_BHSD: torch.Tensor,
@@ -243,7 +247,7 @@ def windowed(
 ) -> torch.Tensor:
     """Window attention [B, H, S, D] of queries, keys and values [B, H, S, D]. ``seen_S``: bool,
     False for tokens of the text that nobody sees; for all is as none."""
-    if q_BHSD.device.type == "cuda":
+    if q_BHSD.device.type == "cuda" and q_BHSD.shape[-1] >= NARROWEST_HEAD:
         from accel.windowed_flex import flex_windowed
 
         hidden = () if seen_S is None else tuple((~seen_S).nonzero()[:, 0].tolist())

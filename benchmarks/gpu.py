@@ -135,6 +135,7 @@ def family(part: Part, dtype: str, device: torch.device, quick: bool, repeats: i
         pipeline = (part.small if quick else part.real)()
     weights, rows = sum(pipeline.weights.values()), {}
     for phase in pipeline.phases:
+        phase.model.to(device)  # diffusers makes a weight of SVD's where it was not told to
         rows[phase.name] = {"stock": measured(phase.forward, device, repeats)}
         handle = slicing.apply(phase.model, Slicing(slices=part.slices))
         rows[phase.name]["sliced"] = measured(phase.forward, device, repeats)

@@ -170,7 +170,9 @@ def synchronise(device: str) -> None:
 
 #: What CUDA's libraries, and torch on a CPU, say in a RuntimeError of no class of its own.
 _RAN_OUT = re.compile(
-    r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA error: out of memory|"
+    r"CU[A-Z]+_STATUS_ALLOC_FAILED|CUDA error: out of memory|CUFFT_ALLOC_FAILED|"
+    # cuDNN without room for the workspace of any of its kernels
+    r"unable to find an engine to execute this computation|"
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
 )
 

@@ -328,6 +328,9 @@ def test_a_deterministic_gpu_pads_by_the_kernel(monkeypatch: pytest.MonkeyPatch)
                 torch.nn.functional.pad(frames, (1, 1, 1, 1, 2, 0), mode="replicate")
             with NativePadding():
                 padded = torch.nn.functional.pad(frames, (1, 1, 1, 1, 2, 0), mode="replicate")
+            vast = torch.empty(1, 256, 17, 720, 1280, device="cuda", dtype=torch.float16)
+            with NativePadding(), pytest.raises(AssertionError, match="float32"):
+                torch.nn.functional.pad(vast, (1, 1, 1, 1, 2, 0), mode="replicate")
         assert padded.shape == (1, 2, 5, 6, 6) and padded.dtype == torch.float16
     finally:
         torch.use_deterministic_algorithms(before)

@@ -223,6 +223,10 @@ def test_nan_is_named(tiny_wan: Path, broken: str) -> None:
         ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
+        (
+            RuntimeError("GET was unable to find an engine to execute this computation"),
+            "out_of_memory",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
         (RuntimeError("the device fell over"), "worker"),
         (BadJob("no such thing"), "bad_job"),

@@ -124,6 +124,10 @@ class HunyuanVideoFamily(FolderModel):
             return to_rgb8(decode_tiles(vae, scaled, task.warm_start, task.start))
 
 
+#: More than fit into 32 bits are too many for CUDA's kernel of padding.
+KERNEL_ELEMENTS = 2**31
+
+
 class NativePadding(TorchFunctionMode):
     """Pads by torch's own kernel. On a GPU that is told to be deterministic torch pads by repeated
     frames otherwise, by indices and in float32, for the sake of a gradient that decoding has not:
@@ -131,7 +135,8 @@ class NativePadding(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.pad and kwargs.get("mode") == "replicate":
+        repeats = func is torch.nn.functional.pad and kwargs.get("mode") == "replicate"
+        if repeats and args[0].numel() < KERNEL_ELEMENTS:
             return torch._C._nn.pad(*args, **kwargs)
         return func(*args, **kwargs)
 
