@@ -62,8 +62,9 @@ def a_piece(tiny: TinyFamily, side: int = SIDE) -> tuple[DecodeTask, list[Bundle
 
 
 def takes_bytes() -> int:
-    """Of the address space."""
-    return psutil.Process().memory_info().vms
+    """Of memory it may write to: address space that other threads' heaps reserve is no memory,
+    and is lent to this one when the limit refuses it more."""
+    return psutil.Process().memory_info().data
 
 
 def fill_the_heap() -> list[torch.Tensor]:
@@ -84,12 +85,12 @@ def fill_the_heap() -> list[torch.Tensor]:
 def little_memory(more_mb: int) -> Iterator[None]:
     """This process may take so much more than it has, by the kernel's own limit."""
     fillers = fill_the_heap()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (takes_bytes() + more_mb * 10**6, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (takes_bytes() + more_mb * 10**6, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _USUAL_AT_MOST)  # later tests are as fast
         fillers.clear()
 
