@@ -67,9 +67,20 @@ class _Tokens(NamedTuple):
 
 def attach_wan(model: Any, handle: SlicingHandle) -> None:
     kind = _Kind(_modulation, _modulated, _turned)
+    handle.replace(model, partial(_told_once, model.forward))
     for block in model.blocks:
         handle.know(block, WanTransformerBlock)
         _attach(block, handle, WanAttention, kind, _wan_block)
+
+
+def _told_once(
+    forward: Callable[..., Any], hidden_states: Tensor, timestep: Tensor, *args: Any, **kwargs: Any
+) -> Any:
+    """A time that is one for all tokens, [B, tokens] of which each row repeats a number, as the
+    first token's: what is made of it has as many features as the tokens themselves, and more."""
+    if timestep.ndim == 2 and timestep.stride(1) == 0:
+        timestep = timestep[:, :1]
+    return forward(hidden_states, timestep, *args, **kwargs)
 
 
 def attach_ltx(model: Any, handle: SlicingHandle) -> None:
@@ -166,17 +177,18 @@ def _wan_block(
         part = _cross_attention(block, part, text)
         part = _feed_forward(block, part, modulation)
         output = put(output, part, start, hidden_states.shape[1])
-        del part
+        del part, modulation
     assert output is not None
     return output
 
 
 def _modulation(block: Any, temb: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
     """Shift, scale and gate of attention, then those of feed-forward: of all tokens at once, or of
-    each (Wan 2.2 with an image in its first frame)."""
+    each (Wan 2.2's 5B, with an image in its first frame)."""
     if temb.ndim == 3:
         return (block.scale_shift_table + temb.float()).chunk(6, dim=1)
-    return (block.scale_shift_table[None] + temb[:, start:stop].float()).unbind(2)
+    part = temb if temb.shape[1] == 1 else temb[:, start:stop]
+    return (block.scale_shift_table[None] + part.float()).unbind(2)
 
 
 def _modulated(norm: Any, part: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -215,6 +227,7 @@ def _of_all(
             heads = each(tokens, normed, start, stop)
             found[each] = put(found.get(each), heads, start, tokens.hidden.shape[1])
             del heads
+        del modulation, normed
     return list(found.values())
 
 

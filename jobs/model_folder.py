@@ -172,6 +172,7 @@ def inspect_model(folder: Path) -> ModelInfo:
     family = family_of(index)
     configs = {name: read_json(folder, f"{name}/config.json") for name in family.components}
     name_classes(family, configs, str(folder))
+    configs[family.denoiser] |= family.marks  # what it takes hangs on them, too
     scheduler = read_json(folder, "scheduler/scheduler_config.json")
     for encoder, tokenizer in tokenizers(family).items():
         _check_tokenizer(folder, family, tokenizer, encoder, configs[encoder].get("vocab_size"))

@@ -34,6 +34,7 @@ class AnimateDiff:
 
     name = "animatediff"
     pipeline = "AnimateDiffPipeline"
+    marks: Mapping[str, bool] = {}
     denoiser = "unet"
     classes: Mapping[str, str] = {"unet": "UNetMotionModel", "vae": "AutoencoderKL"}
     components: tuple[str, ...] = ("unet", "vae", "text_encoder")

@@ -46,6 +46,7 @@ class CogVideoX:
 
     name = "cogvideox"
     pipeline = "CogVideoXPipeline"
+    marks: Mapping[str, bool] = {}
     denoiser = "transformer"
     classes: Mapping[str, str] = {
         "transformer": "CogVideoXTransformer3DModel",

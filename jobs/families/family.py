@@ -46,6 +46,7 @@ class FamilyFacts(Protocol):
 
     name: str
     pipeline: str  # the class in model_index.json
+    marks: Mapping[str, bool]  # what else there tells it from others of that pipeline
     denoiser: str  # the component that accelerations attach to
     classes: Mapping[str, str]  # diffusers', of the denoiser and the autoencoder
     components: tuple[str, ...]  # those with weights

@@ -32,6 +32,7 @@ class HunyuanVideo:
 
     name = "hunyuan-video"
     pipeline = "HunyuanVideoPipeline"
+    marks: Mapping[str, bool] = {}
     denoiser = "transformer"
     classes: Mapping[str, str] = {
         "transformer": "HunyuanVideoTransformer3DModel",

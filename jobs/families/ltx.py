@@ -45,6 +45,7 @@ class LTX:
 
     name = "ltx"
     pipeline = "LTXPipeline"
+    marks: Mapping[str, bool] = {}
     denoiser = "transformer"
     classes: Mapping[str, str] = {
         "transformer": "LTXVideoTransformer3DModel",

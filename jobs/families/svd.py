@@ -39,6 +39,7 @@ class SVD:
 
     name = "svd"
     pipeline = "StableVideoDiffusionPipeline"
+    marks: Mapping[str, bool] = {}
     denoiser = "unet"
     classes: Mapping[str, str] = {
         "unet": "UNetSpatioTemporalConditionModel",

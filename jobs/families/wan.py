@@ -1,4 +1,4 @@
-"""Wan 2.1, text to video."""
+"""Wan 2.1, and the 5B of Wan 2.2, text to video."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ class Wan:
 
     name = "wan"
     pipeline = "WanPipeline"
+    marks: Mapping[str, bool] = {"expand_timesteps": False}
     denoiser = "transformer"
     classes: Mapping[str, str] = {"transformer": "WanTransformer3DModel", "vae": "AutoencoderKLWan"}
     components: tuple[str, ...] = ("transformer", "vae", "text_encoder")
@@ -30,11 +31,9 @@ class Wan:
     def refuse(self, index: Config) -> None:
         if index.get("boundary_ratio") is not None or (index.get("transformer_2") or [None])[0]:
             raise CannotRunHere("model_index.json: two experts (transformer_2) are not built yet")
-        if index.get("expand_timesteps"):
-            raise CannotRunHere("model_index.json: expand_timesteps (Wan 2.2 5B) is not built yet")
 
     def geometry(self, configs: Mapping[str, Config], defaults: ModelDefaults) -> ModelGeometry:
-        return wan_geometry(configs["transformer"], configs["vae"], defaults)
+        return wan_geometry(self.name, configs["transformer"], configs["vae"], defaults)
 
     def tensors(self, configs: Mapping[str, Config]) -> dict[str, Shapes]:
         expected = wan_tensors.expected_tensors(configs)
@@ -50,3 +49,13 @@ class Wan:
         """Rotary positions are made for so many frames; those of a coarse stage stand apart."""
         most = int(configs["transformer"].get("rope_max_seq_len") or 1024)
         return (most - 1) // stride + 1
+
+
+class WanTI2V(Wan):
+    """Wan 2.2's 5B, given text alone: the same transformer, to which every token's own time is
+    told, and an autoencoder of 16 pixels a latent place. With an image it would be told that the
+    first frame is there already; all times are the same without one."""
+
+    name = "wan-ti2v"
+    marks: Mapping[str, bool] = {"expand_timesteps": True}
+    defaults = ModelDefaults(size=(1280, 704), fps=24, window_latent_frames=31)

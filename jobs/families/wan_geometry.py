@@ -18,13 +18,15 @@ _CAUSAL_REACH = 2
 _LISTS = ("patch_size", "dim_mult", "temperal_downsample")
 
 
-def wan_geometry(transformer: Config, vae: Config, defaults: ModelDefaults) -> ModelGeometry:
+def wan_geometry(
+    family: str, transformer: Config, vae: Config, defaults: ModelDefaults
+) -> ModelGeometry:
     """The geometry of a Wan model. Raises CannotRunHere for a kind that is not built."""
     check_wan_configs(transformer, vae)
     patch = transformer["patch_size"]
     scale = spatial_scale(vae)
     return ModelGeometry(
-        family="wan",
+        family=family,
         latent_channels=vae["z_dim"],
         spatial_scale=scale,
         temporal_scale=temporal_scale(vae),

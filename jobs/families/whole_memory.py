@@ -40,12 +40,18 @@ def _turned(dtype: str) -> int:
     return 1 + 3 * float32_elements(dtype)
 
 
+#: Features of a token's own time: those that the last norm takes, and six that every block takes,
+#: which it adds to its own in float32.
+_TIMES, _TIMES_OF_BLOCK = 7, 6
+
+
 def _wan(
     config: Config, latent_size: Size, branches: int, dtype: str, text_tokens: int
 ) -> Iterator[float]:
     """In feed-forward: a block's input, both attentions' result, that normalised. In attention:
     what it normalised, queries, keys and values; what self-attention gave lives on in that to the
-    text. Queries and keys are normalised over all heads."""
+    text. Queries and keys are normalised over all heads. Of Wan 2.2's 5B every token has times of
+    its own, which take most of it."""
     frames, height, width = latent_size
     _, patch_height, patch_width = config["patch_size"]
     tokens = branches * frames * (height // patch_height) * (width // patch_width)
@@ -53,6 +59,10 @@ def _wan(
     size, text = tokens * features, branches * text_tokens * features
     held = text + 2 * tokens / branches * config["attention_head_dim"] * float32_elements(dtype)
     normed = _normed(dtype)
+    if config.get("expand_timesteps"):
+        in_float32 = _TIMES_OF_BLOCK * float32_elements(dtype) * size
+        held += _TIMES * size + in_float32
+        yield held + size + (in_float32 if float32_elements(dtype) > 1 else 0)  # before they add up
     yield held + 4 * size + 2 * tokens * config["ffn_dim"]
     yield held + (6 + 1.5 * float32_elements(dtype)) * size  # queries and keys turned, by halves
     yield held + (5 + normed) * size + 2 * text  # queries to the text, beside its keys and values

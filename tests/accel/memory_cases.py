@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ class Case:
     branches: int = 2
     text_tokens: int = 0  # where they count
     patch: int = 1
+    marks: Mapping[str, bool] = field(default_factory=dict)  # of the family, beside its config
 
     def size(self, height: int, width: int) -> Size:
         """Of so many tokens, or places."""
@@ -91,21 +92,39 @@ def svd(widths: tuple[int, ...], layers: int, image: int = 16, heads: int = 2) -
     )
 
 
-def wan(heads: int, ffn: int, text_tokens: int = 512, head_dim: int = 64, layers: int = 2) -> Case:
-    return Case(
-        lambda: WanTransformer3DModel(
+def wan(
+    heads: int,
+    ffn: int,
+    text_tokens: int = 512,
+    head_dim: int = 64,
+    layers: int = 2,
+    expand_timesteps: bool = False,
+) -> Case:
+    def time(size: Size) -> torch.Tensor:
+        tokens = size[0] * (size[1] // 2) * (size[2] // 2)
+        return torch.tensor(5.0).expand(1, tokens) if expand_timesteps else torch.tensor([5])
+
+    def make() -> torch.nn.Module:
+        model = WanTransformer3DModel(
             num_attention_heads=heads,
             attention_head_dim=head_dim,
             ffn_dim=ffn,
             num_layers=layers,
             text_dim=16,
-        ),
+        )
+        for module in (model, *model.blocks):  # in float32 whatever the rest is, once loaded
+            module.scale_shift_table.data = module.scale_shift_table.data.float()
+        return model
+
+    return Case(
+        make,
         lambda model, size: model(
-            torch.empty(1, 16, *size), torch.tensor([5]), torch.empty(1, text_tokens, 16)
+            torch.empty(1, 16, *size), time(size), torch.empty(1, text_tokens, 16)
         ),
         branches=1,
         text_tokens=text_tokens,
         patch=2,
+        marks={"expand_timesteps": expand_timesteps},
     )
 
 
@@ -262,6 +281,8 @@ DENOISERS = {
     "wan": wan(4, 1536),
     "wan with long text": wan(4, 1536, 2048),
     "wan, small feed-forward": wan(6, 512),
+    "wan-ti2v": wan(4, 1536, expand_timesteps=True),
+    "wan-ti2v, small feed-forward": wan(6, 512, expand_timesteps=True),
     "cogvideox": cogvideox(),
     "hunyuan video": hunyuan_video(),
     "hunyuan video with long text": hunyuan_video(768),
@@ -294,6 +315,10 @@ STABLE_DIFFUSION = (320, 640, 1280, 1280)
 #: Published models, with fewer layers where all are alike, at sizes that they are used at.
 PUBLISHED: dict[str, tuple[Case, Size]] = {
     "wan 1.3B, 480p": (wan(12, 8960, head_dim=128), (21, 60, 104)),
+    "wan 2.2 5B, 704x1280": (
+        wan(24, 14336, head_dim=128, expand_timesteps=True),
+        (31, 44, 80),
+    ),
     "wan 14B, 720p": (wan(40, 13824, head_dim=128), (21, 90, 160)),
     "svd, 576x1024": (svd(STABLE_DIFFUSION, 2, image=1024, heads=5), (14, 72, 128)),
     "animatediff, 576x1024": (motion(STABLE_DIFFUSION, 2, (77, 768), heads=8), (16, 72, 128)),
@@ -330,7 +355,7 @@ def measure(
                 apply(model, Slicing(slices=slices))
             with TensorAccounting() as memory:
                 case.forward(model, latent_size)
-            config = dict(model.config) | {"_class_name": type(model).__name__}
+            config = dict(model.config) | {"_class_name": type(model).__name__} | case.marks
             return held_bytes(model), memory.peak_bytes, config
     finally:
         torch.set_default_dtype(before)

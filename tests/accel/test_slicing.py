@@ -51,6 +51,7 @@ CASES = {
     "wan": tiny_models.wan,
     "wan of image to video": partial(tiny_models.wan, image=True),
     "wan of times per token": partial(tiny_models.wan, times_per_token=True),
+    "wan of one time for all tokens": partial(tiny_models.wan, alike=True),
     "cogvideox": tiny_models.cogvideox,
     "cogvideox without rotary embedding": partial(tiny_models.cogvideox, rotary=False),
     "hunyuan video": tiny_models.hunyuan_video,

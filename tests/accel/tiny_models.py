@@ -204,8 +204,11 @@ class _Float64RMSNorm(RMSNorm):
         return hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
 
 
-def wan(*, image: bool = False, times_per_token: bool = False, layers: int = 2) -> Case:
-    """``image``: of Wan 2.1's image-to-video kind. ``times_per_token``: as Wan 2.2's small one."""
+def wan(
+    *, image: bool = False, times_per_token: bool = False, alike: bool = False, layers: int = 2
+) -> Case:
+    """``image``: of Wan 2.1's image-to-video kind. ``times_per_token``: as Wan 2.2's 5B, with an
+    image; ``alike``: without one."""
     config = {"image_dim": 10, "added_kv_proj_dim": 24} if image else {}
     model = random_(
         WanTransformer3DModel(
@@ -227,6 +230,8 @@ def wan(*, image: bool = False, times_per_token: bool = False, layers: int = 2) 
     pictures = torch.randn(2, 3, 10, dtype=torch.float64) if image else None
     tokens = FRAMES * 3 * 5
     times = torch.arange(2 * tokens).view(2, tokens) if times_per_token else torch.tensor([7, 7])
+    if alike:
+        times = torch.tensor([7, 9])[:, None].expand(2, tokens)
     return Case(model, lambda: model(x, times, text, pictures).sample)
 
 

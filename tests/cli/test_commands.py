@@ -368,7 +368,7 @@ def test_presets_are_listed_with_what_was_measured(
     assert [line.split()[0] for line in said.splitlines()] == list(PRESETS)
     assert max(map(len, ran.out.splitlines())) <= 120, "a line each"
     models = [row.split("  ")[0] for row in table.splitlines()[3:] if row[0] != " "]
-    assert models == [*PRESETS["fast"].measured, "ltx-condition"]
+    assert models == [*PRESETS["fast"].measured, "ltx-condition", "wan-ti2v"]
     demo = desk.run("plan", "--prompt", "kite", "--seconds", "1", "--json").json()
     assert f" demo renders {demo['shots'][0]['steps']} by default" in about
     assert "longtake presets film.yaml" in about
@@ -382,6 +382,6 @@ def test_presets_are_listed_with_what_was_measured(
         "by_family": {}, "with_noise": {}, "measured": {}, "not_measured": sorted(FAMILIES),
         "tried_here": [],
     }  # fmt: skip
-    assert rows[1]["not_measured"] == ["ltx-condition"]
+    assert rows[1]["not_measured"] == ["ltx-condition", "wan-ti2v"]
     assert "\nltx-condition               not measured" in table
     assert rows[2]["with_noise"]["cogvideox"]["adaptive"]["threshold"] == 0.05

@@ -377,7 +377,6 @@ def test_pickled_weights_only(desk: Desk, copied: Path) -> None:
     [
         ({"_class_name": "FluxPipeline"}, "pipeline 'FluxPipeline' is not built; built: Wan"),
         ({"boundary_ratio": 0.9}, "two experts (transformer_2) are not built yet"),
-        ({"expand_timesteps": True}, "expand_timesteps (Wan 2.2 5B) is not built yet"),
     ],
 )
 def test_a_model_of_another_kind(desk: Desk, copied: Path, change: dict, said: str) -> None:

@@ -131,7 +131,6 @@ def test_a_broken_config_is_named(model, name, text):
         ("model_index.json", {"_class_name": ["a"]}, "is not built; built: Wan"),
         ("model_index.json", {"boundary_ratio": 0.9}, "two experts (transformer_2) are not built"),
         ("model_index.json", {"transformer_2": ["diffusers", "W"]}, "two experts"),
-        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps"),
         ("transformer/config.json", {"text_dim": ...}, "lacks text_dim"),
         ("transformer/config.json", {"text_dim": "8"}, "text_dim cannot be '8'"),
         ("transformer/config.json", {"num_layers": 0}, "num_layers cannot be 0"),

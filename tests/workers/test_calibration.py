@@ -85,8 +85,8 @@ def test_a_sample_takes_the_first_window_of_every_stage(
 
 
 GRIDS = {
-    "wan": (5, 8, 8), "cogvideox-2b": (5, 8, 8), "cogvideox-5b": (5, 8, 8), "ltx": (5, 8, 8),
-    "ltx-condition": (5, 8, 8), "hunyuan-video": (5, 2, 2),
+    "wan": (5, 8, 8), "wan-ti2v": (5, 8, 8), "cogvideox-2b": (5, 8, 8), "cogvideox-5b": (5, 8, 8),
+    "ltx": (5, 8, 8), "ltx-condition": (5, 8, 8), "hunyuan-video": (5, 2, 2),
 }  # fmt: skip
 
 

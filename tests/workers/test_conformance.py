@@ -43,12 +43,14 @@ def load_pipeline(folder: Path, dtype: torch.dtype) -> WanPipeline:
     return pipeline
 
 
-def run_pipeline(pipeline: WanPipeline, shot: ShotRender, output_type: str = "latent"):
+def run_pipeline(
+    pipeline: WanPipeline, shot: ShotRender, output_type: str = "latent", scale_px: int = SCALE_PX
+):
     return pipeline(
         prompt=shot.prompt,
         negative_prompt=shot.negative_prompt,
-        height=shot.latent_height * SCALE_PX,
-        width=shot.latent_width * SCALE_PX,
+        height=shot.latent_height * scale_px,
+        width=shot.latent_width * scale_px,
         num_frames=shot.pixel_frames,
         num_inference_steps=shot.steps,
         guidance_scale=shot.guidance[0],

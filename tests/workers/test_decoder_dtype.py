@@ -27,7 +27,16 @@ from tests.workers.tiny_families import TinyFamily, tiny_family
 from workers.bundles import to_bundle
 from workers.families import open_family
 
-KINDS = ("wan", "animatediff", "svd", "cogvideox-2b", "ltx", "ltx-condition", "hunyuan-video")
+KINDS = (
+    "wan",
+    "wan-ti2v",
+    "animatediff",
+    "svd",
+    "cogvideox-2b",
+    "ltx",
+    "ltx-condition",
+    "hunyuan-video",
+)
 HALVES = ("bfloat16", "float16")
 
 
@@ -95,6 +104,7 @@ def _hunyuan_video(vae, latents: torch.Tensor) -> torch.Tensor:
 #: none the lines of its ``__call__``.
 DIFFUSERS: dict[str, Callable[..., torch.Tensor]] = {
     "wan": _wan,
+    "wan-ti2v": _wan,
     "animatediff": _animatediff,
     "svd": _svd,
     "cogvideox": _cogvideox,

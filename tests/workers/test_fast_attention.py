@@ -62,7 +62,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_these_families_take_it() -> None:
     names = {KINDS[kind][0] for kind in TAKES_IT}
-    assert names == {"wan", "ltx", "ltx-condition", "cogvideox", "hunyuan-video"}
+    assert names == {"wan", "wan-ti2v", "ltx", "ltx-condition", "cogvideox", "hunyuan-video"}
 
 
 @pytest.mark.parametrize("name", sorted({KINDS[kind][0] for kind in TAKES_IT}))

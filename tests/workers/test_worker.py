@@ -312,7 +312,8 @@ def test_a_bad_scheduler_is_the_persons_mistake(tiny_wan: Path) -> None:
     [
         (
             {"family": "sora"},
-            "'sora'; valid: animatediff, cogvideox, hunyuan-video, ltx, ltx-condition, svd, wan",
+            "'sora'; valid: animatediff, cogvideox, hunyuan-video, ltx, ltx-condition, svd, wan, "
+            "wan-ti2v",
         ),
         ({"dtype": "int4"}, "unknown dtype 'int4'; valid: float32, bfloat16, float16"),
     ],
@@ -327,7 +328,7 @@ def test_a_setup_that_cannot_work_is_refused_at_once(tiny_wan: Path, changes, sa
     [
         ("model_index.json", {"_class_name": "WanImageToVideoPipeline"}, "WanImageToVideo"),
         ("model_index.json", {"boundary_ratio": 0.875}, "two experts"),
-        ("model_index.json", {"expand_timesteps": True}, "expand_timesteps"),
+        ("model_index.json", {"expand_timesteps": True}, "a model of wan-ti2v, not of wan"),
         ("model_index.json", {"transformer_2": ["diffusers", "X"]}, "transformer_2"),
         ("model_index.json", {"tokenizer": ["mine", "Evil"]}, "tokenizer is Evil"),
         ("transformer/config.json", {"image_dim": 1280}, "image"),

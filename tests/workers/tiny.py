@@ -29,6 +29,7 @@ SMALL_VAE = {"dim_mult": [1, 2], "temperal_downsample": [True], "num_res_blocks"
 WAN_VAE = {"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]}
 PATCHED_VAE = SMALL_VAE | {"patch_size": 2, "in_channels": 12, "out_channels": 12}
 RESIDUAL_VAE = SMALL_VAE | {"dim_mult": [1, 1], "is_residual": True}
+TI2V_VAE = PATCHED_VAE | RESIDUAL_VAE  # of Wan 2.2's 5B
 
 
 def tiny_vae(config: Mapping[str, object] = SMALL_VAE, channels: int = CHANNELS):
@@ -86,20 +87,28 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_tiny_wan(folder: Path, layers: int = 2) -> Path:
-    """Write a complete diffusers folder; returns it."""
+def write_tiny_wan(
+    folder: Path, layers: int = 2, vae: Mapping[str, object] = SMALL_VAE, **marks: bool
+) -> Path:
+    """Write a complete diffusers folder; returns it. ``marks``: of its model_index.json."""
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT
     )
     pipeline = WanPipeline(
         tokenizer=tiny_tokenizer(),
         text_encoder=tiny_text_encoder(),
-        vae=tiny_vae(),
+        vae=tiny_vae(vae),
         scheduler=scheduler,
         transformer=tiny_transformer(layers),
+        **marks,
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_tiny_wan_ti2v(folder: Path) -> Path:
+    """The same of Wan 2.2's 5B."""
+    return write_tiny_wan(folder, vae=TI2V_VAE, expand_timesteps=True)
 
 
 def tiny_shot(**changes: object) -> ShotRender:

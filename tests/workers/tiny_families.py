@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.units import ShotRender
-from tests.workers.tiny import tiny_shot, write_tiny_wan
+from tests.workers.tiny import tiny_shot, write_tiny_wan, write_tiny_wan_ti2v
 from tests.workers.tiny_animatediff import animatediff_shot, write_tiny_animatediff
 from tests.workers.tiny_cogvideox import cogvideox_shot, write_tiny_cogvideox
 from tests.workers.tiny_hunyuan_video import hunyuan_shot, write_tiny_hunyuan_video
@@ -30,6 +30,7 @@ def _svd(folder: Path) -> ShotRender:
 #: The 5b kind of CogVideoX has a scheduler that adds noise and rounds its latents.
 KINDS: dict[str, tuple[str, Callable[[Path], Path], Callable[[Path], ShotRender]]] = {
     "wan": ("wan", write_tiny_wan, lambda _: tiny_shot(stage_steps=(4,))),
+    "wan-ti2v": ("wan-ti2v", write_tiny_wan_ti2v, lambda _: tiny_shot(stage_steps=(4,))),
     "animatediff": ("animatediff", write_tiny_animatediff, lambda _: animatediff_shot()),
     "svd": ("svd", write_tiny_svd, _svd),
     "cogvideox-2b": ("cogvideox", write_tiny_cogvideox, lambda _: cogvideox_shot()),

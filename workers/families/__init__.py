@@ -12,12 +12,13 @@ from workers.families.hunyuan_video import HunyuanVideoFamily
 from workers.families.loras import Adapter
 from workers.families.ltx import LTXConditionFamily, LTXFamily
 from workers.families.svd import SVDFamily
-from workers.families.wan import WanFamily
+from workers.families.wan import WanFamily, WanTI2VFamily
 
 __all__ = ["FAMILIES", "BranchContext", "ModelFamily", "open_family"]
 
 FAMILIES: dict[str, Callable[..., ModelFamily]] = {
     "wan": WanFamily,
+    "wan-ti2v": WanTI2VFamily,
     "animatediff": AnimateDiffFamily,
     "svd": SVDFamily,
     "cogvideox": CogVideoXFamily,

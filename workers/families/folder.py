@@ -65,9 +65,8 @@ class FolderModel(ABC):
         self._decoder_dtype = read_dtype(decoder_dtype)
         facts = FAMILIES[self.name]
         index = read_json(self._folder / "model_index.json")
-        if family_of(index).name != self.name:
-            found = index.get("_class_name")
-            raise CannotRunHere(f"{folder} holds a {found}; this family renders {facts.pipeline}")
+        if (found := family_of(index).name) != self.name:
+            raise CannotRunHere(f"{folder} holds a model of {found}, not of {self.name}")
         self._classes = read_parts(self._folder, index, self.parts)
         configs = {
             part: read_json(self._folder / part / "config.json") for part in facts.components

@@ -1,6 +1,7 @@
-"""Wan 2.1 text to video, over diffusers' components. Never calls a pipeline's ``__call__``.
+"""Wan 2.1, and the 5B of Wan 2.2, text to video, over diffusers' components.
 
-The arithmetic, and its order, is that of ``WanPipeline.__call__``: tests compare bit for bit.
+Never calls a pipeline's ``__call__``. The arithmetic, and its order, is that of
+``WanPipeline.__call__``: tests compare bit for bit.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class WanFamily(FolderFamily):
         self.free_text()
         model = self.denoiser
         hidden = latents.to(model.dtype)
-        timestep = stepper.timesteps[step].expand(latents.shape[0])
+        timestep = self.times(stepper.timesteps[step], latents)
         where = _cache_context_arguments(model, stepper, step)
 
         stride = stepper.stride if shot.stage_positions else 1
@@ -90,6 +91,10 @@ class WanFamily(FolderFamily):
         uncond = forward("uncond")
         return uncond + shot.guidance[0] * (cond - uncond)
 
+    def times(self, time: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """What the denoiser is told of a step's time, for latents [B, C, T, H, W]: [B]."""
+        return time.expand(latents.shape[0])
+
     def decode(self, task: DecodeTask, latents: torch.Tensor) -> np.ndarray:
         self.free_text()
         pixels, lane = decode_piece(
@@ -102,6 +107,20 @@ class WanFamily(FolderFamily):
         if lane.position < task.shot.latent_frames:
             self._lanes.keep(task.unit.shot, lane)
         return to_rgb8(pixels)
+
+
+class WanTI2VFamily(WanFamily):
+    """A folder of Wan 2.2's 5B, given text alone."""
+
+    name = "wan-ti2v"
+
+    def times(self, time: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """That of every token, [B, tokens], as the pipeline has it: one for all would give other
+        bits. Slicing, whose bits are others anyway, tells it once."""
+        batch, _, frames, height, width = latents.shape
+        _, patch_height, patch_width = self.denoiser.config.patch_size
+        tokens = frames * (height // patch_height) * (width // patch_width)
+        return time.to(torch.float32).expand(batch, tokens)
 
 
 def _cache_context_arguments(
